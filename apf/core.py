@@ -1,0 +1,31 @@
+"""The contract of a core: the part of a daemon that decides.
+
+A core has no I/O, clock, thread or randomness of its own. Its only way in is ``step(event, now_ns)``, which
+returns the effects the shell has to carry out, in that order. Events are facts in the past tense, effects are
+imperatives; both are frozen dataclasses. A failure arrives as an event. The same core runs under two shells:
+the daemon's (gRPC, shared memory) and the twin's (one process); both must produce the same journal.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+EventT = TypeVar("EventT", contravariant=True)
+EffectT = TypeVar("EffectT", covariant=True)
+
+
+class Core(Protocol[EventT, EffectT]):
+    """A deterministic state machine. Every time is an integer count of guest nanoseconds."""
+
+    def step(self, event: EventT, now_ns: int) -> list[EffectT]:
+        """Take one event that happened at ``now_ns`` and return what is to be done, in order."""
+
+    def deadline_ns(self) -> int | None:
+        """Guest time at which the core next wants to be stepped, or None."""
+
+    def check(self) -> None:
+        """Assert every invariant; raises AssertionError with the object's own history."""
+
+
+class CoreError(Exception):
+    """A peer or a scenario asked a core for something it cannot do. Own bugs are AssertionErrors instead."""

@@ -1,0 +1,276 @@
+"""What crosses a process border, as frozen dataclasses: the cores speak these, ``apf.wire`` maps them to protobuf.
+
+Two conversations, both request and reply, both stamped with the vCPU's time. A vCPU has at most one request
+under way, to one of the two servers, and goes on at the reply's ``at_ns``, which is always later than the request.
+
+vCPU -> hostd        ``FaultRaised``, ``PrefaultRaised``      answered by ``Mapped``, ``Retry`` or ``InProgress``
+vCPU -> guestsched   a trap (``Trap`` union)                  answered by ``Dispatch``
+guestsched -> hostd  ``Segment`` list, once, before window 0  (loading the VM)
+
+All times are guest ns, all addresses bytes, gfn and pfn are frame numbers of 4096-byte pages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+PAGE_SIZE = 4096
+PAGE_SHIFT = 12
+NEVER_NS = (1 << 62) - 1
+"""A time that does not come: no event, no tick to take."""
+
+
+class Access(IntEnum):
+    """What the guest did to the page (the qualification of an EPT violation)."""
+
+    READ = 0
+    WRITE = 1
+    EXEC = 2
+
+
+class ApfMode(IntEnum):
+    """Which asynchronous page fault protocol the VM runs."""
+
+    OFF = 0
+    PV2010 = 1
+
+
+class GupVariant(IntEnum):
+    """The first, non-sleeping ``get_user_pages`` attempt of an asynchronous fault.
+
+    FAST: ``get_user_pages_fast``, succeeds only on a present host mapping. NOIO: the 2010 proposal, succeeds if no
+    I/O is needed (zero page, swap cache). NOWAIT: today's FOLL_NOWAIT, as NOIO but starts the read it needs.
+    """
+
+    FAST = 0
+    NOIO = 1
+    NOWAIT = 2
+
+
+class FaultMode(IntEnum):
+    """What the vCPU allows hostd to do about a fault."""
+
+    BLOCKING = 0
+    NOWAIT = 1
+
+
+class FaultKind(IntEnum):
+    """How a fault was served. MINOR: without I/O. MAJOR: the vCPU waited for I/O. ASYNC: the worker has it."""
+
+    MINOR = 0
+    MAJOR = 1
+    ASYNC = 2
+
+
+# vCPU -> hostd -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRaised:
+    """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0."""
+
+    gfn: int
+    access: Access
+    mode: FaultMode
+    work: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PrefaultRaised:
+    """The work item's I/O is over and the vCPU maps the page before it tells the guest (kvm_arch_async_page_ready).
+
+    May have to wait for the page again if it was evicted meanwhile: the reply is ``Mapped`` or ``Retry``.
+    """
+
+    gfn: int
+    work: int
+
+
+HostRequest = FaultRaised | PrefaultRaised
+
+
+# hostd -> vCPU -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """The page is mapped. From ``at_ns`` on the vCPU may use ``pfn`` (its private overlay holds it until the border).
+
+    ``stall_ns`` is the part of ``at_ns - request time`` in which the vCPU slept for I/O.
+    """
+
+    at_ns: int
+    gfn: int
+    pfn: int
+    writable: bool
+    kind: FaultKind
+    stall_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Cannot be settled now; the guest executes the access again at ``at_ns`` (KVM's RET_PF_RETRY)."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """The dedicated fault-in worker has work item ``work``; it will be done at ``ready_at_ns``, never revised.
+
+    The vCPU itself goes on at ``at_ns`` and decides what to tell the guest.
+    """
+
+    at_ns: int
+    work: int
+    ready_at_ns: int
+
+
+HostReply = Mapped | Retry | InProgress
+
+
+# vCPU -> guestsched --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """The vCPU is up and asks what to run. First trap of every vCPU, at time 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class TickArrived:
+    """A timer tick at or after the last Dispatch's ``run_until_ns`` was delivered."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotPresentArrived:
+    """#PF whose reason word said 'page not present': CR2 is ``token``."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageReadyArrived:
+    """#PF whose reason word said 'page ready': CR2 is ``token``."""
+
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyscallRaised:
+    """The task executed ``syscall``; number and arguments are in its registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExceptionRaised:
+    """The task did what user code may not: x86 ``vector``, faulting ``address`` (0 if none), at ``rip``."""
+
+    vector: int
+    address: int
+    rip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The vCPU reached the end of the run; its last trap. The reply ends the stream."""
+
+
+Trap = Booted | TickArrived | NotPresentArrived | PageReadyArrived | SyscallRaised | ExceptionRaised | Stopped
+
+
+@dataclass(frozen=True, slots=True)
+class TrapRaised:
+    """A trap with the registers of the task it interrupted (``None`` if the vCPU was idle)."""
+
+    trap: Trap
+    registers: bytes | None
+
+
+# guestsched -> vCPU --------------------------------------------------------------------------------------------
+
+
+class Account(IntEnum):
+    """Whose time the vCPU is spending while a task runs: what the bench's table of vCPU time is made of."""
+
+    IDLE = 0
+    COUNTING = 1
+    FAULTING = 2
+    OTHER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """``pages`` pages of a process: guest-virtual ``gva`` (bytes) maps to guest frame ``gfn`` onwards.
+
+    Either writable or executable, never both (W^X).
+    """
+
+    gva: int
+    gfn: int
+    pages: int
+    writable: bool
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """A guest process's page tables, as extents in ascending order of ``gva``; ``asid`` > 0."""
+
+    asid: int
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What the vCPU does from ``at_ns`` on: run ``task`` (0: idle), until a tick at or after ``run_until_ns`` is due.
+
+    ``registers`` is None when the interrupted task simply goes on. ``apf_ns`` is the part of ``at_ns`` minus the
+    trap's time that belongs to the APF protocol (handlers and the switches they cause); the rest is guest kernel.
+    ``spaces`` carries address spaces this vCPU has not been told of yet. ``async_pf_en`` is what the guest kernel wrote
+    to MSR_KVM_ASYNC_PF_EN on the way (guest-physical address of the reason word, bit 0 enables), None if it did not.
+    """
+
+    at_ns: int
+    task: int
+    asid: int
+    account: Account
+    registers: bytes | None
+    run_until_ns: int
+    apf_ns: int = 0
+    spaces: tuple[AddressSpace, ...] = ()
+    async_pf_en: int | None = None
+
+
+# guestsched -> hostd: loading ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """A self-verifying word in every page of a segment, at byte ``offset`` of the page (8-aligned).
+
+    In page number p of the segment the word starts as ``base + stride * p`` (mod 2**64): its high 32 bits are a tag
+    that no other page and stamp has, its low 32 bits count the writes. The word behind it is always the stamp word
+    times ``CHECK_MULTIPLIER`` (mod 2**64). A third word (offset + 16) is free for the writer. Everything else in
+    the page stays zero.
+    """
+
+    offset: int
+    base: int
+    stride: int
+
+
+CHECK_MULTIPLIER = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """``pages`` guest pages from ``gfn`` on, filled before window 0 as if the guest had written them one by one.
+
+    ``data`` (zero-padded, at most ``pages`` pages) is their start; ``stamps`` are written into every page.
+    """
+
+    gfn: int
+    pages: int
+    data: bytes = b""
+    stamps: tuple[Stamp, ...] = ()

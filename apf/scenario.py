@@ -1,0 +1,227 @@
+"""The scenario: everything a run is a function of, besides nothing.
+
+Read from TOML and from the command line, checked here once, before anything starts. A field that is wrong is named,
+with what it held and what is allowed (``ScenarioError``).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from apf.messages import PAGE_SIZE, ApfMode, GupVariant
+
+ApfName = Literal["off", "pv2010"]
+GupName = Literal["fast", "noio", "nowait"]
+DeviceName = Literal["hdd-7200", "nvme"]
+
+_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+
+RESERVE_FRAMES_MIN = 64
+WINDOW_NS_MIN, WINDOW_NS_MAX = 20_000, 1_000_000
+
+
+class ScenarioError(Exception):
+    """A scenario that cannot be run; the message names field, value and what is allowed, a line each."""
+
+
+def parse_size(value: object) -> object:
+    """Bytes from ``4096`` or ``"512MiB"``; anything else is left for the validator to refuse."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value.strip())
+        if match is None:
+            raise ValueError("expected a number of bytes, or a number with B, KiB, MiB or GiB, as in '512MiB'")
+        return int(match[1]) * _UNITS[match[2] or ""]
+    return value
+
+
+
+
+def _decimal(value: object) -> object:
+    return Decimal(str(value)) if isinstance(value, float) else value
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=PAGE_SIZE, le=1 << 40)]
+Cost = Annotated[int, Field(ge=0, le=1_000_000_000)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Costs(_Model):
+    """Modelled costs in guest ns. Every default with where it comes from."""
+
+    # EPT violation: exit, walk, map, entry. Commonly 1-2 us; no citable figure was found.
+    ept_violation_ns: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1_500
+    # Zero-fill of a page: less than half of the 1.2 us a whole anonymous minor fault was measured to take on a host.
+    zero_fill_ns: Cost = 500
+    # Host page-table fault that needs no I/O (swap-cache lookup, set the PTE): the rest of those 1.2 us.
+    host_fault_ns: Cost = 700
+    # Allocate a bio and submit one read: chosen, the order of a block-layer submission.
+    swap_submit_ns: Cost = 1_000
+    # Reclaim, per page scanned and per page unmapped (rmap walk and EPT entry): chosen, 0.2 and 1 us.
+    reclaim_scan_ns: Cost = 200
+    reclaim_unmap_ns: Cost = 1_000
+    # From queueing the work item to the fault-in worker's get_user_pages: chosen, one kworker wake-up.
+    fault_in_worker_ns: Cost = 2_000
+    # The APF protocol. In sum 9,500 ns a fault (two injections, two handlers, the exit for page ready, two context
+    # switches); the arm64 APF cover letter of 2021 puts 0.42-0.55 s on 55,000 APFs: 8,000-10,000 ns each.
+    apf_inject_ns: Cost = 1_500
+    apf_handler_ns: Cost = 1_000
+    apf_ready_exit_ns: Cost = 1_500
+    # Guest context switch: chosen, lmbench's lat_ctx for small processes is 1-2 us on servers.
+    context_switch_ns: Cost = 1_500
+    # Timer tick: interrupt exit, injection, update_process_times: chosen.
+    tick_ns: Cost = 1_000
+    # A system call of the guest, entry to exit: chosen, below the 0.1-0.3 us usually measured with mitigations.
+    syscall_ns: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
+
+
+class Vm(_Model):
+    """One virtual machine and the memory group it lives in."""
+
+    vcpus: Annotated[int, Field(ge=1, le=64)] = 4
+    guest_memory: Size = 2 << 30
+    group_memory: Size = 512 << 20
+    cpu_mips: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    hz: Literal[100, 250, 1000] = 250
+
+
+class Bench(_Model):
+    """The published benchmark's guest: threads that fault and threads that count."""
+
+    fault_threads: Annotated[int, Field(ge=0, le=256)] = 4
+    work_threads: Annotated[int, Field(ge=0, le=256)] = 4
+    buffer: Size = 1 << 30
+
+
+class Swap(_Model):
+    """The swap device: its latency model, and how large its file may grow."""
+
+    device: DeviceName = "hdd-7200"
+
+
+class Host(_Model):
+    """The host: frames beyond the group's limit (for pages between two owners), and patience with peers."""
+
+    reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
+    # Wall seconds without any progress of virtual time after which a process gives up on its peers.
+    patience_s: Annotated[int, Field(ge=1, le=3600)] = 120
+
+
+class Scenario(_Model):
+    """A whole run, or a row of runs that differ in ``apf`` only."""
+
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
+    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=100_000)] = Decimal(10)
+    apf: Annotated[tuple[ApfName, ...], Field(min_length=1)] = ("off", "pv2010")
+    gup: GupName = "noio"
+    # 0: a twentieth of the device's median read latency, clamped to 20 us..1 ms.
+    window_ns: Annotated[int, Field(ge=0, le=100_000_000)] = 0
+    vm: Vm = Vm()
+    bench: Bench = Bench()
+    swap: Swap = Swap()
+    host: Host = Host()
+    costs: Costs = Costs()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for path, value in (
+            ("vm.guest_memory", self.vm.guest_memory),
+            ("vm.group_memory", self.vm.group_memory),
+            ("bench.buffer", self.bench.buffer),
+        ):
+            if value % PAGE_SIZE:
+                raise ValueError(f"{path} = {value}: must be a multiple of the page size, {PAGE_SIZE}")
+        if len(set(self.apf)) != len(self.apf):
+            raise ValueError(f"apf = {list(self.apf)}: each mode at most once")
+        if self.window_ns and self.window_ns < 1000:
+            raise ValueError(f"window_ns = {self.window_ns}: 0 (derive from the device) or at least 1000")
+        room = self.vm.guest_memory - GUEST_KERNEL_BYTES
+        if self.bench.buffer > room:
+            raise ValueError(
+                f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "
+                f"{GUEST_KERNEL_BYTES} are for its kernel and programs; at most {max(room, 0)} are left"
+            )
+        if self.vm.group_memory < GROUP_BYTES_MIN:
+            raise ValueError(f"vm.group_memory = {self.vm.group_memory}: at least {GROUP_BYTES_MIN}")
+        if self.bench.fault_threads + self.bench.work_threads == 0:
+            raise ValueError("bench.fault_threads = 0 and bench.work_threads = 0: at least one thread")
+        if self.duration_ns < 1:
+            raise ValueError(f"duration_s = {self.duration_s}: at least one nanosecond")
+        return self
+
+    @property
+    def duration_ns(self) -> int:
+        """Length of the run in guest ns."""
+        return int(self.duration_s * 1_000_000_000)
+
+    @property
+    def mode(self) -> ApfMode:
+        """The one mode of a single run (see ``for_mode``)."""
+        assert len(self.apf) == 1, "a run has one mode; split the scenario first"
+        return ApfMode[self.apf[0].upper()]
+
+    @property
+    def gup_variant(self) -> GupVariant:
+        """The variant as the cores know it."""
+        return GupVariant[self.gup.upper()]
+
+    def for_mode(self, mode: ApfName) -> Scenario:
+        """The same scenario as one run in ``mode``."""
+        return self.model_copy(update={"apf": (mode,)})
+
+
+GUEST_KERNEL_BYTES = 64 << 20
+"""Guest-physical memory below the benchmark's buffer: per-CPU areas, programs, counters, stacks."""
+
+GROUP_BYTES_MIN = 4 << 20
+
+
+def load(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
+    """The scenario in TOML file ``path`` (None: all defaults), with dotted ``overrides`` (``{"vm.vcpus": 2}``) on top.
+
+    Raises ScenarioError.
+    """
+    data: dict[str, Any] = {}
+    if path is not None:
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ScenarioError(f"scenario file {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ScenarioError(f"scenario file {path}: not TOML: {error}") from error
+    for dotted, value in overrides.items():
+        *sections, name = dotted.split(".")
+        table = data
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise ScenarioError(f"{section} = {table!r}: expected a table")
+        table[name] = value
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        raise ScenarioError("\n".join(_explain(item) for item in error.errors())) from error
+
+
+def _explain(item: Any) -> str:
+    """One line about one thing pydantic refused: field, value, what is allowed."""
+    where = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        model: Any = Scenario
+        for part in item["loc"][:-1]:
+            model = model.model_fields[part].annotation
+        return f"{where}: no such field; allowed: {', '.join(model.model_fields)}"
+    if not where:
+        return str(message)
+    return f"{where} = {item['input']!r}: {message[:1].lower()}{message[1:]}"
