@@ -6,6 +6,7 @@ with what it held and what is allowed (``ScenarioError``).
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -174,6 +175,10 @@ class Scenario(_Model):
     def gup_variant(self) -> GupVariant:
         """The variant as the cores know it."""
         return GupVariant[self.gup.upper()]
+
+    def fingerprint(self) -> str:
+        """By which the processes of a run know that they run the same scenario."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
 
     def for_mode(self, mode: ApfName) -> Scenario:
         """The same scenario as one run in ``mode``."""
