@@ -183,7 +183,7 @@ def _run_openings(page, window_ns):
             futex_wait(opener, seen, timespec.ctypes.data)
             if not _all_reached(page, border):
                 return _LATER
-        if load_i64(_cell(page, _BORDER_WORK)) != 0:
+        if load_i64(_cell(page, _BORDER_WORK)) <= border:
             return _WORK
         earliest = _NEVER
         for participant in range(load_i64(page)):
@@ -236,6 +236,7 @@ class ClockPage:
         finally:
             os.close(fd)
         page._cells[_PARTICIPANTS] = participants
+        page._cells[_BORDER_WORK] = NEVER_NS
         for entry in range(SERVERS * participants):
             page._cells[_SLOTS + _LINE * (participants + entry)] = NEVER_NS
         return page
@@ -288,9 +289,12 @@ class ClockPage:
         """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
         return Waited(_run_openings(self.address, window_ns))
 
-    def flag_border_work(self, flag: bool) -> None:
-        """Say whether the next border needs hostd; only hostd does, before it publishes the slot of who caused it."""
-        self._cells[_BORDER_WORK] = int(flag)
+    def set_border_due(self, due_ns: int | None) -> None:
+        """The first border at or after ``due_ns`` needs hostd (None: none does).
+
+        Only hostd says so, before it publishes the slot of the vCPU whose request caused it.
+        """
+        self._cells[_BORDER_WORK] = NEVER_NS if due_ns is None else due_ns
 
     @property
     def aborted(self) -> bool:

@@ -13,7 +13,6 @@ import numpy.typing as npt
 from apf.hostmem import HostMemory, ept_entry
 from apf.messages import HostReply, HostRequest, Segment
 from hostd.contents import Audit, fill
-from hostd.core.core import HostCore
 from hostd.core.events import (
     BorderReached,
     ClearEpt,
@@ -27,6 +26,7 @@ from hostd.core.events import (
     WriteSlot,
     ZeroFrame,
 )
+from hostd.core.host import HostCore
 from hostd.swapfile import SwapFile
 
 _BULK_PAGES = 8192
