@@ -21,6 +21,7 @@ from apf.serving import TurnServer, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_core
+from hostd.report import host_report
 from hostd.shell import HostShell
 from hostd.swapfile import SwapFile
 
@@ -202,15 +203,6 @@ def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: Clo
         **host_report(shell),
     }
     config.run.write_report("hostd", report)
-
-
-def host_report(shell: HostShell) -> dict[str, object]:
-    """What the host has to say at the end of a run; the twin uses it too."""
-    audit = shell.audit()
-    return {
-        "counters": dict(shell.core.counters),
-        "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
-    }
 
 
 def _metrics(shell: HostShell, clock: ClockPage) -> metrics.Collect:
