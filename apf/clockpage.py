@@ -183,13 +183,13 @@ def _run_openings(page, window_ns):
             futex_wait(opener, seen, timespec.ctypes.data)
             if not _all_reached(page, border):
                 return _LATER
-        if load_i64(_cell(page, _BORDER_WORK)) <= border:
-            return _WORK
         earliest = _NEVER
         for participant in range(load_i64(page)):
             earliest = min(earliest, load_i64(_slot(page, participant)))
         if earliest >= _NEVER:
             return _FINISHED
+        if load_i64(_cell(page, _BORDER_WORK)) <= border:
+            return _WORK
         opened = (earliest // window_ns + 1) * window_ns
         add_i64(_cell(page, _WINDOWS), 1)
         store_i64(border_cell, opened)

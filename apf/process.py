@@ -35,6 +35,10 @@ class Failure(Exception):
     """A run cannot go on; the message says who failed and why."""
 
 
+class PeerLost(Failure):
+    """A process cannot go on because another one ended: not the reason a user wants to hear first."""
+
+
 class StopRequested(BaseException):
     """SIGTERM arrived."""
 
@@ -78,13 +82,14 @@ def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, repor
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
     """Run ``target(*args)`` and return the exit code; a failure is logged and left as the process's last word."""
+    secondary = False
     try:
         target(*args)
         return 0
     except StopRequested:
         return EXIT_STOPPED
     except Failure as failure:
-        why = str(failure)
+        why, secondary = str(failure), isinstance(failure, PeerLost)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
@@ -92,7 +97,7 @@ def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, rep
             traceback.print_exc()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if run.files.is_dir():
-        run.write_report(f"failed-{report}", {"name": report, "why": why})
+        run.write_report(f"failed-{report}", {"name": report, "why": why, "secondary": secondary})
     return EXIT_FAILED
 
 

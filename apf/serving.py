@@ -18,6 +18,7 @@ import grpc
 
 from apf.clockpage import ClockPage, Waited
 from apf.messages import NEVER_NS
+from apf.process import Failure, PeerLost
 from apf.v1 import types_pb2
 from apf.wire import WireError
 
@@ -64,21 +65,26 @@ class TurnServer:
         self._attached: set[tuple[int, int]] = set()
         self.messages: Counter[str] = Counter()  # "in.<kind>" and "out.<kind>", counted where they pass
         self.all_attached = threading.Event()
-        self.over = threading.Event()  # finished, failed or stopped: see ``failure``
-        self.failure: str | None = None
+        self.over = threading.Event()  # finished or failed: see ``raise_failure``
+        self._failure: Failure | None = None
 
     def open(self, clock: ClockPage, participants: dict[tuple[int, int], int]) -> None:
         """Let vCPUs attach: ``participants`` maps (vm, vcpu) to its slot."""
         self._clock = clock
         self._participants = participants
 
-    def fail(self, why: str) -> None:
+    def fail(self, failure: Failure) -> None:
         """End the run for everybody; the first reason stays."""
-        if self.failure is None and not self.over.is_set():
-            self.failure = why
+        if self._failure is None and not self.over.is_set():
+            self._failure = failure
         self.over.set()
         if self._clock is not None:
             self._clock.abort()
+
+    def raise_failure(self) -> None:
+        """Raise why the run failed, if it did."""
+        if self._failure is not None:
+            raise self._failure
 
     def serve_vcpu(
         self,
@@ -111,12 +117,12 @@ class TurnServer:
                 except WireError as error:
                     self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 except Exception as error:
-                    self.fail(f"{type(error).__name__}: {error}")
+                    self.fail(Failure(f"{type(error).__name__}: {error}"))
                     raise
                 yield response
         finally:
             if clock.slot_ns(participant) < NEVER_NS and not self.over.is_set():
-                self.fail(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run")
+                self.fail(PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
 
     def _attach(self, request: RequestT, context: grpc.ServicerContext) -> tuple[int, int, int]:
         attach = request.attach
@@ -146,7 +152,8 @@ class TurnServer:
             if clock.virtual_ns() != progress_ns:
                 progress_ns, since_s = clock.virtual_ns(), time.monotonic()
             elif time.monotonic() - since_s > self._patience_s:
-                self.fail(f"no progress for {self._patience_s} s at {progress_ns} ns; {slowest(clock)}")
+                why = f"no progress for {self._patience_s} s at {progress_ns} ns; {slowest(clock)}"
+                self.fail(Failure(why))
 
     def _refuse(self, context: grpc.ServicerContext, code: grpc.StatusCode, why: str) -> NoReturn:
         log.warning("refused: %s", why)

@@ -12,7 +12,7 @@ from apf import metrics, wire
 from apf.clockpage import ClockPage
 from apf.journal import Journal
 from apf.messages import TrapRaised
-from apf.process import Failure
+from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.serving import MESSAGE_BYTES_MAX, TurnServer
@@ -93,12 +93,11 @@ def main(config: GuestschedConfig) -> None:
         if shell.all_stopped:
             turns.over.set()
         elif clock.aborted:
-            raise Failure("the run was ended by another process")
+            raise PeerLost("the run was ended by another process")
 
     try:
         turns.wait_over(poll)
-        if turns.failure:
-            raise Failure(turns.failure)
+        turns.raise_failure()
         server.stop(_STOP_S).wait()
         report = {
             "digest": "",

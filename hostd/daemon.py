@@ -117,8 +117,7 @@ def main(config: HostdConfig) -> None:
         opener = _Opener(config, turns, service, clock)
         opener.start()
         turns.wait_over(lambda: None)
-        if turns.failure:
-            raise Failure(turns.failure)
+        turns.raise_failure()
         opener.join(_STOP_S)
         server.stop(_STOP_S).wait()
         _report(config, shell, turns, clock)
@@ -143,7 +142,7 @@ class _Opener(threading.Thread):
         try:
             self._run()
         except Exception as error:
-            self._turns.fail(f"{type(error).__name__}: {error}")
+            self._turns.fail(Failure(f"{type(error).__name__}: {error}"))
             raise
 
     def _run(self) -> None:
@@ -161,7 +160,7 @@ class _Opener(threading.Thread):
                     self._turns.over.set()
                 case Waited.LATER:
                     if patience.lost(clock.virtual_ns()):
-                        self._turns.fail(f"no progress for {patience.seconds} s; {slowest(clock)}")
+                        self._turns.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
 
     def _everybody_is_here(self) -> bool:
         """Wait until all VMs are loaded and all vCPUs attached; nobody can have opened a window before."""
@@ -174,7 +173,7 @@ class _Opener(threading.Thread):
                 if self._turns.over.is_set():
                     return False
                 if time.monotonic() > deadline_s:
-                    self._turns.fail(f"waited in vain for {what}")
+                    self._turns.fail(Failure(f"waited in vain for {what}"))
                     return False
         return True
 

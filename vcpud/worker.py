@@ -18,7 +18,7 @@ from apf.clockpage import ClockPage, Waited
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.messages import NEVER_NS
-from apf.process import Failure
+from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.stats import FIELDS, VcpuStats
@@ -90,7 +90,7 @@ class _Worker:
                 await self._attach()
                 await self._go()
             except grpc.aio.AioRpcError as error:
-                raise Failure(f"lost its server: {error.code().name}: {error.details()}") from error
+                raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
             finally:
                 watchdog.cancel()
                 if sink:
@@ -169,7 +169,7 @@ class _Worker:
         message = await call.read()
         self._waiting_since_s = None
         if message is grpc.aio.EOF:
-            raise Failure(f"lost its server: {(await call.code()).name}: {await call.details()}")
+            raise PeerLost(f"lost its server: {(await call.code()).name}: {await call.details()}")
         return message
 
     def _check_seq(self, message: Any, seq: int) -> None:
@@ -182,7 +182,7 @@ class _Worker:
         progress, since_s = None, 0.0
         while (waited := clock.wait_window(participant, need.time_ns)) is not Waited.DONE:
             if waited is Waited.ABORTED:
-                raise Failure("the run was ended by another process")
+                raise PeerLost("the run was ended by another process")
             now = (clock.virtual_ns(), clock.windows)
             if now != progress:
                 progress, since_s = now, time.monotonic()
