@@ -1,0 +1,431 @@
+"""One vCPU's processor: runs a task's x86-64 code at CPL 3 until it exits, counting instructions exactly.
+
+Theory of operation. Unicorn runs the code; ``vcpud.cpu.hooks`` are its MMU and its instruction counter, native code
+that shares an array of words with this class. Python takes part only between two ``run()``. Physical memory is the
+host's pool of frames: physical address = pfn * 4096 (as if the vCPU walked guest page tables and EPT at once).
+
+Within one ``run()`` nothing but the guest changes what it sees: the EPT is rewritten at borders only, and mappings made
+in a window come through ``map_overlay``. What Unicorn's TLB happens to keep is therefore invisible: dropping a
+translation only repeats a fill with the same answer. All translations go at ``open_window``, so that accessed and dirty
+bytes are set anew by what is used in the new window; jumps between code pages are looked up again after a flush, and
+jumps within a page need the page's first lookup, so that holds for executed pages too.
+
+Departures from a real CPU:
+- A fault's address is known to the page. ``run()`` reports the page address.
+- A block of instructions that runs on into the next page is fetched whole: its fetch fault on that page comes before
+  the block's first instruction, not in its middle. It depends on the guest's state alone, like any other fault.
+- A fault in user mode other than by memory goes to the caller; nothing is delivered through an IDT. After ``int n`` and
+  ``int3`` RIP is past the instruction, which counts as retired; every other exception leaves it at the instruction.
+- IN and OUT raise #GP only after the rest of their block has run, and count as retired; SYSENTER counts as retired.
+- SYSCALL does not change RCX and R11.
+- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of the CPU model below, whatever the host.
+- Alignment checks, debug registers and single-stepping are not there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from unicorn import UC_ARCH_X86, UC_MODE_64, Uc, unicorn_const, x86_const
+
+from apf.hostmem import EPT_WRITE, HostMemory, ept_entry
+from apf.messages import NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Access, AddressSpace, Extent
+from vcpud.cpu import binding, hooks
+from vcpud.cpu.hooks import Reason, Word
+from vcpud.cpu.registers import RegisterFile
+from vcpud.cpu.ruler import Ruler
+
+CPU_MODEL = x86_const.UC_CPU_X86_WESTMERE
+"""x86-64-v2: SSE4.2, POPCNT, AES; neither AVX, which Unicorn lacks, nor RDRAND and RDSEED, which are random."""
+ASID_MAX = (1 << 15) - 1
+"""The address space is the top 16 bits of a block's key, whose sign bit stays free."""
+
+_TCG_BUFFER_BYTES = 64 << 20
+_ACCESS = {
+    unicorn_const.UC_MEM_READ: Access.READ,
+    unicorn_const.UC_MEM_WRITE: Access.WRITE,
+    unicorn_const.UC_MEM_FETCH: Access.EXEC,
+}
+_PAGE_FAULT_VECTOR = 14
+_UNDEFINED_OPCODE_VECTOR = 6
+_NO_BLOCK = -1
+_OFFSET_MASK = PAGE_SIZE - 1
+_U32 = struct.Struct("<I")
+_KEY_MASK = (1 << 64) - 1
+
+# Entry to CPL 3: SYSRETQ loads CS and SS with the selectors in MSR_STAR and RIP from RCX.
+_SYSRETQ = b"\x48\x0f\x07"
+_LANDING_OFFSET = 0x10
+_MSR_EFER, _EFER_SCE_LME_LMA = 0xC0000080, 0x501
+_MSR_STAR, _STAR_SELECTORS = 0xC0000081, 0x18 << 48 | 0x08 << 32
+_CR0_NE = 1 << 5
+_CR4_TSD, _CR4_OSFXSR, _CR4_OSXMMEXCPT = 1 << 2, 1 << 9, 1 << 10
+
+
+class EngineError(Exception):
+    """Unicorn stopped for a reason that no guest can cause."""
+
+
+class ExitCause(Enum):
+    """Why ``run()`` returned."""
+
+    BUDGET = "budget"
+    EPT_VIOLATION = "ept_violation"
+    SYSCALL = "syscall"
+    EXCEPTION = "exception"
+
+
+class Exit(NamedTuple):
+    """One exit from user code. ``retired`` counts the instructions of this ``run()``, exactly.
+
+    EPT_VIOLATION: ``gfn``, ``access``, ``address`` (page). EXCEPTION: ``vector``, and for vector 14 ``access`` and
+    ``address`` (page). Others are 0. ``rip`` is where the task goes on.
+    """
+
+    cause: ExitCause
+    retired: int
+    gfn: int
+    access: Access
+    address: int
+    vector: int
+    rip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Publisher:
+    """Where a running vCPU's clock goes: ``slot`` of the clock page mapped at ``page_address``."""
+
+    page_address: int
+    slot: int
+
+
+class Engine:
+    """A vCPU of VM ``vm`` (its index in the host's geometry), at ``cpu_mips`` instructions per us."""
+
+    def __init__(self, memory: HostMemory, vm: int, cpu_mips: int, publish: Publisher | None) -> None:
+        if cpu_mips < 1:
+            raise ValueError(f"cpu_mips must be positive, not {cpu_mips}")
+        self._memory = memory
+        self._ept = memory.epts[vm]
+        self._overlay: npt.NDArray[np.uint64] = np.zeros(len(self._ept), np.uint64)
+        self._overlaid: list[int] = []
+        self._bytes = memoryview(memory.frames).cast("B")
+        self._blocks: npt.NDArray[np.uint64] = np.zeros(hooks.TABLE_ROWS * 2, np.uint64)
+        self._seen: npt.NDArray[np.int64] = np.zeros(memory.geometry.frames, np.int64)
+        self._spaces: dict[int, tuple[AddressSpace, npt.NDArray[np.int64]]] = {}
+        self._space: AddressSpace | None = None
+        self._ruler = Ruler()
+        self._cut_short: dict[tuple[int, int, int], int] = {}
+        self._words = (ctypes.c_int64 * len(Word))()
+        self._fill_words(cpu_mips, publish)
+        self._rip = ctypes.c_uint64()
+        self._rip_address = ctypes.addressof(self._rip)
+        self._tlb_empty = True
+        self._uc: Uc | None = self._enter_user_mode()
+        self._handle = binding.handle_of(self._uc)
+        self._registers = RegisterFile(self._handle)
+        self._fresh = self._uc.context_save()
+
+    def _fill_words(self, cpu_mips: int, publish: Publisher | None) -> None:
+        words, memory = self._words, self._memory
+        words[Word.BLOCKS] = self._blocks.ctypes.data
+        words[Word.OVERLAY] = self._overlay.ctypes.data
+        words[Word.EPT] = self._ept.ctypes.data
+        words[Word.ACCESSED] = memory.accessed.ctypes.data
+        words[Word.DIRTY] = memory.dirty.ctypes.data
+        words[Word.GENERATION] = memory.generation.ctypes.data
+        words[Word.SEEN] = self._seen.ctypes.data
+        words[Word.EPOCH] = 1
+        words[Word.LAST_BLOCK] = _NO_BLOCK
+        words[Word.CPU_MIPS] = cpu_mips
+        if publish is not None:
+            words[Word.PAGE_ADDRESS] = publish.page_address
+            words[Word.SLOT] = publish.slot
+
+    def _enter_user_mode(self) -> Uc:
+        """A Unicorn engine at CPL 3 with all hooks and frames. It starts at CPL 0, which it leaves by SYSRETQ."""
+        uc = Uc(UC_ARCH_X86, UC_MODE_64)
+        uc.ctl_set_cpu_model(CPU_MODEL)
+        uc.ctl_set_tcg_buffer_size(_TCG_BUFFER_BYTES)
+        uc.ctl_exits_enabled(True)  # with no exit set: only hooks end a run, and no address is special
+        stub = self._memory.geometry.frames << PAGE_SHIFT
+        uc.mem_map_ptr(0, stub, unicorn_const.UC_PROT_ALL, self._memory.address)
+        uc.mem_map(stub, PAGE_SIZE)  # beyond the frames: no guest page can be there
+        uc.mem_write(stub, _SYSRETQ)
+        state = ctypes.addressof(self._words)
+        # Before any code runs: a block translated earlier never calls a later hook.
+        binding.add_hook(uc, unicorn_const.UC_HOOK_BLOCK, hooks.on_block.address, state)
+        binding.add_hook(uc, unicorn_const.UC_HOOK_TLB_FILL, hooks.on_fill.address, state)
+        binding.add_hook(uc, unicorn_const.UC_HOOK_INTR, hooks.on_interrupt.address, state)
+        for instruction, hook in (
+            (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
+            (x86_const.UC_X86_INS_SYSENTER, hooks.on_sysenter),
+            (x86_const.UC_X86_INS_IN, hooks.on_in),
+            (x86_const.UC_X86_INS_OUT, hooks.on_out),
+        ):
+            binding.add_hook(uc, unicorn_const.UC_HOOK_INSN, hook.address, state, instruction)
+        uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_STAR, _STAR_SELECTORS))
+        uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, _EFER_SCE_LME_LMA))
+        uc.reg_write(x86_const.UC_X86_REG_CR0, uc.reg_read(x86_const.UC_X86_REG_CR0) | _CR0_NE)
+        uc.reg_write(x86_const.UC_X86_REG_CR4, _CR4_TSD | _CR4_OSFXSR | _CR4_OSXMMEXCPT)
+        for table in (x86_const.UC_X86_REG_GDTR, x86_const.UC_X86_REG_IDTR):
+            uc.reg_write(table, (0, 0, 0, 0))  # empty, or guest memory at address 0 would be read as descriptors
+        uc.reg_write(x86_const.UC_X86_REG_RCX, stub + _LANDING_OFFSET)
+        uc.reg_write(x86_const.UC_X86_REG_R11, 0x202)
+        self._words[Word.NEXT_CHECK] = self._words[Word.STOP_AT] = 1
+        uc.emu_start(stub, 0)  # physical addresses as yet; the block hook stops it where SYSRETQ lands
+        if self._words[Word.REASON] != Reason.BUDGET or uc.reg_read(x86_const.UC_X86_REG_CS) & 3 != 3:
+            raise EngineError("the CPU did not get to CPL 3")
+        uc.mem_unmap(stub, PAGE_SIZE)
+        uc.ctl_set_tlb_mode(unicorn_const.UC_TLB_VIRTUAL)
+        uc.ctl_flush_tb()
+        binding.control(binding.handle_of(uc), binding.TLB_FLUSH)
+        self._words[Word.RETIRED] = 0
+        self._words[Word.LAST_BLOCK] = _NO_BLOCK
+        self._blocks.fill(0)
+        return uc
+
+    @property
+    def retired(self) -> int:
+        """Instructions retired in all."""
+        return self._words[Word.RETIRED]
+
+    # Address spaces and mappings ----------------------------------------------------------------------------------
+
+    def set_space(self, space: AddressSpace) -> None:
+        """Tell the engine of an address space. Raises ValueError if it breaks a rule of ``AddressSpace``."""
+        if not 0 < space.asid <= ASID_MAX:
+            raise ValueError(f"asid {space.asid} is not in 1..{ASID_MAX}")
+        end = 0
+        for extent in space.extents:
+            _check_extent(extent, end, len(self._ept))
+            end = extent.gva + extent.pages * PAGE_SIZE
+        rows = np.array([_row(extent) for extent in space.extents], np.int64).reshape(-1, 4)
+        replaced = self._spaces.get(space.asid)
+        self._spaces[space.asid] = (space, rows)
+        if replaced is not None:
+            self.flush_translations()  # its block sizes are of the old extents' code
+            if self._space is replaced[0]:
+                self._space = None
+                self.use_space(space.asid)
+
+    def use_space(self, asid: int) -> None:
+        """Switch to an address space (load CR3). Raises KeyError if ``set_space`` has not told of it."""
+        if self._space is not None and self._space.asid == asid:
+            return
+        self._space, rows = self._spaces[asid]
+        words = self._words
+        words[Word.EXTENTS] = rows.ctypes.data
+        words[Word.EXTENTS_COUNT] = len(rows)
+        words[Word.TAG] = asid << 48
+        self._flush_tlb()
+
+    def open_window(self) -> None:
+        """A window opens: the EPT may have been rewritten, private mappings end, use is noted afresh."""
+        self._flush_tlb()
+        for gfn in self._overlaid:
+            self._overlay[gfn] = 0
+        self._overlaid.clear()
+
+    def map_overlay(self, gfn: int, pfn: int, writable: bool) -> None:
+        """Map ``gfn`` for this vCPU alone until the next window, at once and instead of any mapping it had."""
+        before = self._mapping(gfn)
+        entry = ept_entry(pfn, writable)
+        self._overlay[gfn] = entry
+        self._overlaid.append(gfn)
+        if before and before != entry:
+            self._flush_tlb()
+
+    def flush_translations(self) -> None:
+        """Forget all translated code, and what was learned from it."""
+        binding.control(self._handle, binding.TB_FLUSH)
+        # The TLB too: a code page that stays in it would be translated again without a fill that notes its generation.
+        self._tlb_empty = False
+        self._flush_tlb()
+        self._words[Word.EPOCH] += 1
+        self._blocks.fill(0)
+        self._cut_short.clear()
+
+    def _flush_tlb(self) -> None:
+        if not self._tlb_empty:
+            binding.control(self._handle, binding.TLB_FLUSH)
+            self._tlb_empty = True
+
+    def _mapping(self, gfn: int) -> int:
+        return int(self._overlay[gfn]) or int(self._ept[gfn])
+
+    # Running --------------------------------------------------------------------------------------------------------
+
+    def load_registers(self, registers: bytes) -> None:
+        """Make ``registers`` (see ``apf.registers``) the task that runs."""
+        self._rip.value = self._registers.load(registers)
+
+    def save_registers(self) -> bytes:
+        """The registers of the task that runs."""
+        return self._registers.save()
+
+    def run(self, budget: int, base_ns: int) -> Exit:
+        """Run until ``budget`` instructions are retired (at least one block), or until the task exits otherwise.
+
+        The budget ends a run at the first block start at or past it. ``base_ns`` plus the time of all retired
+        instructions is the clock, published as the guest runs.
+        """
+        words = self._words
+        start = words[Word.RETIRED]
+        stop_at = words[Word.STOP_AT] = start + max(1, min(budget, NEVER_NS))
+        words[Word.BASE_NS] = base_ns
+        while True:
+            rip_before, retired_before = self._rip.value, words[Word.RETIRED]
+            words[Word.LAST_BLOCK] = _NO_BLOCK
+            words[Word.REASON] = Reason.NONE
+            words[Word.NEXT_CHECK] = min(stop_at, retired_before + hooks.PUBLISH_INTERVAL)
+            self._tlb_empty = False
+            error = binding.emu_start(self._handle, rip_before, 0, 0, 0)
+            binding.reg_read(self._handle, x86_const.UC_X86_REG_RIP, self._rip_address)
+            exit_ = self._exit(error, start)
+            if exit_ is not None:
+                return exit_
+            if words[Word.RETIRED] >= stop_at:
+                return Exit(ExitCause.BUDGET, words[Word.RETIRED] - start, 0, Access.READ, 0, 0, self._rip.value)
+            if words[Word.REASON] == Reason.STALE_CODE:
+                self.flush_translations()
+            elif words[Word.RETIRED] == retired_before and self._rip.value == rip_before:
+                raise EngineError(f"no progress at {rip_before:#x}, Unicorn error {error}")
+
+    def _exit(self, error: int, start: int) -> Exit | None:
+        """What the guest's stop means to the caller; None if the engine can go on by itself."""
+        words = self._words
+        reason = words[Word.REASON]
+        rip = self._rip.value
+        if reason == Reason.BUDGET:
+            return Exit(ExitCause.BUDGET, words[Word.RETIRED] - start, 0, Access.READ, 0, 0, rip)
+        if reason == Reason.EPT_VIOLATION or reason == Reason.PAGE_FAULT:
+            access = _ACCESS[words[Word.ACCESS]]
+            if access is not Access.EXEC:  # a fetch fails between blocks
+                self._uncount(rip)
+            address = words[Word.ADDRESS]
+            retired = words[Word.RETIRED] - start
+            if reason == Reason.EPT_VIOLATION:
+                return Exit(ExitCause.EPT_VIOLATION, retired, words[Word.GFN], access, address, 0, rip)
+            return Exit(ExitCause.EXCEPTION, retired, 0, access, address & _KEY_MASK, _PAGE_FAULT_VECTOR, rip)
+        if reason == Reason.SYSCALL:
+            return Exit(ExitCause.SYSCALL, words[Word.RETIRED] - start, 0, Access.READ, 0, 0, rip)
+        if reason == Reason.INTERRUPT or error == unicorn_const.UC_ERR_INSN_INVALID:
+            vector = words[Word.VECTOR] if reason == Reason.INTERRUPT else _UNDEFINED_OPCODE_VECTOR
+            self._uncount(rip)
+            self._forget_exception()
+            return Exit(ExitCause.EXCEPTION, words[Word.RETIRED] - start, 0, Access.READ, 0, vector, rip)
+        if reason == Reason.NONE and error != unicorn_const.UC_ERR_OK:
+            raise EngineError(f"Unicorn error {error} at {rip:#x}")
+        return None
+
+    def _forget_exception(self) -> None:
+        """Bring the CPU back from an exception that was never delivered.
+
+        It still counts as being delivered: the next #GP or #DE would be a double fault, and the one after it the end
+        of the CPU. The flag is in no register, hence the whole state is replaced by that of the start.
+        """
+        assert self._uc is not None
+        registers = self._registers.save()
+        self._uc.context_restore(self._fresh)
+        self._registers.load(registers)
+
+    def _uncount(self, rip: int) -> None:
+        """The block started last got only as far as ``rip``: take off what it did not retire."""
+        words = self._words
+        block = words[Word.LAST_BLOCK]
+        if block == _NO_BLOCK:
+            return
+        total, size = self._block_size(block)
+        key = (words[Word.TAG], block, rip)
+        before = self._cut_short.get(key)
+        if before is None:
+            if not block <= rip < block + size:  # it ran to its end: a trap, or IN and OUT
+                return
+            before = self._ruler.instructions_before(self._code(block, size), total, rip - block)
+            self._cut_short[key] = before
+        words[Word.RETIRED] -= total - before
+
+    def _block_size(self, block: int) -> tuple[int, int]:
+        """(instructions, bytes) of a block the hook has counted."""
+        row = (block & (hooks.TABLE_ROWS - 1)) * 2
+        sizes = int(self._blocks[row + 1])
+        return sizes & 0xFFFFFFFF, sizes >> 32
+
+    def _code(self, gva: int, size: int) -> bytes:
+        """``size`` bytes of the running address space; they were executed in this window, so they are mapped."""
+        assert self._space is not None
+        code = b""
+        while size > 0:
+            extent = next(e for e in self._space.extents if e.gva <= gva < e.gva + e.pages * PAGE_SIZE)
+            entry = self._mapping(extent.gfn + ((gva - extent.gva) >> PAGE_SHIFT))
+            offset = gva & _OFFSET_MASK
+            length = min(size, PAGE_SIZE - offset)
+            start = (entry & ~_OFFSET_MASK) + offset
+            code += self._bytes[start : start + length]
+            gva += length
+            size -= length
+        return code
+
+    # The guest kernel's and KVM's own accesses ------------------------------------------------------------------------
+
+    def read_u32(self, gpa: int) -> int | None:
+        """The u32 at guest-physical ``gpa`` (must not cross a page); None if not mapped: raise a fault for it first."""
+        entry = self._mapping(gpa >> PAGE_SHIFT)
+        if not entry:
+            return None
+        pfn = entry >> PAGE_SHIFT
+        self._memory.accessed[pfn] = 1
+        value: int = _U32.unpack_from(self._bytes, _place(pfn, gpa))[0]
+        return value
+
+    def write_u32(self, gpa: int, value: int) -> bool:
+        """Store a u32 likewise; False if the page is not mapped writable."""
+        entry = self._mapping(gpa >> PAGE_SHIFT)
+        if not entry & EPT_WRITE:
+            return False
+        pfn = entry >> PAGE_SHIFT
+        self._memory.accessed[pfn] = 1
+        self._memory.dirty[pfn] = 1
+        _U32.pack_into(self._bytes, _place(pfn, gpa), value)
+        return True
+
+    def close(self) -> None:
+        """Free the Unicorn engine. The object cannot be used afterwards."""
+        self._uc = None
+        self._handle = 0
+
+
+def _place(pfn: int, gpa: int) -> int:
+    offset = gpa & _OFFSET_MASK
+    if offset > PAGE_SIZE - 4:
+        raise ValueError(f"the u32 at {gpa:#x} crosses a page")
+    return pfn << PAGE_SHIFT | offset
+
+
+def _row(extent: Extent) -> tuple[int, int, int, int]:
+    permissions = unicorn_const.UC_PROT_READ
+    if extent.writable:
+        permissions |= unicorn_const.UC_PROT_WRITE
+    if extent.executable:
+        permissions |= unicorn_const.UC_PROT_EXEC
+    return extent.gva, extent.gva + extent.pages * PAGE_SIZE, extent.gfn, permissions
+
+
+def _check_extent(extent: Extent, end: int, guest_pages: int) -> None:
+    if extent.writable and extent.executable:
+        raise ValueError(f"{extent} is both writable and executable")
+    if extent.gva % PAGE_SIZE or extent.pages < 1:
+        raise ValueError(f"{extent} is not made of whole pages")
+    if extent.gva < end:
+        raise ValueError(f"{extent} begins before the end of its predecessor, {end:#x}")
+    if extent.gva + extent.pages * PAGE_SIZE > 1 << 47:
+        raise ValueError(f"{extent} leaves the user half of the address space")
+    if extent.gfn < 0 or extent.gfn + extent.pages > guest_pages:
+        raise ValueError(f"{extent} leaves the VM's {guest_pages} guest pages")
