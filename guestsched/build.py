@@ -10,9 +10,21 @@ from guestsched.core.program import LoadedProgram
 
 def guest_image(scenario: Scenario) -> Image:
     """Memory, address spaces and tasks of the published benchmark. Raises ScenarioError if they do not fit."""
-    return build(scenario, fault=_loaded("fault_thread"), work=_loaded("work_thread"))
-
-
-def _loaded(name: str) -> LoadedProgram:
-    program = programs.load(name)
-    return LoadedProgram(program, program.arguments, program.results, program.symbols[name])
+    fault = LoadedProgram(
+        programs.load("fault_thread"),
+        arguments={
+            "buffer": programs.FAULT_BUFFER,
+            "pages": programs.FAULT_PAGES,
+            "rng_seed": programs.FAULT_RANDOM,
+            "stamp_base": programs.FAULT_STAMP_BASE,
+            "stamp_stride": programs.FAULT_STAMP_STRIDE,
+            "multiplier": programs.FAULT_CHECK_MULTIPLIER,
+        },
+        results={"accesses": programs.FAULT_ACCESSES, "corrupt": programs.FAULT_CORRUPT},
+    )
+    work = LoadedProgram(
+        programs.load("work_thread"),
+        arguments={"counter": programs.WORK_PAGE},
+        results={"count": programs.WORK_COUNT},
+    )
+    return build(scenario, fault, work)

@@ -7,7 +7,7 @@ from apf.journal import Journal
 from apf.scenario import Scenario
 from hostd.core.config import HostConfig
 from hostd.core.host import HostCore
-from hostd.core.profiles import load_profile
+from hostd import device_profiles
 
 
 def host_core(scenario: Scenario, vms: int, journal: Journal) -> HostCore:
@@ -27,4 +27,4 @@ def window_ns(scenario: Scenario) -> int:
 
 
 def _config(scenario: Scenario, vms: int) -> HostConfig:
-    return HostConfig.of(scenario, load_profile(scenario.swap.device), vms)
+    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), vms)

@@ -70,13 +70,12 @@ class HostShell:
         return audit
 
     def _audit_pages(self, audit: Audit, vm: int, segment: Segment, numbers: npt.NDArray[np.int64]) -> None:
-        pfns, slots = self.core.locate(vm, (numbers + segment.gfn).tolist())
-        pfn_array, slot_array = np.array(pfns, np.int64), np.array(slots, np.int64)
-        held = pfn_array >= 0
-        audit.take(segment, numbers[held], self._memory.frames[pfn_array[held]])
-        swapped = ~held & (slot_array >= 0)
-        order = np.argsort(slot_array[swapped], kind="stable")
-        audit.take(segment, numbers[swapped][order], self._swap.read_many(slot_array[swapped][order]))
+        pfns, slots = self.core.locate(vm, numbers + segment.gfn)
+        held = pfns >= 0
+        audit.take(segment, numbers[held], self._memory.frames[pfns[held]])
+        swapped = ~held & (slots >= 0)
+        order = np.argsort(slots[swapped], kind="stable")
+        audit.take(segment, numbers[swapped][order], self._swap.read_many(slots[swapped][order]))
         lost = int((~held & ~swapped).sum())
         audit.pages += lost
         audit.corrupt += lost

@@ -33,8 +33,8 @@ class Program(Protocol):
 class FaultArguments:
     """What ``fault_thread`` is told: the buffer and its own stamp there (see apf.messages.Stamp).
 
-    It touches random pages of ``buffer`` (gva) of ``pages`` pages, drawn from a generator seeded with ``rng_seed``
-    (never 0). In page p its stamp word, at byte ``offset``, starts as ``stamp_base + stamp_stride * p``, and the word
+    It touches random pages of a buffer of ``pages`` pages, drawn from a generator seeded with ``rng_seed`` (never 0).
+    Its stamp word in page p, at gva ``buffer + p * 4096``, starts as ``stamp_base + stamp_stride * p``, and the word
     behind it is the stamp word times ``multiplier`` (all mod 2**64).
     """
 
@@ -43,7 +43,6 @@ class FaultArguments:
     rng_seed: int
     stamp_base: int
     stamp_stride: int
-    offset: int
     multiplier: int
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import numpy as np
+import numpy.typing as npt
+
 from apf.core import CoreError
 from apf.journal import Journal
 from apf.messages import FaultRaised
@@ -75,6 +78,15 @@ class HostCore:
     def resident_pages(self, vm: int) -> int:
         """Pages charged to the group of ``vm`` (memory.current)."""
         return self._mm.groups[vm].usage
+
+    def locate(self, vm: int, gfns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Frame and slot of each page, -1 where it has none. A page with a frame may have a slot too; the frame counts.
+
+        A page being read has its frame already, and its bytes: the shell moves them when it is told to.
+        """
+        pages = self._mm.pages
+        keys = gfns + pages.first_key[vm]
+        return pages.view_i64(pages.pfn)[keys], pages.view_i64(pages.slot)[keys]
 
     @property
     def swap_pages(self) -> int:

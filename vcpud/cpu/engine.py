@@ -27,7 +27,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from dataclasses import dataclass
-from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +35,7 @@ from unicorn import UC_ARCH_X86, UC_MODE_64, Uc, unicorn_const, x86_const
 
 from apf.hostmem import EPT_WRITE, HostMemory, ept_entry
 from apf.messages import NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Access, AddressSpace, Extent
+from vcpud.core.effects import ExitCause
 from vcpud.cpu import binding, hooks
 from vcpud.cpu.hooks import Reason, Word
 from vcpud.cpu.registers import RegisterFile
@@ -70,15 +70,6 @@ _CR4_TSD, _CR4_OSFXSR, _CR4_OSXMMEXCPT = 1 << 2, 1 << 9, 1 << 10
 
 class EngineError(Exception):
     """Unicorn stopped for a reason that no guest can cause."""
-
-
-class ExitCause(Enum):
-    """Why ``run()`` returned."""
-
-    BUDGET = "budget"
-    EPT_VIOLATION = "ept_violation"
-    SYSCALL = "syscall"
-    EXCEPTION = "exception"
 
 
 class Exit(NamedTuple):

@@ -30,7 +30,7 @@ from unicorn import unicorn_const
 from unicorn.unicorn_py3.unicorn import uclib
 
 from vcpud.cpu.native import load32, load64, store8, store32, store64
-from vcpud.cpu.publishing import publish
+from apf.clockpage import publish
 
 
 class Word(IntEnum):
