@@ -109,6 +109,15 @@ def test_current_still_leftmost_keeps_the_cpu_after_its_slice() -> None:
     assert rq.tick_preempts() and rq.pick_next() is second
 
 
+def test_slice_starts_anew_at_every_switch() -> None:
+    rq, (first, _) = queue(0, 0)
+    for now_ns in (4 * MS, 8 * MS):
+        rq.update_curr(now_ns)
+        rq.pick_next()
+    assert rq.curr is first
+    assert rq.run_until_ns() == 11 * MS + 1
+
+
 def test_far_behind_leader_takes_over_before_the_slice_is_over() -> None:
     """Leader ahead by more than a slice, and current ran the minimum granularity."""
     rq, (first, _) = queue(0, 0)

@@ -146,6 +146,15 @@ def test_ready_that_does_not_preempt_lets_current_go_on(pair: Guest) -> None:
     assert 2 * MS < back.run_until_ns < NEVER_NS
 
 
+def test_woken_task_that_preempts_is_preferred_to_one_slightly_ahead_of_it() -> None:
+    """The next buddy: task 3 is leftmost, but by less than the wakeup granularity."""
+    made = guest(spec(1), spec(2), spec(3))
+    made.boot()
+    assert made.trap(NotPresentArrived(0x1000), MS // 2).task == 2
+    assert made.trap(PageReadyArrived(0x1000), 5 * MS // 2).task == 1
+    assert made.core.cpu(0).rq.waiting_ids() == [3, 2]
+
+
 def test_everybody_waits_so_the_vcpu_idles_until_ready(pair: Guest) -> None:
     pair.trap(NotPresentArrived(0x1000), MS)
     idle = pair.trap(NotPresentArrived(0x2000), 2 * MS)
@@ -228,6 +237,17 @@ def test_yield_gives_way_and_returns_0(pair: Guest) -> None:
     assert task == 2 and pair.told[0].at_ns == MS + SYSCALL + SWITCH
     task, registers = syscall(pair, 24, 3 * MS)
     assert task == 1 and registers is not None and register_file.get(registers, "rax") == 0
+
+
+def test_yield_to_a_task_further_on_than_the_granularity_goes_on(pair: Guest) -> None:
+    """Task 1 is at 4 ms of vruntime, the granularity is 1 ms."""
+    pair.trap(TickArrived(), 4 * MS)
+    assert syscall(pair, 24, 7 * MS - 1)[0] == 2
+
+
+def test_yield_to_a_task_a_granularity_further_on_gives_way(pair: Guest) -> None:
+    pair.trap(TickArrived(), 4 * MS)
+    assert syscall(pair, 24, 7 * MS)[0] == 1
 
 
 def test_yield_alone_goes_on() -> None:

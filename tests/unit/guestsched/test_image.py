@@ -164,6 +164,11 @@ def test_tags_must_fit_32_bits() -> None:
         build(bench__fault_threads=63, **sizes)
 
 
+def test_tag_2_to_the_32_is_one_too_many() -> None:
+    with pytest.raises(ScenarioError, match="less than 2\\*\\*32"):
+        build(bench__fault_threads=32, vm__guest_memory="1024GiB", bench__buffer="512GiB")
+
+
 def test_program_that_wants_an_argument_nobody_has_is_refused() -> None:
     wants = LoadedProgram(WORK.program, arguments={"count_to": "rdi"})
     with pytest.raises(AssertionError, match=r"work_thread wants \['count_to'\]"):
