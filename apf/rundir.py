@@ -60,11 +60,11 @@ class RunDir:
 
     @property
     def host_address(self) -> str:
-        """gRPC address of hostd."""
+        """GRPC address of hostd."""
         return f"unix:{self.files / 'hostd.sock'}"
 
     def guest_address(self, vm: int) -> str:
-        """gRPC address of a VM's guestsched."""
+        """GRPC address of a VM's guestsched."""
         return f"unix:{self.files / f'guestsched-{vm}.sock'}"
 
     def journal(self, name: str) -> Path:

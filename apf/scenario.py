@@ -43,8 +43,6 @@ def parse_size(value: object) -> object:
     return value
 
 
-
-
 def _decimal(value: object) -> object:
     return Decimal(str(value)) if isinstance(value, float) else value
 

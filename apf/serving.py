@@ -142,9 +142,7 @@ class TurnServer:
                 self.all_attached.set()
         return attach.vm, attach.vcpu, self._participants[key]
 
-    def _wait_turn(
-        self, clock: ClockPage, participant: int, time_ns: int, context: grpc.ServicerContext
-    ) -> None:
+    def _wait_turn(self, clock: ClockPage, participant: int, time_ns: int, context: grpc.ServicerContext) -> None:
         progress_ns, since_s = -1, time.monotonic()
         while (waited := clock.wait_turn(self._server, participant, time_ns)) is not Waited.DONE:
             if waited is Waited.ABORTED or self.over.is_set() or not context.is_active():

@@ -10,7 +10,6 @@ from apf.v1 import guest_pb2 as guest
 from apf.v1 import host_pb2 as host
 from apf.v1 import types_pb2 as types
 
-
 K = TypeVar("K")
 V = TypeVar("V")
 

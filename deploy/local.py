@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class LocalCluster:
         self.run = RunDir.make()
         self._journals = journals
         self._began_s = time.monotonic()
-        self.processes: list[process.ForkProcess] = []
+        self.processes: list[ForkProcess] = []
         self._clock: ClockPage | None = None
         self._stats: VcpuStats | None = None
 
@@ -115,7 +116,7 @@ class LocalCluster:
         alive = {child.sentinel: child for child in self.processes}
         while alive:
             for sentinel in connection.wait(list(alive), _POLL_S):
-                child = alive.pop(sentinel)  # type: ignore[call-overload]  # sentinels are ints here
+                child = alive.pop(sentinel)
                 child.join()
                 if child.exitcode:
                     raise Failure(self._why(child))
@@ -142,7 +143,7 @@ class LocalCluster:
         except (FileNotFoundError, ValueError):
             return
 
-    def _why(self, first: process.ForkProcess) -> str:
+    def _why(self, first: ForkProcess) -> str:
         """Who is to blame: of those that ended badly, the one that did not just lose another."""
         deadline_s = time.monotonic() + _AFTERMATH_S
         while (blamed := self._blamed()) is None and time.monotonic() < deadline_s:
@@ -182,9 +183,7 @@ class LocalCluster:
         return {path.stem: path for path in sorted(self.run.files.glob("*.journal"))}
 
 
-def _messages(
-    host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str, Any]]
-) -> dict[str, dict[str, int]]:
+def _messages(host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Messages by kind and direction, as counted by the vCPUs and by the servers. Raises Failure if they differ."""
     sent: dict[str, int] = {}
     for vcpu in vcpus:

@@ -65,7 +65,7 @@ class RunResult:
 
     @property
     def mode(self) -> str:
-        """off or pv2010."""
+        """Off or pv2010."""
         return self.scenario.apf[0]
 
     @property
@@ -79,7 +79,7 @@ class RunResult:
         return self.scenario.duration_ns / NS_PER_S
 
     def time_ns(self, cause: str) -> int:
-        """vCPU time that went to ``cause``, all vCPUs together."""
+        """VCPU time that went to ``cause``, all vCPUs together."""
         return sum(int(vcpu["time_ns"][cause]) for vcpu in self.vcpus)
 
     def counter(self, name: str) -> int:

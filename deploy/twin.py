@@ -74,9 +74,9 @@ class Twin:
         for vcpu, need in enumerate(needs):
             if need.kind is NeedKind.WINDOW and need.time_ns < border_ns:
                 needs[vcpu] = machines[vcpu].proceed(border_ns)
-        while (vcpu := self._earliest_request()) is not None:
-            self._answer(vcpu, needs[vcpu], machines[vcpu])
-            needs[vcpu] = machines[vcpu].proceed(border_ns)
+        while (asking := self._earliest_request()) is not None:
+            self._answer(asking, needs[asking], machines[asking])
+            needs[asking] = machines[asking].proceed(border_ns)
         return True
 
     def _earliest_request(self) -> int | None:

@@ -11,7 +11,7 @@ import grpc
 from apf import metrics, wire
 from apf.clockpage import ClockPage
 from apf.journal import Journal
-from apf.messages import TrapRaised
+from apf.messages import Segment, TrapRaised
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -110,7 +110,7 @@ def main(config: GuestschedConfig) -> None:
         server.stop(0)
 
 
-def _load(config: GuestschedConfig, segments: tuple[object, ...]) -> None:
+def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
     """Fill the VM's memory through hostd."""
     options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
     with grpc.insecure_channel(config.run.host_address, options=options) as channel:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from apf.hostmem import Geometry
 from apf.journal import Journal
 from apf.scenario import Scenario
+from hostd import device_profiles
 from hostd.core.config import HostConfig
 from hostd.core.host import HostCore
-from hostd import device_profiles
 
 
 def host_core(scenario: Scenario, vms: int, journal: Journal) -> HostCore:

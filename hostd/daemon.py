@@ -77,16 +77,12 @@ class HostService(HostServiceServicer):
             if len(self._loaded) == self._config.vms:
                 self.all_loaded.set()
         core = self._shell.core
-        return host_pb2.LoadVmResponse(
-            resident_pages=core.resident_pages(request.vm), swapped_pages=core.swap_pages
-        )
+        return host_pb2.LoadVmResponse(resident_pages=core.resident_pages(request.vm), swapped_pages=core.swap_pages)
 
     def _attached(self, seq: int) -> host_pb2.RunVcpuResponse:
         return host_pb2.RunVcpuResponse(seq=seq, attached=types_pb2.Attached())
 
-    def _take(
-        self, vm: int, vcpu: int, message: host_pb2.RunVcpuRequest
-    ) -> tuple[int, host_pb2.RunVcpuResponse]:
+    def _take(self, vm: int, vcpu: int, message: host_pb2.RunVcpuRequest) -> tuple[int, host_pb2.RunVcpuResponse]:
         request = wire.host_request_in(message, self._config.geometry.guest_pages[vm])
         reply = self._shell.take(vm, vcpu, request, message.time_ns)
         self._clock.set_border_due(self._shell.core.border_due_ns())

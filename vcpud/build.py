@@ -22,7 +22,7 @@ def vcpu_machine(
     clock: ClockPage | None,
     participant: int,
 ) -> Machine:
-    """vCPU ``vcpu`` of VM ``vm``. With a clock page, the engine publishes the vCPU's time while it runs."""
+    """VCPU ``vcpu`` of VM ``vm``. With a clock page, the engine publishes the vCPU's time while it runs."""
     config = VcpuConfig(
         vcpu=vcpu,
         mode=scenario.mode,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from multiprocessing import connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 from apf import metrics, process
@@ -53,7 +54,7 @@ def main(config: VcpudConfig) -> None:
         process.stop(workers, _GRACE_S)
 
 
-def _spawn(config: VcpudConfig, vcpu: int) -> process.ForkProcess:
+def _spawn(config: VcpudConfig, vcpu: int) -> ForkProcess:
     worker_config = WorkerConfig(
         scenario=config.scenario,
         run=config.run,
@@ -73,18 +74,18 @@ def _journal(config: VcpudConfig, vcpu: int) -> Path | None:
     return config.run.journal(f"vcpu-{config.vm}-{vcpu}") if config.journal else None
 
 
-def _watch(config: VcpudConfig, workers: list[process.ForkProcess]) -> None:
+def _watch(config: VcpudConfig, workers: list[ForkProcess]) -> None:
     """Wait for all workers; the first that does not end well ends the VM."""
     alive = {item.sentinel: item for item in workers}
     while alive:
         for sentinel in connection.wait(list(alive)):
-            ended = alive.pop(sentinel)  # type: ignore[call-overload]  # sentinels are ints here
+            ended = alive.pop(sentinel)
             ended.join()
             if ended.exitcode:
                 raise Failure(_why(config, ended))
 
 
-def _why(config: VcpudConfig, ended: process.ForkProcess) -> str:
+def _why(config: VcpudConfig, ended: ForkProcess) -> str:
     report = config.run.read_report(f"failed-{ended.name}")
     why = report["why"] if report else process.describe_exit(ended.exitcode)
     if config.run.clock.exists():

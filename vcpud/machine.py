@@ -68,11 +68,11 @@ class Machine:
         self._todo.extend(self.core.step(Attached(), 0))
 
     def host_replied(self, reply: HostReply) -> None:
-        """hostd has answered the last need."""
+        """Hostd has answered the last need."""
         self._todo.extend(self.core.step(HostReplied(reply), self.core.now_ns))
 
     def guest_replied(self, dispatch: Dispatch) -> None:
-        """guestsched has answered the last need."""
+        """Guestsched has answered the last need."""
         self._todo.extend(self.core.step(GuestReplied(dispatch), self.core.now_ns))
 
     def proceed(self, border_ns: int) -> Need:

@@ -107,9 +107,7 @@ class _Worker:
         from apf.v1 import guest_pb2, host_pb2, types_pb2
 
         config = self._config
-        attach = types_pb2.Attach(
-            vm=config.vm, vcpu=config.vcpu, scenario_digest=config.scenario.fingerprint()
-        )
+        attach = types_pb2.Attach(vm=config.vm, vcpu=config.vcpu, scenario_digest=config.scenario.fingerprint())
         await self._host.write(host_pb2.RunVcpuRequest(attach=attach))
         self._check_seq(await self._read(self._host), 0)
         await self._guest.write(guest_pb2.TakeTrapsRequest(attach=attach))

@@ -133,8 +133,7 @@ class RunQueue:
             lowest = waiting[0][0]
         else:
             return
-        if lowest > self.min_vruntime:
-            self.min_vruntime = lowest
+        self.min_vruntime = max(self.min_vruntime, lowest)
 
     # Coming and going ------------------------------------------------------------------------------------------
 

@@ -226,7 +226,9 @@ class VcpuCore:
 
     def _move(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
-            raise AssertionError(f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}")
+            raise AssertionError(
+                f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}"
+            )
         self._story.append((self.now_ns, state))
         self.state = state
 
@@ -265,7 +267,7 @@ class VcpuCore:
         return self._enter()
 
     def _tick(self) -> list[Effect]:
-        """apic timer interrupt; what was missed since the last one has coalesced into it."""
+        """Apic timer interrupt; what was missed since the last one has coalesced into it."""
         due_ns = self.now_ns
         self.counters.ticks += 1
         self._next_tick_ns = (due_ns // self._tick_period_ns + 1) * self._tick_period_ns
