@@ -74,8 +74,8 @@ def counter_metrics(
 
     def collect() -> Iterator[Metric]:
         family = CounterMetricFamily(prefix, help_text, labels=["name"])
-        for name, value in counters().items():
-            family.add_metric([name], value)
+        for name, count in counters().items():
+            family.add_metric([name], count)
         yield family
         for name, value in gauges().items():
             yield GaugeMetricFamily(name, name.replace("_", " "), value=value)

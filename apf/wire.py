@@ -68,13 +68,10 @@ def host_request_in(message: host.RunVcpuRequest, guest_pages: int) -> m.HostReq
     match message.WhichOneof("request"):
         case "fault":
             fault = message.fault
-            request: m.HostRequest = m.FaultRaised(
-                fault.gfn,
-                _known(_ACCESS_IN, fault.access, "fault.access"),
-                _known(_MODE_IN, fault.mode, "fault.mode"),
-                fault.work,
-            )
-            if (request.work == 0) is (request.mode is m.FaultMode.NOWAIT):
+            access = _known(_ACCESS_IN, fault.access, "fault.access")
+            mode = _known(_MODE_IN, fault.mode, "fault.mode")
+            request: m.HostRequest = m.FaultRaised(fault.gfn, access, mode, fault.work)
+            if (fault.work == 0) is (mode is m.FaultMode.NOWAIT):
                 raise WireError(f"fault.work = {fault.work}: a token with MODE_NOWAIT, 0 otherwise")
         case "prefault":
             request = m.PrefaultRaised(message.prefault.gfn, message.prefault.work)

@@ -116,6 +116,7 @@ class LocalCluster:
         alive = {child.sentinel: child for child in self.processes}
         while alive:
             for sentinel in connection.wait(list(alive), _POLL_S):
+                assert isinstance(sentinel, int)
                 child = alive.pop(sentinel)
                 child.join()
                 if child.exitcode:

@@ -39,7 +39,7 @@ class SwapFile:
 
     def write_run(self, slot: int, pages: Frames) -> None:
         """Store consecutive pages, shape (n, 4096), from ``slot`` on."""
-        data = memoryview(np.ascontiguousarray(pages)).cast("B")
+        data = np.ascontiguousarray(pages).data.cast("B")
         offset = slot * PAGE_SIZE
         while data:
             done = os.pwrite(self._fd, data, offset)

@@ -79,6 +79,7 @@ def _watch(config: VcpudConfig, workers: list[ForkProcess]) -> None:
     alive = {item.sentinel: item for item in workers}
     while alive:
         for sentinel in connection.wait(list(alive)):
+            assert isinstance(sentinel, int)
             ended = alive.pop(sentinel)
             ended.join()
             if ended.exitcode:

@@ -32,7 +32,6 @@ FAULT = LoadedProgram(
         "rng_seed": "rdx",
         "stamp_base": "r8",
         "stamp_stride": "r9",
-        "offset": "r10",
         "multiplier": "r12",
     },
     results={"accesses": "rax"},
@@ -54,11 +53,11 @@ def test_layout_of_the_published_benchmark() -> None:
     made = build(vm__vcpus=4)
     buffer_gfn, pages = GUEST_KERNEL_BYTES >> PAGE_SHIFT, (1 << 30) // PAGE_SIZE
     assert made.segments == (
+        Segment(buffer_gfn, pages, stamps=tuple(Stamp(64 * i, i + 1 << 32, 4 << 32) for i in range(4))),
         Segment(1, 4),
         Segment(5, 2, b"\xf4" * 5000),
         Segment(7, 1, b"\x90\xf4"),
         Segment(8, 4),
-        Segment(buffer_gfn, pages, stamps=tuple(Stamp(64 * i, i + 1 << 32, 4 << 32) for i in range(4))),
     )
     (space,) = made.spaces
     assert space.asid == 1
@@ -87,12 +86,11 @@ def test_faulting_thread_is_told_its_part_of_the_buffer() -> None:
     task = made.tasks[2]
     told = {name: register_file.get(task.registers, register) for name, register in FAULT.arguments.items()}
     assert told == {
-        "buffer": BUFFER_GVA,
+        "buffer": BUFFER_GVA + 128,
         "pages": 16384,
         "rng_seed": stream_key(7, "guest.fault_thread.2"),
         "stamp_base": 3 << 32,
         "stamp_stride": 4 << 32,
-        "offset": 128,
         "multiplier": CHECK_MULTIPLIER,
     }
     assert register_file.get(task.registers, "rip") == CODE_GVA + 16
@@ -112,10 +110,9 @@ def test_no_frame_twice_none_at_0_and_the_kernels_stay_below_the_buffer(override
     made = build(**overrides)
     used = frames(made)
     assert len(used) == len(set(used)) and min(used) == 1
-    assert all(gfn < GUEST_KERNEL_BYTES >> PAGE_SHIFT for gfn in frames(made)[: -made.segments[-1].pages])
+    assert all(gfn < GUEST_KERNEL_BYTES >> PAGE_SHIFT for gfn in frames(made)[made.segments[0].pages :])
     mapped = [gfn for extent in made.spaces[0].extents for gfn in range(extent.gfn, extent.gfn + extent.pages)]
-    per_cpu = made.segments[0].pages
-    assert sorted(mapped) == sorted(used)[per_cpu:], "everything is mapped but the kernel's own pages"
+    assert sorted(mapped) == sorted(used)[-len(mapped) :], "everything is mapped but the kernel's own pages"
 
 
 def test_extents_ascend_and_no_page_is_writable_and_executable() -> None:
