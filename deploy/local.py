@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -24,23 +23,13 @@ from apf.process import Failure
 from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError
 from apf.stats import VcpuStats
-from deploy.result import RunResult
+from deploy.result import RunResult, Snapshot
 from hostd.build import geometry, window_ns
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5.0
 _AFTERMATH_S = 1.5
 _POLL_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """How far a run is: guest ns, and counters of all vCPUs together."""
-
-    now_ns: int
-    counting_ns: int
-    faults: int
-    messages: int
 
 
 Progress = Callable[[Snapshot], None]

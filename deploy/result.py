@@ -126,3 +126,13 @@ class RunResult:
             "tasks": list(self.tasks),
             "told": list(self.told),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How far a run is: guest ns, and counters of all vCPUs together."""
+
+    now_ns: int
+    counting_ns: int
+    faults: int
+    messages: int

@@ -17,7 +17,7 @@ from apf.hostmem import HostMemory
 from apf.journal import Journal
 from apf.messages import FaultRaised, PrefaultRaised, TrapRaised
 from apf.scenario import Scenario
-from deploy.result import RunResult
+from deploy.result import RunResult, Snapshot
 from guestsched.build import guest_image
 from guestsched.shell import GuestShell, guest_report
 from hostd.build import geometry, host_core, window_ns
@@ -25,6 +25,7 @@ from hostd.report import host_report
 from hostd.shell import HostShell
 from hostd.swapfile import SwapFile
 from vcpud.build import vcpu_machine, vcpu_report
+from vcpud.core.account import Cause
 from vcpud.machine import Machine, Need, NeedKind
 
 Progress = Callable[[int, "Twin"], None]
@@ -94,6 +95,16 @@ class Twin:
         else:
             assert isinstance(request, FaultRaised | PrefaultRaised)
             machine.host_replied(self.host.take(0, vcpu, request, need.time_ns))
+
+    def snapshot(self, now_ns: int) -> Snapshot:
+        """How far the run is."""
+        cores = [machine.core for machine in self.machines]
+        return Snapshot(
+            min(now_ns, self.scenario.duration_ns),
+            sum(core.account.spent_ns[Cause.COUNTING] for core in cores),
+            sum(core.counters.faults for core in cores),
+            0,
+        )
 
     def check(self) -> None:
         """Assert every invariant of every core."""

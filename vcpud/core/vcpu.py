@@ -140,6 +140,11 @@ class VcpuCounters:
     stall_ns: int = 0
     async_wait_ns: int = 0  # not-present to done, summed over asynchronous faults
 
+    @property
+    def faults(self) -> int:
+        """Faults of all kinds."""
+        return self.faults_minor + self.faults_major + self.faults_async
+
 
 @dataclass(frozen=True, slots=True)
 class VcpuConfig:

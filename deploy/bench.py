@@ -1,0 +1,80 @@
+"""The published benchmark: the same scenario in each mode, as processes or in the twin."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TextIO
+
+from apf.scenario import Scenario
+from deploy import journals, twin
+from deploy.local import LocalCluster, check_space
+from deploy.result import RunResult, Snapshot
+from guestsched.build import guest_image
+
+Progress = Callable[[Scenario, Snapshot], None]
+_TWIN_PROGRESS_S = 0.2
+
+
+def prepare(scenario: Scenario) -> None:
+    """Raise ScenarioError for whatever would make a run impossible, before anything starts."""
+    for mode in scenario.apf:
+        guest_image(scenario.for_mode(mode))
+    check_space(scenario)
+
+
+def run_modes(
+    scenario: Scenario, *, in_twin: bool, journal: TextIO | None = None, progress: Progress | None = None
+) -> list[RunResult]:
+    """One run for each mode of the scenario, in order. Raises Failure."""
+    run_one = _in_twin if in_twin else _on_processes
+    return [run_one(scenario.for_mode(mode), journal, progress) for mode in scenario.apf]
+
+
+def _on_processes(scenario: Scenario, journal: TextIO | None, progress: Progress | None) -> RunResult:
+    with LocalCluster(scenario, journals=journal is not None) as cluster:
+        result = cluster.wait(None if progress is None else lambda snapshot: progress(scenario, snapshot))
+        if journal is not None:
+            journals.merge(scenario.apf[0], cluster.journals(), journal)
+        return result
+
+
+def _in_twin(scenario: Scenario, journal: TextIO | None, progress: Progress | None) -> RunResult:
+    shown_s = 0.0
+
+    def show(now_ns: int, running: twin.Twin) -> None:
+        nonlocal shown_s
+        if progress is not None and time.monotonic() - shown_s > _TWIN_PROGRESS_S:
+            shown_s = time.monotonic()
+            progress(scenario, running.snapshot(now_ns))
+
+    with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
+        directory = Path(scratch) if journal is not None else None
+        result = twin.run(scenario, journals=directory, progress=show)
+        if journal is not None:
+            cores = {path.stem: path for path in Path(scratch).glob("*.journal")}
+            journals.merge(scenario.apf[0], cores, journal)
+        return result
+
+
+def ratio(results: list[RunResult]) -> float | None:
+    """Work done with APF over work done without; None unless both were run and anything was counted."""
+    by_mode = {result.mode: result for result in results}
+    off, with_apf = by_mode.get("off"), by_mode.get("pv2010")
+    if off is None or with_apf is None or not off.total:
+        return None
+    return with_apf.total / off.total
+
+
+def document(scenario: Scenario, results: list[RunResult]) -> dict[str, Any]:
+    """The JSON document of a bench."""
+    found = ratio(results)
+    return {
+        "ratio": None if found is None else round(found, 4),
+        "scenario": scenario.model_dump(mode="json"),
+        "versions": {name: metadata.version(name) for name in ("apf-emulator", "unicorn", "numba", "grpcio")},
+        "runs": [result.document() for result in results],
+    }

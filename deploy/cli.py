@@ -1,0 +1,146 @@
+"""The ``apf`` command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from apf import process
+from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, Failure
+from apf.scenario import Scenario, ScenarioError, load
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+_EXIT_INTERRUPTED = 130
+
+
+@app.callback()
+def _root() -> None:
+    """An emulator of KVM's asynchronous page fault: what does it buy, for this guest and this swap device?"""
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    for line in message.splitlines():
+        print(f"apf: {line}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+@app.command()
+def bench(
+    apf: Annotated[str | None, typer.Option(help="Modes to run, of off and pv2010, with commas between.")] = None,
+    gup: Annotated[str | None, typer.Option(help="get_user_pages variant tried first: fast, noio or nowait.")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode. [10]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance. [1]")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Swap device: hdd-7200 or nvme.")] = None,
+    vcpus: Annotated[int | None, typer.Option(help="vCPUs of the guest. [4]")] = None,
+    fault_threads: Annotated[int | None, typer.Option(help="Threads that touch random pages. [4]")] = None,
+    work_threads: Annotated[int | None, typer.Option(help="Threads that count. [4]")] = None,
+    guest_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="[2GiB]")] = None,
+    group_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of its memory group. [512MiB]")] = None,
+    buffer: Annotated[str | None, typer.Option(metavar="SIZE", help="What the faulting threads touch. [1GiB]")] = None,
+    window: Annotated[int | None, typer.Option(metavar="NS", help="Window of virtual time; 0: by the device.")] = None,
+    scenario: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Everything the options set, and more.")] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
+    journal: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")] = None,
+    log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+) -> None:
+    """Run the published benchmark without and with asynchronous page faults, and show what makes the difference."""
+    overrides = {
+        "apf": None if apf is None else [mode.strip() for mode in apf.split(",")],
+        "gup": gup,
+        "duration_s": duration,
+        "seed": seed,
+        "swap.device": device,
+        "vm.vcpus": vcpus,
+        "bench.fault_threads": fault_threads,
+        "bench.work_threads": work_threads,
+        "vm.guest_memory": guest_memory,
+        "vm.group_memory": group_memory,
+        "bench.buffer": buffer,
+        "window_ns": window,
+    }
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    if log_level.upper() not in levels:
+        _fail(f"--log-level = {log_level!r}: allowed: {', '.join(levels)}", EXIT_BAD_INPUT)
+    try:
+        chosen = load(scenario, {name: value for name, value in overrides.items() if value is not None})
+    except ScenarioError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    _run_bench(chosen, twin, json_file, journal, log_level.upper())
+
+
+def _run_bench(
+    scenario: Scenario, twin: bool, json_file: Path | None, journal: Path | None, log_level: str
+) -> None:
+    from deploy import bench as benchmark
+    from deploy import report
+    from deploy.progress import BenchProgress
+
+    with ExitStack() as stack:
+        try:
+            benchmark.prepare(scenario)
+            outputs = [stack.enter_context(path.open("w")) if path else None for path in (json_file, journal)]
+        except ScenarioError as error:
+            _fail(str(error), EXIT_BAD_INPUT)
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
+        process.start_logging(log_level)
+        try:
+            with BenchProgress(Console(stderr=True)) as progress:
+                results = benchmark.run_modes(scenario, in_twin=twin, journal=outputs[1], progress=progress)
+        except Failure as failure:
+            _fail(str(failure), EXIT_FAILED)
+        except KeyboardInterrupt:
+            _fail("interrupted", _EXIT_INTERRUPTED)
+        report.show(_console(), scenario, results)
+        if outputs[0] is not None:
+            document: dict[str, Any] = benchmark.document(scenario, results)
+            json.dump(document, outputs[0], indent=2)
+            outputs[0].write("\n")
+    if any(result.corrupt_pages for result in results):
+        _fail("guest memory was corrupted; see above", EXIT_FAILED)
+
+
+def _console() -> Console:
+    """Standard output; where it is no terminal, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A journal that apf bench --journal wrote.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another.")],
+) -> None:
+    """Print the first event in which two journals differ; exits 0 if there is none, 1 if there is."""
+    from deploy.journals import first_difference
+
+    try:
+        with a.open() as left, b.open() as right:
+            found = first_difference(left, right)
+    except (OSError, UnicodeDecodeError) as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    if found is None:
+        print("the journals are the same")
+        return
+    print(f"first difference: event {found.number}")
+    for line in found.before:
+        print(f"  {line}")
+    print(f"- {'(end)' if found.left is None else found.left}")
+    print(f"+ {'(end)' if found.right is None else found.right}")
+    raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

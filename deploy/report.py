@@ -1,0 +1,135 @@
+"""What the terminal shows of a bench: the table of counts, where the vCPUs' time went, and why."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from apf.scenario import Scenario
+from deploy.bench import ratio
+from deploy.published import COUNTERS, PUBLISHED_SECONDS
+from deploy.result import CAUSES, RunResult
+
+_ALWAYS = ("counting", "faulting", "stall", "idle", "apf", "kernel")
+
+
+def show(console: Console, scenario: Scenario, results: list[RunResult]) -> None:
+    """Print everything there is to say of a bench."""
+    console.print(_counts(scenario, results))
+    console.print(_times(results))
+    console.print(explanation(results), highlight=False)
+    for result in results:
+        _show_run(console, result)
+
+
+def _counts(scenario: Scenario, results: list[RunResult]) -> Table:
+    vm, bench = scenario.vm, scenario.bench
+    title = (
+        f"{vm.vcpus} vCPUs, {_size(vm.guest_memory)} guest in a {_size(vm.group_memory)} group, "
+        f"{bench.fault_threads} faulting threads on {_size(bench.buffer)}, {bench.work_threads} working threads, "
+        f"{scenario.duration_s} s; cpu_mips {vm.cpu_mips}, {scenario.swap.device}, gup {scenario.gup}, "
+        f"HZ {vm.hz}, window {results[0].window_ns / 1000:g} us, seed {scenario.seed}"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column("counted by")
+    modes = [result.mode for result in results]
+    for mode in modes:
+        table.add_column(mode, justify="right")
+    published = [mode for mode in modes if mode in COUNTERS]
+    for mode in published:
+        table.add_column(f"published, {mode}, {PUBLISHED_SECONDS} s", justify="right", style="dim")
+    workers = max(len(result.workers) for result in results)
+    for index in range(max(workers, 4 if published else 0)):
+        ours = [_cell(result.workers, index) for result in results]
+        table.add_row(f"worker {index}", *ours, *(_cell(COUNTERS[mode], index) for mode in published))
+    table.add_section()
+    ours = [f"{result.total:,}" for result in results]
+    table.add_row("sum", *ours, *(f"{sum(COUNTERS[mode]):,}" for mode in published))
+    found = ratio(results)
+    if found is not None:
+        theirs = sum(COUNTERS["pv2010"]) / sum(COUNTERS["off"])
+        cells = [f"{found:.3f}" if mode == "pv2010" else "" for mode in modes]
+        table.add_row("ratio", *cells, *(f"{theirs:.3f}" if mode == "pv2010" else "" for mode in published))
+    return table
+
+
+def _cell(counts: tuple[int, ...], index: int) -> str:
+    return f"{counts[index]:,}" if index < len(counts) else ""
+
+
+def _size(size: int) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size % (1 << power) == 0:
+            return f"{size >> power} {unit}"
+    return f"{size} B"
+
+
+def _times(results: list[RunResult]) -> Table:
+    table = Table(title="vCPU time by cause, all vCPUs together", title_justify="left")
+    table.add_column("apf")
+    shown = [cause for cause in CAUSES if cause in _ALWAYS or any(result.time_ns(cause) for result in results)]
+    for cause in shown:
+        table.add_column(cause, justify="right")
+    for result in results:
+        whole = sum(result.time_ns(cause) for cause in CAUSES) or 1
+        cells = [f"{result.time_ns(cause) / 1e9:.3f} s {100 * result.time_ns(cause) / whole:6.2f} %" for cause in shown]
+        table.add_row(result.mode, *cells)
+    return table
+
+
+def explanation(results: list[RunResult]) -> str:
+    """One sentence on what makes the ratio, from the runs' own figures."""
+    by_mode = {result.mode: result for result in results}
+    parts = []
+    if (off := by_mode.get("off")) is not None:
+        parts.append(_explain_off(off))
+    if (with_apf := by_mode.get("pv2010")) is not None:
+        parts.append(_explain_apf(with_apf))
+    found = ratio(results)
+    tail = "" if found is None else f": {found:.2f} times the work"
+    return "; ".join(parts) + tail + "."
+
+
+def _explain_off(run: RunResult) -> str:
+    faults = run.counter("faults_major")
+    if not faults:
+        return "Without APF no access had to wait for I/O"
+    mean_ns = run.counter("stall_ns") / faults
+    return (
+        f"Without APF each of {faults:,} major faults stopped its vCPU for {_time(mean_ns)} on average, "
+        f"{_share(run, 'stall')} of all time, which the guest charges to the task that faulted, so the scheduler "
+        f"gives the workers the time in between, {_share(run, 'counting')}"
+    )
+
+
+def _explain_apf(run: RunResult) -> str:
+    faults = run.counter("faults_async")
+    if not faults:
+        return "with APF no access had to wait for I/O either"
+    wait_ns = run.counter("async_wait_ns") / faults
+    cost_ns = (run.time_ns("apf") + run.time_ns("faulting")) / faults
+    return (
+        f"with APF the {faults:,} tasks that had to wait ({_time(wait_ns)} each) slept instead, every one at a cost "
+        f"of {_time(cost_ns)} of vCPU time, and the workers had the rest, {_share(run, 'counting')}"
+    )
+
+
+def _share(run: RunResult, cause: str) -> str:
+    whole = sum(run.time_ns(each) for each in CAUSES) or 1
+    return f"{100 * run.time_ns(cause) / whole:.1f} %"
+
+
+def _time(value_ns: float) -> str:
+    return f"{value_ns / 1e6:.1f} ms" if value_ns >= 1e6 else f"{value_ns / 1e3:.1f} us"
+
+
+def _show_run(console: Console, run: RunResult) -> None:
+    seconds = run.wall_seconds
+    kinds = ", ".join(f"{run.counter(f'faults_{kind}'):,} {kind}" for kind in ("minor", "major", "async"))
+    console.print(
+        f"{run.mode}: digest {run.digest}, faults {kinds}, corrupt pages {run.corrupt_pages}, "
+        f"{run.windows:,} windows, {seconds:.1f} s of wall time",
+        highlight=False,
+    )
+    for line in run.told:
+        console.print(f"{run.mode}: {line}", style="yellow", highlight=False, markup=False)
