@@ -9,7 +9,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from apf.messages import Access, FaultMode, FaultRaised, HostRequest, InProgress, Mapped, PrefaultRaised, Retry, Segment
+from apf.messages import (
+    Access,
+    FaultMode,
+    FaultRaised,
+    HostRequest,
+    InProgress,
+    Mapped,
+    PrefaultRaised,
+    Retry,
+    Segment,
+)
 from hostd.core.config import HostConfig
 from hostd.core.events import (
     BorderReached,
