@@ -1,8 +1,9 @@
-"""A fake shell around the host core: tiny frames that hold real bytes, a naive model beside it, vCPUs that access pages.
+"""A fake shell around the host core: tiny frames with real bytes, a naive model beside it, vCPUs that access pages.
 
-It follows the shell's contract at its laziest: a write to swap takes the frame's bytes only when the contract forces it
-to (the slot is read or written again, or the frame is refilled), so that a core which frees a frame or a slot too early
-is caught with wrong bytes. It drops every private overlay at every border, also at those the core is not stepped for.
+It follows the shell's contract at its laziest: a write to swap takes the frame's bytes only when the contract
+forces it to (the slot is read or written again, or the frame is refilled), so that a core which frees a frame or
+a slot too early is caught with wrong bytes. It drops every private overlay at every border, also at those the
+core is not stepped for.
 """
 
 from __future__ import annotations

@@ -47,13 +47,17 @@ class Rig:
         """Populate: of 256 pages and a limit of 64 the first 192 are swapped out."""
         self.effects = self.core.step(SegmentsLoaded(vm, (Segment(0, pages),)), 0)
 
-    def fault(self, gfn: int, at_ns: int, access: Access = READ, vcpu: int = 0, vm: int = 0, work: int = 0) -> HostReply:
+    def fault(
+        self, gfn: int, at_ns: int, access: Access = READ, vcpu: int = 0, vm: int = 0, work: int = 0
+    ) -> HostReply:
         """A fault: NOWAIT if it has a work item, else BLOCKING."""
         mode = FaultMode.NOWAIT if work else FaultMode.BLOCKING
         self.effects = self.core.step(RequestTaken(vm, vcpu, FaultRaised(gfn, access, mode, work)), at_ns)
         return self._reply()
 
-    def mapped(self, gfn: int, at_ns: int, access: Access = READ, vcpu: int = 0, vm: int = 0, work: int = 0) -> Mapped:
+    def mapped(
+        self, gfn: int, at_ns: int, access: Access = READ, vcpu: int = 0, vm: int = 0, work: int = 0
+    ) -> Mapped:
         """A fault that must be answered Mapped."""
         reply = self.fault(gfn, at_ns, access, vcpu, vm, work)
         assert isinstance(reply, Mapped), reply
@@ -70,7 +74,9 @@ class Rig:
         self.effects = self.core.step(RequestTaken(0, vcpu, PrefaultRaised(gfn, work)), at_ns)
         return self._reply()
 
-    def border(self, at_ns: int, accessed: list[int] | None = None, dirty: list[int] | None = None) -> list[HostEffect]:
+    def border(
+        self, at_ns: int, accessed: list[int] | None = None, dirty: list[int] | None = None
+    ) -> list[HostEffect]:
         """A border."""
         self.effects = self.core.step(BorderReached(accessed or [], dirty or []), at_ns)
         return self.effects

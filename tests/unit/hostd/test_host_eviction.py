@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
+from apf.hostmem import EPT_WRITE
 from apf.messages import FaultKind
 from hostd.core.events import ClearEpt, SetEpt, WriteSlot
-from hostd.core.page import PageState
+from hostd.core.frames import FEW
+from hostd.core.page import DIRTY, PageState
 from tests.unit.hostd.rig import WINDOW_NS, WRITE, WRITE_NS, Rig
 
 NewRig = Callable[..., Rig]
@@ -82,3 +86,26 @@ def test_a_page_is_not_reclaimed_before_its_promised_mapping_takes_effect(new_ri
     assert rig.state(0) is PageState.RESIDENT
     rig.mapped(2, promised.at_ns, vcpu=1)
     assert rig.state(0) is PageState.EVICTING and rig.state(1) is PageState.RESIDENT
+
+
+@pytest.mark.parametrize("count", [FEW, FEW + 1])
+def test_few_and_many_accessed_and_dirty_frames_do_the_same(new_rig: NewRig, count: int) -> None:
+    rig = new_rig(limit=count + 20)
+    rig.load(256)
+    first = 256 - (count + 20)
+    pages = rig.core._mm.pages
+    for gfn in range(first, 256):
+        pages.flags[gfn] &= ~DIRTY
+        pages.slot[gfn] = rig.core._mm.swap.allocate()
+        pages.ept[gfn] &= ~EPT_WRITE
+    rig.border(WINDOW_NS, accessed=list(range(count)), dirty=list(range(count)))
+    assert bytes(rig.core._mm.frames.young[: count + 1]) == b"\1" * count + b"\0"
+    assert [bool(pages.flags[first + n] & DIRTY) for n in range(count + 1)] == [True] * count + [False]
+
+
+@pytest.mark.parametrize("more", [0, FEW])
+def test_a_write_to_a_frame_that_nobody_can_have_mapped_is_a_bug(new_rig: NewRig, more: int) -> None:
+    rig = new_rig()
+    rig.load(64)
+    with pytest.raises(AssertionError, match="not mapped anywhere"):
+        rig.border(WINDOW_NS, dirty=[*range(more), 64])

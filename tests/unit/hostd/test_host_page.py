@@ -27,5 +27,5 @@ def test_an_illegal_transition_tells_the_page_s_story() -> None:
     pages.move(3, PageEvent.ZERO_FILLED, 10)
     pages.move(2, PageEvent.ZERO_FILLED, 11)
     pages.move(3, PageEvent.PICKED, 20)
-    with pytest.raises(AssertionError, match="10 NONE ZERO_FILLED\n20 RESIDENT PICKED$"):
+    with pytest.raises(AssertionError, match=r"10 NONE ZERO_FILLED\n20 RESIDENT PICKED$"):
         pages.move(3, PageEvent.PICKED, 30)
