@@ -17,10 +17,11 @@ import numpy as np
 from apf.hostmem import ept_entry
 from hostd.core.device import Op
 from hostd.core.events import BorderReached, ClearEpt, HostEffect, Pfns, SetEpt, WriteSlot
+from hostd.core.frames import FEW
 from hostd.core.mm import Mm
 from hostd.core.page import DIRTY, PageEvent, PageState
 
-_MAPPABLE = np.isin(np.arange(len(PageState)), (PageState.RESIDENT, PageState.EVICTING, PageState.CACHED))
+_MAPPABLE = [state in (PageState.RESIDENT, PageState.EVICTING, PageState.CACHED) for state in PageState]
 
 
 class Border:
@@ -46,12 +47,16 @@ class Border:
         return effects
 
     def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:
-        if not len(dirty):
-            return
-        owners = self._owner[np.asarray(dirty, dtype=np.int64)]
-        mapped = owners.min() >= 0 and _MAPPABLE[self._state[owners]].all()
-        assert mapped, f"{now_ns}: a vCPU wrote to a frame that is not mapped anywhere: {dirty}"
-        self._flags[owners] |= DIRTY
+        if len(dirty) <= FEW:
+            owner, pages = self._mm.frames.owner, self._mm.pages
+            for pfn in dirty:
+                key = owner[pfn]
+                assert key >= 0 and _MAPPABLE[pages.state[key]], _unmapped(now_ns, dirty)
+                pages.flags[key] |= DIRTY
+        else:
+            owners = self._owner[np.asarray(dirty, dtype=np.int64)]
+            assert owners.min() >= 0 and np.take(_MAPPABLE, self._state[owners]).all(), _unmapped(now_ns, dirty)
+            self._flags[owners] |= DIRTY
 
     def _evict(self, now_ns: int) -> list[HostEffect]:
         mm, pages, counters = self._mm, self._mm.pages, self._mm.counters
@@ -67,12 +72,11 @@ class Border:
                 if pages.slot[key] < 0:
                     pages.slot[key] = mm.swap.allocate()
                 pages.move(key, PageEvent.WRITE_SUBMITTED, now_ns)
-                mm.journal.record(now_ns, "evict", vm, gfn, "write", pages.slot[key])
                 mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
                 writes.append(WriteSlot(pages.slot[key], pages.pfn[key]))
             else:
                 pages.move(key, PageEvent.DROPPED, now_ns)
-                mm.journal.record(now_ns, "evict", vm, gfn, "drop", pages.slot[key])
+                mm.journal.record(now_ns, "drop", vm, gfn, pages.slot[key], pages.pfn[key])
                 mm.release_frame(key)
                 counters["swap_dropped_clean"] += 1
         mm.evicting.clear()
@@ -90,3 +94,7 @@ class Border:
                 pages.ept[key] = entry
                 effects.append(SetEpt(vm, key - pages.first_key[vm], pfn, writable))
         mm.publish.clear()
+
+
+def _unmapped(now_ns: int, dirty: Pfns) -> str:
+    return f"{now_ns}: a vCPU wrote to a frame that is not mapped anywhere: {dirty}"

@@ -15,6 +15,9 @@ import numpy as np
 
 from hostd.core.events import Pfns
 
+FEW = 32
+"""Up to so many numbers a plain loop beats numpy."""
+
 
 class Frames:
     """``total`` frames, numbered from 0. ``owner[pfn]`` is the key of the page in it, -1 if free."""
@@ -47,5 +50,8 @@ class Frames:
 
     def mark_young(self, accessed: Pfns) -> None:
         """Note that the frames ``accessed`` were used."""
-        if len(accessed):
+        if len(accessed) <= FEW:
+            for pfn in accessed:
+                self.young[pfn] = 1
+        else:
             self._young[np.asarray(accessed, dtype=np.int64)] = 1

@@ -63,7 +63,7 @@ class MemoryGroup:
         """Take up to ``want`` pages off the lists' tails."""
         scan = Scan()
         budget = 2 * (len(self.inactive) + len(self.active))
-        while len(scan.picked) < want and scan.scanned + scan.refilled < budget:
+        while len(scan.picked) < want and scan.scanned + scan.refilled < budget and (self.inactive or self.active):
             if self.inactive_is_low():
                 self._shrink_active(scan)
             self._shrink_inactive(scan, want)

@@ -185,19 +185,19 @@ class Mm:
     def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int) -> int:
         """Submit an I/O between page ``key``'s frame and slot; returns when it is done."""
         pages = self.pages
-        slot = pages.slot[key]
+        slot, gfn = pages.slot[key], key - pages.first_key[vm]
         start_ns, done_ns = self.device.submit(op, slot, arrival_ns)
         if op is Op.READ:
             pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
             self.reads[key] = done_ns
             self.schedule(done_ns, Own.READ_DONE, key, vm)
             self.counters["pswpin"] += 1
-            self.journal.record(now_ns, "read", slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
+            self.journal.record(now_ns, "read", vm, gfn, slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
         else:
             pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
             self.schedule(done_ns, Own.WRITE_DONE, key, vm)
             self.counters["pswpout"] += 1
-            self.journal.record(now_ns, "write", slot, pages.pfn[key], start_ns, done_ns)
+            self.journal.record(now_ns, "write", vm, gfn, slot, pages.pfn[key], start_ns, done_ns)
         return done_ns
 
     def next_border_ns(self, now_ns: int) -> int:

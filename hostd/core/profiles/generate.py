@@ -75,7 +75,8 @@ def render() -> dict[str, str]:
     seek = seek_table()
     hdd = (
         f"{HDD}\nservers = 1\nbackground = true\nread_median_ns = {_hdd_median(seek)}\n"
-        f"rotation_ns = {REVOLUTION_NS}\ntransfer_ns = {TRANSFER_HDD_NS}\nskip_slots_max = 128\n\n# Quantiles at i/{POINTS}, ns.\n"
+        f"rotation_ns = {REVOLUTION_NS}\ntransfer_ns = {TRANSFER_HDD_NS}\nskip_slots_max = 128\n\n"
+        f"# Quantiles at i/{POINTS}, ns.\n"
         f"{_array('read_ns', seek)}{_array('write_ns', seek)}"
     )
     reads = lognormal_table(80_000, 350_000, 2_000_000)

@@ -1,0 +1,86 @@
+"""The device model and its profiles."""
+
+from __future__ import annotations
+
+import runpy
+from importlib import resources
+
+import pytest
+
+from apf.chance import Stream
+from hostd import device_profiles
+from hostd.core.device import Device, DeviceProfile, Op, default_window_ns
+
+
+def profile(servers: int = 1, skip: int = 0) -> DeviceProfile:
+    return DeviceProfile("test", servers, True, 1000, (1000, 1000), (500, 500), 0, 10, skip)
+
+
+def test_one_server_is_a_fifo_queue() -> None:
+    device = Device(profile(), 1)
+    assert device.submit(Op.READ, 5, 100) == (100, 1110)
+    assert device.submit(Op.WRITE, 9, 200) == (1110, 1620)
+    assert device.submit(Op.READ, 1, 5000) == (5000, 6010)
+
+
+def test_k_servers_work_on_k_ios_at_once() -> None:
+    device = Device(profile(servers=2), 1)
+    assert [device.submit(Op.READ, 9 * slot, 0)[0] for slot in range(5)] == [0, 0, 1010, 1010, 2020]
+
+
+def test_an_io_a_little_ahead_of_the_last_one_of_its_kind_costs_only_transfers() -> None:
+    device = Device(profile(skip=4), 1)
+    done = [device.submit(op, slot, 0)[1] for op, slot in [(Op.READ, 10), (Op.READ, 11), (Op.READ, 15)]]
+    assert done == [1010, 1020, 1060]
+    for op, slot, cost in [(Op.WRITE, 16, 510), (Op.WRITE, 16, 510), (Op.WRITE, 21, 510), (Op.WRITE, 20, 510)]:
+        start, end = device.submit(op, slot, 0)
+        assert end - start == cost, (op, slot)
+
+
+def test_reads_and_writes_draw_from_streams_of_their_own() -> None:
+    nvme = device_profiles.load("nvme")
+    alone, mixed = Device(nvme, 3), Device(nvme, 3)
+    reads = [alone.submit(Op.READ, 0, at)[1] - at for at in range(0, 10**9, 10**8)]
+    again = []
+    for at in range(0, 10**9, 10**8):
+        mixed.submit(Op.WRITE, 0, at)
+        again.append(mixed.submit(Op.READ, 0, at)[1] - at)
+    assert reads == again
+
+
+def latencies(name: str, count: int = 20_000) -> list[int]:
+    device = Device(device_profiles.load(name), 1)
+    slots = Stream(1, "slots")
+    return sorted(device.submit(Op.READ, slots.below(1 << 40), at * 10**9)[1] - at * 10**9 for at in range(count))
+
+
+def test_nvme_reads_have_the_stated_percentiles() -> None:
+    drawn = latencies("nvme")
+    assert drawn[len(drawn) // 2] == pytest.approx(80_000, rel=0.03)
+    assert drawn[len(drawn) * 99 // 100] == pytest.approx(350_000, rel=0.06)
+
+
+def test_hdd_reads_take_a_seek_half_a_turn_and_a_transfer_in_the_mean() -> None:
+    drawn = latencies("hdd-7200")
+    assert sum(drawn) / len(drawn) == pytest.approx(8_500_000 + 4_166_667 + 27_306, rel=0.01)
+    assert drawn[len(drawn) // 2] == pytest.approx(device_profiles.load("hdd-7200").read_median_ns, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "window_ns"), [("nvme", 20_000), ("hdd-7200", 637_305)])
+def test_the_default_window_is_a_twentieth_of_the_median_read(name: str, window_ns: int) -> None:
+    assert default_window_ns(device_profiles.load(name)) == window_ns
+
+
+def test_committed_profiles_are_what_the_generator_makes() -> None:
+    folder = resources.files("hostd.core").joinpath("profiles")
+    made = runpy.run_path(str(folder.joinpath("generate.py")))["render"]()
+    assert sorted(made) == sorted(f"{name}.toml" for name in device_profiles.NAMES)
+    for name, text in made.items():
+        assert folder.joinpath(name).read_text(encoding="utf-8") == text, f"{name}: run generate.py"
+
+
+def test_tables_ascend() -> None:
+    for name in device_profiles.NAMES:
+        loaded = device_profiles.load(name)
+        for table in (loaded.read_ns, loaded.write_ns):
+            assert list(table) == sorted(table) and table[0] > 0

@@ -1,0 +1,46 @@
+"""What cannot be settled now is answered Retry at the next border; a hopeless group is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from apf.core import CoreError
+from apf.messages import Mapped, Retry
+from hostd.core.mm import FRUITLESS_BORDERS_MAX
+from tests.unit.hostd.rig import WINDOW_NS, WRITE_NS, Rig
+
+NewRig = Callable[..., Rig]
+
+
+def test_without_a_free_frame_the_fault_is_retried_and_works_once_a_write_is_done(new_rig: NewRig) -> None:
+    rig = new_rig(limit=4, reserve=1)
+    rig.load(4)
+    rig.mapped(10, 100)
+    assert rig.core.free_frames == 0
+    assert rig.fault(11, 200, vcpu=1) == Retry(WINDOW_NS)
+    assert len(rig.effects) == 1
+    rig.border(WINDOW_NS)
+    assert rig.fault(11, WINDOW_NS, vcpu=1) == Retry(2 * WINDOW_NS)
+    assert isinstance(rig.fault(11, WINDOW_NS + WRITE_NS, vcpu=1), Mapped)
+    assert rig.core.counters["retry"] == 2
+
+
+def test_a_group_that_never_gets_a_page_is_out_of_memory(new_rig: NewRig) -> None:
+    rig = new_rig(limit=1)
+    rig.core._mm.groups[0].limit = 0
+    for border in range(FRUITLESS_BORDERS_MAX):
+        assert rig.fault(0, border * WINDOW_NS) == Retry((border + 1) * WINDOW_NS)
+    with pytest.raises(CoreError, match="VM 0 is out of memory: limit 0 pages"):
+        rig.fault(0, FRUITLESS_BORDERS_MAX * WINDOW_NS)
+
+
+def test_a_retried_work_item_does_not_exist(new_rig: NewRig) -> None:
+    rig = new_rig(limit=1)
+    rig.load(8)
+    rig.core._mm.frames.young[0] = 0
+    first = rig.in_progress(0, 0, work=1)
+    assert rig.fault(1, 1, vcpu=1, work=2) == Retry(WINDOW_NS)
+    with pytest.raises(CoreError, match="known: None"):
+        rig.prefault(1, first.ready_at_ns, vcpu=1, work=2)
