@@ -1,4 +1,4 @@
-"""The swap file: real bytes in a real file, a page a slot. What the device costs is the core's business, not this one's.
+"""The swap file: real bytes in a real file, a page a slot. What the device costs is the core's business.
 
 Reads and writes are synchronous and go through the page cache, so rules (1) to (3) of ``hostd.core.events`` hold by
 themselves: the bytes have moved when the call returns.

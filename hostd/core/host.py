@@ -80,7 +80,7 @@ class HostCore:
         return self._mm.groups[vm].usage
 
     def locate(self, vm: int, gfns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Frame and slot of each page, -1 where it has none. A page with a frame may have a slot too; the frame counts.
+        """Frame and slot of each page, -1 where it has none. A page may have both; then the frame counts.
 
         A page being read has its frame already, and its bytes: the shell moves them when it is told to.
         """
