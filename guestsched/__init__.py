@@ -1,0 +1,1 @@
+"""The guest kernel of one VM."""

@@ -1,0 +1,1 @@
+"""KVM and the CPUs of one VM."""

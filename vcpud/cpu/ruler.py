@@ -11,7 +11,11 @@ The answer depends on the bytes alone, hence it is remembered by them.
 
 from __future__ import annotations
 
-from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+from typing import Any
+
+from unicorn import UC_ARCH_X86, UC_MODE_64
+
+from vcpud.cpu import binding
 
 _BASE = 0x10000
 _ROOM = 0x3000
@@ -23,7 +27,7 @@ class Ruler:
     """Measures beginnings of blocks."""
 
     def __init__(self) -> None:
-        self._uc: Uc | None = None
+        self._uc: Any = None
         self._known: dict[tuple[bytes, int], int] = {}
 
     def instructions_before(self, block: bytes, total: int, offset: int) -> int:
@@ -37,7 +41,7 @@ class Ruler:
         if known is not None:
             return known
         if self._uc is None:
-            self._uc = Uc(UC_ARCH_X86, UC_MODE_64)
+            self._uc = binding.Uc(UC_ARCH_X86, UC_MODE_64)
             self._uc.mem_map(_BASE, _ROOM)
         remainder = block[offset:]
         self._uc.mem_write(_BASE, remainder + _STOP)
