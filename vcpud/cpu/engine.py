@@ -19,7 +19,7 @@ Departures from a real CPU:
 - A repeated string instruction counts once per repetition.
 - IN and OUT raise #GP only after the rest of their block has run, and count as retired; SYSENTER counts as retired.
 - SYSCALL does not change RCX and R11.
-- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of the CPU model below, whatever the host.
+- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
 - Alignment checks, debug registers and single-stepping are not there.
 """
 
@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from unicorn import UC_ARCH_X86, UC_MODE_64, unicorn_const, x86_const
+from unicorn import unicorn_const, x86_const
 
 from apf.hostmem import EPT_WRITE, HostMemory, ept_entry
 from apf.messages import NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Access, AddressSpace
@@ -41,9 +41,7 @@ from vcpud.cpu.extents import rows_of
 from vcpud.cpu.hooks import Reason, Word
 from vcpud.cpu.registers import RegisterFile
 from vcpud.cpu.ruler import Ruler
-
-CPU_MODEL = x86_const.UC_CPU_X86_WESTMERE
-"""x86-64-v2: SSE4.2, POPCNT, AES; neither AVX, which Unicorn lacks, nor RDRAND and RDSEED, which are random."""
+from vcpud.cpu.user_mode import new_user_cpu
 
 # Plain integers for the hot path: an enum member takes as long to look up as a word to read.
 _ACCESS = int(Word.ACCESS)
@@ -68,7 +66,6 @@ _R_PAGE_FAULT = int(Reason.PAGE_FAULT)
 _R_STALE_CODE = int(Reason.STALE_CODE)
 _R_SYSCALL = int(Reason.SYSCALL)
 
-_TCG_BUFFER_BYTES = 64 << 20
 _ACCESS_OF = {
     unicorn_const.UC_MEM_READ: Access.READ,
     unicorn_const.UC_MEM_WRITE: Access.WRITE,
@@ -80,14 +77,6 @@ _NO_BLOCK = -1
 _OFFSET_MASK = PAGE_SIZE - 1
 _U32 = struct.Struct("<I")
 _KEY_MASK = (1 << 64) - 1
-
-# Entry to CPL 3: SYSRETQ loads CS and SS with the selectors in MSR_STAR and RIP from RCX.
-_SYSRETQ = b"\x48\x0f\x07"
-_LANDING_OFFSET = 0x10
-_MSR_EFER, _EFER_SCE_LME_LMA = 0xC0000080, 0x501
-_MSR_STAR, _STAR_SELECTORS = 0xC0000081, 0x18 << 48 | 0x08 << 32
-_CR0_NE = 1 << 5
-_CR4_TSD, _CR4_OSFXSR, _CR4_OSXMMEXCPT = 1 << 2, 1 << 9, 1 << 10
 
 
 class Engine:
@@ -113,7 +102,7 @@ class Engine:
         self._rip = ctypes.c_uint64()
         self._rip_address = ctypes.addressof(self._rip)
         self._tlb_empty = True
-        self._uc: Any = self._enter_user_mode()
+        self._uc: Any = self._new_cpu()
         self._handle = binding.handle_of(self._uc)
         self._registers = RegisterFile(self._handle)
         self._fresh = self._uc.context_save()
@@ -133,18 +122,14 @@ class Engine:
             words[Word.PAGE_ADDRESS] = publish.page_address
             words[Word.SLOT] = publish.slot
 
-    def _enter_user_mode(self) -> Any:
-        """A Unicorn engine at CPL 3 with all hooks and frames. It starts at CPL 0, which it leaves by SYSRETQ."""
-        uc = binding.Uc(UC_ARCH_X86, UC_MODE_64)
-        uc.ctl_set_cpu_model(CPU_MODEL)
-        uc.ctl_set_tcg_buffer_size(_TCG_BUFFER_BYTES)
+    def _new_cpu(self) -> Any:
+        """A CPU in user mode with all frames and hooks."""
+        frames = self._memory.geometry.frames
+        uc = new_user_cpu(beyond=frames << PAGE_SHIFT)
+        uc.mem_map_ptr(0, frames << PAGE_SHIFT, unicorn_const.UC_PROT_ALL, self._memory.address)
         uc.ctl_exits_enabled(True)  # with no exit set: only hooks end a run, and no address is special
-        stub = self._memory.geometry.frames << PAGE_SHIFT
-        uc.mem_map_ptr(0, stub, unicorn_const.UC_PROT_ALL, self._memory.address)
-        uc.mem_map(stub, PAGE_SIZE)  # beyond the frames: no guest page can be there
-        uc.mem_write(stub, _SYSRETQ)
+        uc.ctl_set_tlb_mode(unicorn_const.UC_TLB_VIRTUAL)
         state = self._shared.ctypes.data
-        # Before any code runs: a block translated earlier never calls a later hook.
         binding.add_hook(uc, unicorn_const.UC_HOOK_BLOCK, hooks.ON_BLOCK, state)
         binding.add_hook(uc, unicorn_const.UC_HOOK_TLB_FILL, hooks.on_fill.address, state)
         binding.add_hook(uc, unicorn_const.UC_HOOK_INTR, hooks.on_interrupt.address, state)
@@ -155,25 +140,6 @@ class Engine:
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
             binding.add_hook(uc, unicorn_const.UC_HOOK_INSN, hook.address, state, instruction)
-        uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_STAR, _STAR_SELECTORS))
-        uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, _EFER_SCE_LME_LMA))
-        uc.reg_write(x86_const.UC_X86_REG_CR0, uc.reg_read(x86_const.UC_X86_REG_CR0) | _CR0_NE)
-        uc.reg_write(x86_const.UC_X86_REG_CR4, _CR4_TSD | _CR4_OSFXSR | _CR4_OSXMMEXCPT)
-        for table in (x86_const.UC_X86_REG_GDTR, x86_const.UC_X86_REG_IDTR):
-            uc.reg_write(table, (0, 0, 0, 0))  # empty, or guest memory at address 0 would be read as descriptors
-        uc.reg_write(x86_const.UC_X86_REG_RCX, stub + _LANDING_OFFSET)
-        uc.reg_write(x86_const.UC_X86_REG_R11, 0x202)
-        self._words[Word.NEXT_CHECK] = self._words[Word.STOP_AT] = 1
-        uc.emu_start(stub, 0)  # physical addresses as yet; the block hook stops it where SYSRETQ lands
-        if self._words[Word.REASON] != Reason.BUDGET or uc.reg_read(x86_const.UC_X86_REG_CS) & 3 != 3:
-            raise EngineError("the CPU did not get to CPL 3")
-        uc.mem_unmap(stub, PAGE_SIZE)
-        uc.ctl_set_tlb_mode(unicorn_const.UC_TLB_VIRTUAL)
-        uc.ctl_flush_tb()
-        binding.control(binding.handle_of(uc), binding.TLB_FLUSH)
-        self._words[Word.RETIRED] = 0
-        self._words[Word.LAST_BLOCK] = _NO_BLOCK
-        self._blocks.fill(0)
         return uc
 
     @property

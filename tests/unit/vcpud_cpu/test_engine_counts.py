@@ -11,7 +11,8 @@ from unicorn import UC_ARCH_X86, UC_HOOK_CODE, UC_MODE_64, Uc, x86_const
 from apf import registers
 from apf.hostmem import ept_entry
 from apf.messages import PAGE_SIZE, Access
-from vcpud.cpu.engine import CPU_MODEL, ExitCause
+from vcpud.cpu.engine import ExitCause
+from vcpud.cpu.user_mode import CPU_MODEL
 
 REFERENCE_REGISTERS = ("rax", "rbx", "rcx", "rdx", "rsi", "r8", "r13", "rflags", "xmm0", "xmm1")
 

@@ -15,8 +15,8 @@ from vcpud.cpu.engine import ExitCause, Publisher
 
 PRIVILEGED = (
     *("cli", "sti", "hlt", "wrmsr", "rdmsr", "mov cr3, rax", "mov rax, cr0", "mov cr8, rax", "mov dr7, rax"),
-    *("lgdt [rdi]", "lidt [rdi]", "invlpg [rdi]", "clts", "wbinvd", "lmsw ax", "ltr ax", "swapgs", "sysexit", "sysret"),
-    *("iretq", "rdtsc"),
+    *("lgdt [rdi]", "lidt [rdi]", "invlpg [rdi]", "clts", "wbinvd", "lmsw ax", "ltr ax", "swapgs", "sysexit"),
+    *("sysret", "iretq", "rdtsc"),
 )
 UNDEFINED = ("ud2", "rdrand eax", "rdseed rax", "rdtscp", "xgetbv", "vaddps ymm0, ymm1, ymm2", "vmcall", "rdpmc")
 
@@ -43,6 +43,7 @@ def test_ports_and_sysenter_end_the_task_too(rig, text: str) -> None:
 def test_software_interrupts_are_exceptions_behind_the_instruction(rig) -> None:
     for text, vector, length in (("int3", 3, 1), ("int 0x80", 0x80, 2)):
         rig.start(f"nop; {text}; nop; hlt")
+        rig.engine.flush_translations()
         exit_ = rig.engine.run(100, 0)
         assert (exit_.vector, exit_.retired, exit_.rip) == (vector, 2, rig.CODE + 1 + length)
 
@@ -75,7 +76,8 @@ def test_descriptors_are_never_read_from_guest_memory(rig) -> None:
     rig.engine.set_space(AddressSpace(2, (low, *rig.space.extents[:1])))
     rig.engine.use_space(2)
     rig.memory.frames[rig.DATA_PFN, 8:16] = np.frombuffer(bytes.fromhex("0000000000982000"), np.uint8)
-    rig.memory.frames[rig.DATA_PFN, 256:272] = np.frombuffer(rig.CODE.to_bytes(8, "little") + b"\x08" + bytes(7), np.uint8)
+    stack = rig.CODE.to_bytes(8, "little") + b"\x08" + bytes(7)
+    rig.memory.frames[rig.DATA_PFN, 256:272] = np.frombuffer(stack, np.uint8)
     rig.start(b"\x48\xcb", rsp=256)  # lretq to selector 8
     exit_ = rig.engine.run(100, 0)
     assert (exit_.cause, exit_.vector) == (ExitCause.EXCEPTION, 13)
