@@ -74,6 +74,7 @@ _ACCESS_OF = {
 _PAGE_FAULT_VECTOR = 14
 _UNDEFINED_OPCODE_VECTOR = 6
 _NO_BLOCK = -1
+_REMEMBERED = 4096
 _OFFSET_MASK = PAGE_SIZE - 1
 _U32 = struct.Struct("<I")
 _KEY_MASK = (1 << 64) - 1
@@ -291,6 +292,8 @@ class Engine:
             if not block <= rip < block + size:  # it ran to its end: a trap, or IN and OUT
                 return
             before = self._ruler.instructions_before(self._code(block, size), total, rip - block)
+            if len(self._cut_short) >= _REMEMBERED:
+                self._cut_short.clear()
             self._cut_short[key] = before
         words[_RETIRED] -= total - before
 

@@ -1,7 +1,7 @@
 """A Unicorn CPU at CPL 3.
 
-Unicorn starts at CPL 0, where privileged instructions run silently or look like a normal stop. SYSRETQ is the way down:
-it loads CS and SS with the selectors in MSR_STAR and RIP from RCX.
+Unicorn starts at CPL 0, where privileged instructions run silently or look like a normal stop. SYSRETQ is the way
+down: it loads CS and SS with the selectors in MSR_STAR and RIP from RCX.
 """
 
 from __future__ import annotations

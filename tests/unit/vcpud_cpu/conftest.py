@@ -21,11 +21,6 @@ DATA_GFN = 32
 DATA_PFN = 40
 
 
-def assemble(text: str, address: int = CODE) -> bytes:
-    """Intel-syntax ``text`` as code for ``address``."""
-    return bytes(Ks(KS_ARCH_X86, KS_MODE_64).asm(text, address)[0])
-
-
 class Rig:
     """Engine, memory and one address space: code gfn n is frame n, data gfn 32+n is frame 40+n."""
 
@@ -42,6 +37,11 @@ class Rig:
         self.engine.use_space(1)
         self.map_all()
 
+    @staticmethod
+    def assemble(text: str, address: int = CODE) -> bytes:
+        """Intel-syntax ``text`` as code for ``address``."""
+        return bytes(Ks(KS_ARCH_X86, KS_MODE_64).asm(text, address)[0])
+
     def map_all(self) -> None:
         """All of the process's pages in the EPT."""
         for n in range(CODE_PAGES):
@@ -55,7 +55,7 @@ class Rig:
 
     def store_code(self, code: str | bytes, address: int = CODE) -> None:
         """Put code into its frames, as the host would, without telling the engine."""
-        raw = code if isinstance(code, bytes) else assemble(code, address)
+        raw = code if isinstance(code, bytes) else self.assemble(code, address)
         start = address - CODE
         self.memory.frames.reshape(-1)[start : start + len(raw)] = np.frombuffer(raw, np.uint8)
 

@@ -125,6 +125,38 @@ def test_faults_and_budgets_in_random_programs(new_rig, seed: int) -> None:
     assert mid_block > 300
 
 
+def story(rig, text: str, seed: int, disturb: bool) -> list[object]:
+    """All exits of a program under eviction, and the use of pages in each window.
+
+    ``disturb`` drops translations now and then, as Unicorn's own TLB may at any time.
+    """
+    random_, noise = random.Random(seed), random.Random(seed)
+    rig.start(text, rig.CODE + 4000, r12=rig.DATA, rdi=0, rsp=0)
+    rig.memory.epts[0][:] = 0
+    told: list[object] = []
+    while rig.engine.retired < 5000:
+        if disturb and noise.random() < 0.5:
+            rig.engine._flush_tlb()
+        if disturb and noise.random() < 0.1:
+            rig.engine.flush_translations()
+        exit_ = rig.engine.run(random_.choice((1, 30, 300)), 0)
+        told.append(exit_)
+        if exit_.cause is ExitCause.EPT_VIOLATION:
+            rig.engine.map_overlay(exit_.gfn, rig.pfn_of(exit_.gfn), exit_.gfn >= rig.DATA_GFN)
+        elif random_.random() < 0.3:
+            told.append((rig.memory.accessed.tobytes(), rig.memory.dirty.tobytes()))
+            rig.memory.accessed[:] = 0
+            rig.memory.dirty[:] = 0
+            rig.engine.open_window()
+    return [*told, rig.engine.save_registers(), rig.memory.frames.tobytes()]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_dropped_translations_change_nothing(new_rig, seed: int) -> None:
+    text = program(random.Random(seed), serial=seed)
+    assert story(new_rig(), text, seed, disturb=False) == story(new_rig(), text, seed, disturb=True)
+
+
 def test_every_budget_stops_at_the_first_block_start_at_or_past_it(rig) -> None:
     code = "start: inc rax; inc rbx; jnz next; next: inc rcx; jmp far; far: " + "inc rdx; " * 600 + "jmp start"
     rig.start(code)

@@ -6,7 +6,6 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import assemble
 
 from apf import registers
 from apf.messages import PAGE_SIZE, AddressSpace, Extent
@@ -30,7 +29,7 @@ def test_what_user_code_may_not_do_is_an_exception_at_the_instruction(rig, text:
     before = 2 + text.count(";")
     exit_ = rig.engine.run(100, 0)
     assert (exit_.cause, exit_.vector, exit_.retired) == (ExitCause.EXCEPTION, vector, before)
-    assert exit_.rip == rig.CODE + len(assemble("; ".join(f"nop; nop; {text}".split("; ")[:before])))
+    assert exit_.rip == rig.CODE + len(rig.assemble("; ".join(f"nop; nop; {text}".split("; ")[:before])))
 
 
 @pytest.mark.parametrize("text", ["in al, dx", "out dx, al", "in eax, 0x40", "sysenter"])
