@@ -6,6 +6,7 @@ with what it held and what is allowed (``ScenarioError``).
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -40,8 +41,6 @@ def parse_size(value: object) -> object:
             raise ValueError("expected a number of bytes, or a number with B, KiB, MiB or GiB, as in '512MiB'")
         return int(match[1]) * _UNITS[match[2] or ""]
     return value
-
-
 
 
 def _decimal(value: object) -> object:
@@ -174,6 +173,10 @@ class Scenario(_Model):
     def gup_variant(self) -> GupVariant:
         """The variant as the cores know it."""
         return GupVariant[self.gup.upper()]
+
+    def fingerprint(self) -> str:
+        """By which the processes of a run know that they run the same scenario."""
+        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
 
     def for_mode(self, mode: ApfName) -> Scenario:
         """The same scenario as one run in ``mode``."""

@@ -1,1 +1,1 @@
-"""KVM and the CPUs of one VM."""
+"""vcpud plays KVM and the CPU: one process per VM, with a worker process per vCPU."""

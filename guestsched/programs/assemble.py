@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from keystone import KS_ARCH_X86, KS_MODE_64, Ks  # type: ignore[import-untyped]
+from keystone import KS_ARCH_X86, KS_MODE_64, Ks
 
 SOURCES = Path(__file__).parent
 OUTPUT = SOURCES / "builtin.json"

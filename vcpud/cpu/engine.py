@@ -35,8 +35,9 @@ from unicorn import unicorn_const, x86_const
 
 from apf.hostmem import EPT_WRITE, HostMemory, ept_entry
 from apf.messages import NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Access, AddressSpace
+from vcpud.core.effects import ExitCause
 from vcpud.cpu import binding, hooks
-from vcpud.cpu.exits import EngineError, Exit, ExitCause, Publisher
+from vcpud.cpu.exits import EngineError, Exit, Publisher
 from vcpud.cpu.extents import rows_of
 from vcpud.cpu.hooks import Reason, Word
 from vcpud.cpu.registers import RegisterFile
@@ -78,6 +79,9 @@ _REMEMBERED = 4096
 _OFFSET_MASK = PAGE_SIZE - 1
 _U32 = struct.Struct("<I")
 _KEY_MASK = (1 << 64) - 1
+
+
+__all__ = ("Engine", "EngineError", "Exit", "ExitCause", "Publisher")
 
 
 class Engine:

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import NamedTuple
 
 from apf.messages import Access
+from vcpud.core.effects import ExitCause
 
 
 class EngineError(Exception):
     """Unicorn stopped for a reason that no guest can cause."""
-
-
-class ExitCause(Enum):
-    """Why ``run()`` returned."""
-
-    BUDGET = "budget"
-    EPT_VIOLATION = "ept_violation"
-    SYSCALL = "syscall"
-    EXCEPTION = "exception"
 
 
 class Exit(NamedTuple):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from apf import registers
+from apf.clockpage import ClockPage
 from apf.messages import PAGE_SIZE, AddressSpace, Extent
 from vcpud.cpu import hooks
 from vcpud.cpu.engine import ExitCause, Publisher
@@ -134,16 +135,16 @@ def test_registers_cannot_carry_privileged_flags(rig) -> None:
     assert rig.get("rflags") == 0x202
 
 
-def test_the_clock_is_published_while_the_guest_runs(new_rig) -> None:
-    page = np.zeros(512, np.int64)
-    rig = new_rig(cpu_mips=2000, publish=Publisher(int(page.ctypes.data), slot=3))
+def test_the_clock_is_published_while_the_guest_runs(new_rig, tmp_path) -> None:
+    page = ClockPage.create(tmp_path / "clock", participants=4)
+    rig = new_rig(cpu_mips=2000, publish=Publisher(page.address, slot=3))
     rig.start("l: inc rbx; inc rbx; inc rbx; jmp l")
     rig.engine.run(20_000, 5_000_000)
-    published = int(page[page.nonzero()[0][0]])
-    retired = (published - 5_000_000) * 2
+    retired = (page.slot_ns(3) - 5_000_000) * 2
     assert 20_000 - 2 * hooks.PUBLISH_INTERVAL < retired <= 20_000
     rig.engine.run(20_000, 7_000_000)
-    assert int(page.max()) > 7_000_000 + 15_000
+    assert 7_000_000 + 15_000 < page.slot_ns(3) <= 7_000_000 + 20_000
+    assert [page.slot_ns(n) for n in range(3)] == [0, 0, 0]
 
 
 def test_two_engines_run_at_once_without_the_gil(new_rig) -> None:

@@ -1,0 +1,307 @@
+"""The clock page: how the processes of one host agree on virtual time.
+
+One page in shared memory holds, for every participant (vCPU) of the host, its *slot*: a lower bound on the time of
+its next request. Everything about order follows from the slots:
+
+- a server may take the request ``(time, participant)`` once no other participant can still issue an earlier one, that
+  is once every other slot is beyond it (``wait_turn``);
+- a window ends when every slot has reached its border (``run_openings``, the one opener, a native thread of hostd);
+- a participant goes on at time t once the window that holds t is open (``wait_window``).
+
+A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, before the reply leaves:
+the two never overlap, since a vCPU has one request under way at most. A stalled or idle vCPU's slot is the time it
+will go on, so nobody waits for it and nobody wakes it before; when all wait, the opener jumps to the earliest.
+
+Nobody polls. Who waits announces what for (its slot, or a *want* entry), looks once more, and sleeps on a futex of its
+own; who stores a slot looks for those whom this lets pass. Every wait returns after a while, and at a signal, so that
+the caller can look at the world; the page's ``abort`` word ends all of them.
+"""
+
+# numba's decorators are untyped; what they decorate is typed here by signature strings instead.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
+
+from __future__ import annotations
+
+import mmap
+import os
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from apf.messages import NEVER_NS
+from apf.native import add_i64, futex_wait, futex_wake, load_i64, store_i64
+
+
+class Waited(IntEnum):
+    """How a wait ended."""
+
+    DONE = 0
+    LATER = 1  # nothing yet: look around and wait again
+    ABORTED = 2
+    BORDER_WORK = 3  # run_openings only: all are at the border and hostd has work there
+    FINISHED = 4  # run_openings only: no participant will ever ask again
+
+
+# Cells are int64, a cache line (8 cells) for each thing that is stored by somebody else.
+_PARTICIPANTS: Final = 0
+_BORDER: Final = 8
+_WINDOWS: Final = 9
+_ABORT: Final = 16
+_BORDER_WORK: Final = 24
+_OPENER: Final = 32
+_WAITERS: Final = 40
+_SLOTS: Final = 48
+_LINE: Final = 8
+# A slot line: time, futex.  A want line: time, participant, futex.
+_TIME: Final = 0
+_SLOT_FUTEX: Final = 1
+_WANT_WHO: Final = 1
+_WANT_FUTEX: Final = 2
+
+_NEVER: Final = NEVER_NS
+_DONE, _LATER, _ABORTED, _WORK, _FINISHED = (int(w) for w in Waited)
+_WAIT_SECONDS: Final = 0
+_WAIT_NANOSECONDS: Final = 200_000_000
+
+SERVERS: Final = 2
+"""Want entries a participant can hold: one at hostd, one at guestsched."""
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True, inline="always")
+def _cell(page, index):
+    return page + 8 * index
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _slot(page, participant):
+    return page + 8 * (_SLOTS + _LINE * participant)
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _want(page, entry):
+    return page + 8 * (_SLOTS + _LINE * (load_i64(page) + entry))
+
+
+@njit("boolean(int64, int64)", cache=True, nogil=True)
+def _all_reached(page, border):
+    for participant in range(load_i64(page)):
+        if load_i64(_slot(page, participant)) < border:
+            return False
+    return True
+
+
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def publish(page, participant, time_ns):
+    """Store a slot and wake whoever this lets pass: a server waiting for its turn, or the opener."""
+    slot = _slot(page, participant)
+    before = load_i64(slot)
+    store_i64(slot, time_ns)
+    if load_i64(_cell(page, _WAITERS)) > 0:
+        for entry in range(SERVERS * load_i64(page)):
+            want = _want(page, entry)
+            wanted = load_i64(want)
+            who = load_i64(want + 8 * _WANT_WHO)
+            held_back = before < wanted or (before == wanted and participant < who)
+            passes = time_ns > wanted or (time_ns == wanted and participant > who)
+            if held_back and passes:
+                futex_wake(want + 8 * _WANT_FUTEX, 1)
+    border = load_i64(_cell(page, _BORDER))
+    if time_ns >= border and _all_reached(page, border):
+        futex_wake(_cell(page, _OPENER), 1)
+
+
+@njit("boolean(int64, int64, int64)", cache=True, nogil=True)
+def _has_turn(page, time_ns, participant):
+    for other in range(load_i64(page)):
+        if other != participant:
+            bound = load_i64(_slot(page, other))
+            if bound < time_ns or (bound == time_ns and other < participant):
+                return False
+    return True
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
+def _wait_turn(page, server, participant, time_ns):
+    if _has_turn(page, time_ns, participant):
+        return _DONE
+    want = _want(page, server * load_i64(page) + participant)
+    futex = want + 8 * _WANT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    store_i64(want + 8 * _WANT_WHO, participant)
+    store_i64(want, time_ns)
+    add_i64(_cell(page, _WAITERS), 1)
+    seen = load_i64(futex)
+    result = _LATER
+    if _has_turn(page, time_ns, participant):
+        result = _DONE
+    elif load_i64(_cell(page, _ABORT)) == 0:
+        futex_wait(futex, seen, timespec.ctypes.data)
+        if _has_turn(page, time_ns, participant):
+            result = _DONE
+    add_i64(_cell(page, _WAITERS), -1)
+    store_i64(want, _NEVER)
+    if result != _DONE and load_i64(_cell(page, _ABORT)) != 0:
+        result = _ABORTED
+    return result
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def _wait_window(page, participant, time_ns):
+    border = _cell(page, _BORDER)
+    if load_i64(border) > time_ns:
+        return _DONE
+    futex = _slot(page, participant) + 8 * _SLOT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    seen = load_i64(futex)
+    if load_i64(border) > time_ns:
+        return _DONE
+    if load_i64(_cell(page, _ABORT)) != 0:
+        return _ABORTED
+    futex_wait(futex, seen, timespec.ctypes.data)
+    if load_i64(border) > time_ns:
+        return _DONE
+    return _LATER
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _run_openings(page, window_ns):
+    opener = _cell(page, _OPENER)
+    border_cell = _cell(page, _BORDER)
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    while True:
+        border = load_i64(border_cell)
+        seen = load_i64(opener)
+        if load_i64(_cell(page, _ABORT)) != 0:
+            return _ABORTED
+        if not _all_reached(page, border):
+            futex_wait(opener, seen, timespec.ctypes.data)
+            if not _all_reached(page, border):
+                return _LATER
+        earliest = _NEVER
+        for participant in range(load_i64(page)):
+            earliest = min(earliest, load_i64(_slot(page, participant)))
+        if earliest >= _NEVER:
+            return _FINISHED
+        if load_i64(_cell(page, _BORDER_WORK)) <= border:
+            return _WORK
+        opened = (earliest // window_ns + 1) * window_ns
+        add_i64(_cell(page, _WINDOWS), 1)
+        store_i64(border_cell, opened)
+        for participant in range(load_i64(page)):
+            slot = _slot(page, participant)
+            if load_i64(slot) < opened:
+                futex_wake(slot + 8 * _SLOT_FUTEX, 1)
+
+
+@njit("void(int64)", cache=True, nogil=True)
+def _wake_everybody(page):
+    participants = load_i64(page)
+    futex_wake(_cell(page, _OPENER), 1)
+    for participant in range(participants):
+        futex_wake(_slot(page, participant) + 8 * _SLOT_FUTEX, 1)
+    for entry in range(SERVERS * participants):
+        futex_wake(_want(page, entry) + 8 * _WANT_FUTEX, 1)
+
+
+def next_border_ns(earliest_ns: int, window_ns: int) -> int:
+    """End of the window that holds ``earliest_ns``; the twin opens by the same rule as ``run_openings``."""
+    return (earliest_ns // window_ns + 1) * window_ns
+
+
+class ClockPage:
+    """One process's view of the clock page."""
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self._cells = np.frombuffer(mapping, dtype=np.int64)
+        self.address = int(self._cells.ctypes.data)
+
+    @staticmethod
+    def size(participants: int) -> int:
+        """Bytes of the page for that many participants."""
+        return 8 * (_SLOTS + _LINE * (1 + SERVERS) * participants)
+
+    @classmethod
+    def create(cls, path: Path, participants: int) -> ClockPage:
+        """Make the page at ``path``: all slots at 0, no window open."""
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, cls.size(participants))
+            page = cls(mmap.mmap(fd, cls.size(participants)))
+        finally:
+            os.close(fd)
+        page._cells[_PARTICIPANTS] = participants
+        page._cells[_BORDER_WORK] = NEVER_NS
+        for entry in range(SERVERS * participants):
+            page._cells[_SLOTS + _LINE * (participants + entry)] = NEVER_NS
+        return page
+
+    @classmethod
+    def attach(cls, path: Path) -> ClockPage:
+        """Map the page another process made."""
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return cls(mmap.mmap(fd, os.fstat(fd).st_size))
+        finally:
+            os.close(fd)
+
+    @property
+    def participants(self) -> int:
+        """How many participants the host has."""
+        return int(self._cells[_PARTICIPANTS])
+
+    @property
+    def border_ns(self) -> int:
+        """End of the open window."""
+        return int(self._cells[_BORDER])
+
+    @property
+    def windows(self) -> int:
+        """Windows opened so far."""
+        return int(self._cells[_WINDOWS])
+
+    def slot_ns(self, participant: int) -> int:
+        """A participant's slot."""
+        return int(self._cells[_SLOTS + _LINE * participant])
+
+    def virtual_ns(self) -> int:
+        """How far all participants have come (for show; it moves while one looks)."""
+        return min((self.slot_ns(p) for p in range(self.participants)), default=0)
+
+    def publish(self, participant: int, time_ns: int) -> None:
+        """Store a slot and wake whoever this lets pass."""
+        publish(self.address, participant, time_ns)
+
+    def wait_turn(self, server: int, participant: int, time_ns: int) -> Waited:
+        """Wait until ``server`` may take the request ``(time_ns, participant)``; returns at least every 200 ms."""
+        return Waited(_wait_turn(self.address, server, participant, time_ns))
+
+    def wait_window(self, participant: int, time_ns: int) -> Waited:
+        """Wait until a window holding ``time_ns`` is open; the slot must be at ``time_ns`` or a bound below it."""
+        return Waited(_wait_window(self.address, participant, time_ns))
+
+    def run_openings(self, window_ns: int) -> Waited:
+        """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
+        return Waited(_run_openings(self.address, window_ns))
+
+    def set_border_due(self, due_ns: int | None) -> None:
+        """The first border at or after ``due_ns`` needs hostd (None: none does).
+
+        Only hostd says so, before it publishes the slot of the vCPU whose request caused it.
+        """
+        self._cells[_BORDER_WORK] = NEVER_NS if due_ns is None else due_ns
+
+    @property
+    def aborted(self) -> bool:
+        """Whether somebody ended the run."""
+        return bool(self._cells[_ABORT])
+
+    def abort(self) -> None:
+        """End every wait of every process."""
+        self._cells[_ABORT] = 1
+        _wake_everybody(self.address)

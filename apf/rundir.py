@@ -1,0 +1,87 @@
+"""Where the processes of one run meet: names of sockets, shared memory and files.
+
+Two directories of the run's own, so that runs never collide: ``memory`` on a tmpfs (guest RAM, clock page, counters) and
+``files`` (sockets, the swap file, results, journals). Who made them removes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The two directories of a run."""
+
+    memory: Path
+    files: Path
+
+    @classmethod
+    def make(cls) -> RunDir:
+        """New directories, for this user only."""
+        memory = Path(tempfile.mkdtemp(prefix="apf-", dir=SHM if SHM.is_dir() else None))
+        try:
+            return cls(memory, Path(tempfile.mkdtemp(prefix="apf-")))
+        except OSError:
+            memory.rmdir()
+            raise
+
+    def remove(self) -> None:
+        """Remove both; what is already gone is no error."""
+        shutil.rmtree(self.memory, ignore_errors=True)
+        shutil.rmtree(self.files, ignore_errors=True)
+
+    @property
+    def host_memory(self) -> Path:
+        """Frames and EPTs (``apf.hostmem``)."""
+        return self.memory / "host-memory"
+
+    @property
+    def clock(self) -> Path:
+        """The clock page (``apf.clockpage``)."""
+        return self.memory / "clock"
+
+    def vcpu_stats(self, vm: int) -> Path:
+        """Counters of a VM's vCPUs (``apf.stats``)."""
+        return self.memory / f"vcpu-stats-{vm}"
+
+    @property
+    def swap(self) -> Path:
+        """The swap file."""
+        return self.files / "swap"
+
+    @property
+    def host_address(self) -> str:
+        """GRPC address of hostd."""
+        return f"unix:{self.files / 'hostd.sock'}"
+
+    def guest_address(self, vm: int) -> str:
+        """GRPC address of a VM's guestsched."""
+        return f"unix:{self.files / f'guestsched-{vm}.sock'}"
+
+    def journal(self, name: str) -> Path:
+        """Journal of one core."""
+        return self.files / f"{name}.journal"
+
+    def write_report(self, name: str, report: dict[str, Any]) -> None:
+        """Leave a process's last word: results, or why it failed. Appears whole or not at all."""
+        path = self.files / f"{name}.json"
+        scratch = path.with_suffix(".part")
+        scratch.write_text(json.dumps(report))
+        os.replace(scratch, path)
+
+    def read_report(self, name: str) -> dict[str, Any] | None:
+        """What ``name`` left, or None."""
+        try:
+            report: dict[str, Any] = json.loads((self.files / f"{name}.json").read_text())
+        except FileNotFoundError:
+            return None
+        return report

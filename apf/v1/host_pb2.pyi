@@ -1,0 +1,139 @@
+from apf.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RunVcpuRequest(_message.Message):
+    __slots__ = ("time_ns", "seq", "attach", "fault", "prefault")
+    TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    PREFAULT_FIELD_NUMBER: _ClassVar[int]
+    time_ns: int
+    seq: int
+    attach: _types_pb2.Attach
+    fault: FaultRaised
+    prefault: PrefaultRaised
+    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., fault: _Optional[_Union[FaultRaised, _Mapping]] = ..., prefault: _Optional[_Union[PrefaultRaised, _Mapping]] = ...) -> None: ...
+
+class RunVcpuResponse(_message.Message):
+    __slots__ = ("seq", "at_ns", "attached", "mapped", "retry", "in_progress")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
+    ATTACHED_FIELD_NUMBER: _ClassVar[int]
+    MAPPED_FIELD_NUMBER: _ClassVar[int]
+    RETRY_FIELD_NUMBER: _ClassVar[int]
+    IN_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    at_ns: int
+    attached: _types_pb2.Attached
+    mapped: Mapped
+    retry: Retry
+    in_progress: InProgress
+    def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., mapped: _Optional[_Union[Mapped, _Mapping]] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., in_progress: _Optional[_Union[InProgress, _Mapping]] = ...) -> None: ...
+
+class FaultRaised(_message.Message):
+    __slots__ = ("gfn", "access", "mode", "work")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_UNSPECIFIED: _ClassVar[FaultRaised.Mode]
+        MODE_BLOCKING: _ClassVar[FaultRaised.Mode]
+        MODE_NOWAIT: _ClassVar[FaultRaised.Mode]
+    MODE_UNSPECIFIED: FaultRaised.Mode
+    MODE_BLOCKING: FaultRaised.Mode
+    MODE_NOWAIT: FaultRaised.Mode
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    ACCESS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    access: _types_pb2.Access
+    mode: FaultRaised.Mode
+    work: int
+    def __init__(self, gfn: _Optional[int] = ..., access: _Optional[_Union[_types_pb2.Access, str]] = ..., mode: _Optional[_Union[FaultRaised.Mode, str]] = ..., work: _Optional[int] = ...) -> None: ...
+
+class PrefaultRaised(_message.Message):
+    __slots__ = ("gfn", "work")
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    work: int
+    def __init__(self, gfn: _Optional[int] = ..., work: _Optional[int] = ...) -> None: ...
+
+class Mapped(_message.Message):
+    __slots__ = ("gfn", "pfn", "writable", "kind", "stall_ns")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[Mapped.Kind]
+        KIND_MINOR: _ClassVar[Mapped.Kind]
+        KIND_MAJOR: _ClassVar[Mapped.Kind]
+    KIND_UNSPECIFIED: Mapped.Kind
+    KIND_MINOR: Mapped.Kind
+    KIND_MAJOR: Mapped.Kind
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    PFN_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STALL_NS_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    pfn: int
+    writable: bool
+    kind: Mapped.Kind
+    stall_ns: int
+    def __init__(self, gfn: _Optional[int] = ..., pfn: _Optional[int] = ..., writable: _Optional[bool] = ..., kind: _Optional[_Union[Mapped.Kind, str]] = ..., stall_ns: _Optional[int] = ...) -> None: ...
+
+class Retry(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InProgress(_message.Message):
+    __slots__ = ("work", "ready_at_ns")
+    WORK_FIELD_NUMBER: _ClassVar[int]
+    READY_AT_NS_FIELD_NUMBER: _ClassVar[int]
+    work: int
+    ready_at_ns: int
+    def __init__(self, work: _Optional[int] = ..., ready_at_ns: _Optional[int] = ...) -> None: ...
+
+class LoadVmRequest(_message.Message):
+    __slots__ = ("vm", "segments")
+    VM_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    vm: int
+    segments: _containers.RepeatedCompositeFieldContainer[Segment]
+    def __init__(self, vm: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("gfn", "pages", "data", "stamps")
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    STAMPS_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    pages: int
+    data: bytes
+    stamps: _containers.RepeatedCompositeFieldContainer[Stamp]
+    def __init__(self, gfn: _Optional[int] = ..., pages: _Optional[int] = ..., data: _Optional[bytes] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ...) -> None: ...
+
+class Stamp(_message.Message):
+    __slots__ = ("offset", "base", "stride")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    STRIDE_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    base: int
+    stride: int
+    def __init__(self, offset: _Optional[int] = ..., base: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
+
+class LoadVmResponse(_message.Message):
+    __slots__ = ("resident_pages", "swapped_pages")
+    RESIDENT_PAGES_FIELD_NUMBER: _ClassVar[int]
+    SWAPPED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    resident_pages: int
+    swapped_pages: int
+    def __init__(self, resident_pages: _Optional[int] = ..., swapped_pages: _Optional[int] = ...) -> None: ...

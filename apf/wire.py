@@ -1,0 +1,253 @@
+"""Protobuf on one side, ``apf.messages`` on the other. Bad input from a peer raises ``WireError`` naming the field."""
+
+from __future__ import annotations
+
+from typing import TypeVar, assert_never
+
+from apf import messages as m
+from apf import registers
+from apf.v1 import guest_pb2 as guest
+from apf.v1 import host_pb2 as host
+from apf.v1 import types_pb2 as types
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class WireError(Exception):
+    """A message that no correct peer sends; names field, value and what is allowed."""
+
+
+_ACCESS_OUT = {
+    m.Access.READ: types.ACCESS_READ,
+    m.Access.WRITE: types.ACCESS_WRITE,
+    m.Access.EXEC: types.ACCESS_EXEC,
+}
+_ACCESS_IN = {number: access for access, number in _ACCESS_OUT.items()}
+_MODE_OUT = {
+    m.FaultMode.BLOCKING: host.FaultRaised.MODE_BLOCKING,
+    m.FaultMode.NOWAIT: host.FaultRaised.MODE_NOWAIT,
+}
+_MODE_IN = {number: mode for mode, number in _MODE_OUT.items()}
+_KIND_OUT = {m.FaultKind.MINOR: host.Mapped.KIND_MINOR, m.FaultKind.MAJOR: host.Mapped.KIND_MAJOR}
+_KIND_IN = {number: kind for kind, number in _KIND_OUT.items()}
+_ACCOUNT_OUT = {
+    m.Account.IDLE: guest.Dispatch.ACCOUNT_IDLE,
+    m.Account.COUNTING: guest.Dispatch.ACCOUNT_COUNTING,
+    m.Account.FAULTING: guest.Dispatch.ACCOUNT_FAULTING,
+    m.Account.OTHER: guest.Dispatch.ACCOUNT_OTHER,
+}
+_ACCOUNT_IN = {number: account for account, number in _ACCOUNT_OUT.items()}
+
+
+def _known(table: dict[K, V], number: K, field: str) -> V:
+    try:
+        return table[number]
+    except KeyError:
+        raise WireError(f"{field} = {number}: allowed: {', '.join(str(key) for key in table)}") from None
+
+
+# vCPU and hostd ------------------------------------------------------------------------------------------------
+
+
+def host_request_out(request: m.HostRequest, time_ns: int, seq: int) -> host.RunVcpuRequest:
+    """A request as it goes to hostd."""
+    match request:
+        case m.FaultRaised(gfn=gfn, access=access, mode=mode, work=work):
+            fault = host.FaultRaised(gfn=gfn, access=_ACCESS_OUT[access], mode=_MODE_OUT[mode], work=work)
+            return host.RunVcpuRequest(time_ns=time_ns, seq=seq, fault=fault)
+        case m.PrefaultRaised(gfn=gfn, work=work):
+            prefault = host.PrefaultRaised(gfn=gfn, work=work)
+            return host.RunVcpuRequest(time_ns=time_ns, seq=seq, prefault=prefault)
+        case _:
+            assert_never(request)
+
+
+def host_request_in(message: host.RunVcpuRequest, guest_pages: int) -> m.HostRequest:
+    """A request as hostd takes it; ``guest_pages`` bounds the gfn."""
+    match message.WhichOneof("request"):
+        case "fault":
+            fault = message.fault
+            access = _known(_ACCESS_IN, fault.access, "fault.access")
+            mode = _known(_MODE_IN, fault.mode, "fault.mode")
+            request: m.HostRequest = m.FaultRaised(fault.gfn, access, mode, fault.work)
+            if (fault.work == 0) is (mode is m.FaultMode.NOWAIT):
+                raise WireError(f"fault.work = {fault.work}: a token with MODE_NOWAIT, 0 otherwise")
+        case "prefault":
+            request = m.PrefaultRaised(message.prefault.gfn, message.prefault.work)
+        case other:
+            raise WireError(f"request = {other}: allowed: fault, prefault")
+    if request.gfn >= guest_pages:
+        raise WireError(f"gfn = {request.gfn}: the VM has pages 0 to {guest_pages - 1}")
+    return request
+
+
+def host_reply_out(reply: m.HostReply, seq: int) -> host.RunVcpuResponse:
+    """A reply as it leaves hostd."""
+    match reply:
+        case m.Mapped(gfn=gfn, pfn=pfn, writable=writable, kind=kind, stall_ns=stall_ns):
+            mapped = host.Mapped(gfn=gfn, pfn=pfn, writable=writable, kind=_KIND_OUT[kind], stall_ns=stall_ns)
+            return host.RunVcpuResponse(seq=seq, at_ns=reply.at_ns, mapped=mapped)
+        case m.Retry(at_ns=at_ns):
+            return host.RunVcpuResponse(seq=seq, at_ns=at_ns, retry=host.Retry())
+        case m.InProgress(at_ns=at_ns, work=work, ready_at_ns=ready_at_ns):
+            progress = host.InProgress(work=work, ready_at_ns=ready_at_ns)
+            return host.RunVcpuResponse(seq=seq, at_ns=at_ns, in_progress=progress)
+        case _:
+            assert_never(reply)
+
+
+def host_reply_in(message: host.RunVcpuResponse) -> m.HostReply:
+    """A reply as the vCPU takes it."""
+    match message.WhichOneof("reply"):
+        case "mapped":
+            mapped = message.mapped
+            kind = _known(_KIND_IN, mapped.kind, "mapped.kind")
+            return m.Mapped(message.at_ns, mapped.gfn, mapped.pfn, mapped.writable, kind, mapped.stall_ns)
+        case "retry":
+            return m.Retry(message.at_ns)
+        case "in_progress":
+            return m.InProgress(message.at_ns, message.in_progress.work, message.in_progress.ready_at_ns)
+        case other:
+            raise WireError(f"reply = {other}: allowed: mapped, retry, in_progress")
+
+
+# vCPU and guestsched -------------------------------------------------------------------------------------------
+
+
+def trap_out(raised: m.TrapRaised, time_ns: int, seq: int) -> guest.TakeTrapsRequest:
+    """A trap as it goes to guestsched."""
+    message = guest.TakeTrapsRequest(time_ns=time_ns, seq=seq, registers=raised.registers)
+    match raised.trap:
+        case m.Booted():
+            message.booted.SetInParent()
+        case m.TickArrived():
+            message.tick.SetInParent()
+        case m.NotPresentArrived(token=token):
+            message.not_present.token = token
+        case m.PageReadyArrived(token=token):
+            message.page_ready.token = token
+        case m.SyscallRaised():
+            message.syscall.SetInParent()
+        case m.ExceptionRaised(vector=vector, address=address, rip=rip):
+            exception = guest.ExceptionRaised(vector=vector, address=address, rip=rip)
+            message.exception.CopyFrom(exception)
+        case m.Stopped():
+            message.stopped.SetInParent()
+        case _:
+            assert_never(raised.trap)
+    return message
+
+
+def trap_in(message: guest.TakeTrapsRequest) -> m.TrapRaised:
+    """A trap as guestsched takes it."""
+    held = message.registers if message.HasField("registers") else None
+    if held is not None and len(held) != registers.FILE_BYTES:
+        raise WireError(f"registers: {len(held)} bytes; allowed: {registers.FILE_BYTES}")
+    match message.WhichOneof("trap"):
+        case "booted":
+            trap: m.Trap = m.Booted()
+        case "tick":
+            trap = m.TickArrived()
+        case "not_present":
+            trap = m.NotPresentArrived(message.not_present.token)
+        case "page_ready":
+            trap = m.PageReadyArrived(message.page_ready.token)
+        case "syscall":
+            trap = m.SyscallRaised()
+        case "exception":
+            exception = message.exception
+            trap = m.ExceptionRaised(exception.vector, exception.address, exception.rip)
+        case "stopped":
+            trap = m.Stopped()
+        case other:
+            raise WireError(
+                f"trap = {other}: allowed: booted, tick, not_present, page_ready, syscall, exception, stopped"
+            )
+    return m.TrapRaised(trap, held)
+
+
+def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
+    """A dispatch as it leaves guestsched."""
+    message = guest.Dispatch(
+        task=dispatch.task,
+        asid=dispatch.asid,
+        account=_ACCOUNT_OUT[dispatch.account],
+        registers=dispatch.registers,
+        run_until_ns=dispatch.run_until_ns,
+        apf_ns=dispatch.apf_ns,
+        async_pf_en=dispatch.async_pf_en,
+    )
+    for space in dispatch.spaces:
+        extents = [
+            guest.Extent(
+                gva=extent.gva,
+                gfn=extent.gfn,
+                pages=extent.pages,
+                writable=extent.writable,
+                executable=extent.executable,
+            )
+            for extent in space.extents
+        ]
+        message.spaces.append(guest.AddressSpace(asid=space.asid, extents=extents))
+    return guest.TakeTrapsResponse(seq=seq, at_ns=dispatch.at_ns, dispatch=message)
+
+
+def dispatch_in(message: guest.TakeTrapsResponse) -> m.Dispatch:
+    """A dispatch as the vCPU takes it."""
+    if message.WhichOneof("reply") != "dispatch":
+        raise WireError(f"reply = {message.WhichOneof('reply')}: allowed: dispatch")
+    dispatch = message.dispatch
+    return m.Dispatch(
+        message.at_ns,
+        dispatch.task,
+        dispatch.asid,
+        _known(_ACCOUNT_IN, dispatch.account, "dispatch.account"),
+        dispatch.registers if dispatch.HasField("registers") else None,
+        dispatch.run_until_ns,
+        dispatch.apf_ns,
+        tuple(
+            m.AddressSpace(
+                space.asid,
+                tuple(m.Extent(e.gva, e.gfn, e.pages, e.writable, e.executable) for e in space.extents),
+            )
+            for space in dispatch.spaces
+        ),
+        dispatch.async_pf_en if dispatch.HasField("async_pf_en") else None,
+    )
+
+
+# guestsched and hostd: loading ---------------------------------------------------------------------------------
+
+
+def segments_out(vm: int, segments: list[m.Segment]) -> host.LoadVmRequest:
+    """What LoadVm carries."""
+    return host.LoadVmRequest(
+        vm=vm,
+        segments=[
+            host.Segment(
+                gfn=segment.gfn,
+                pages=segment.pages,
+                data=segment.data,
+                stamps=[host.Stamp(offset=s.offset, base=s.base, stride=s.stride) for s in segment.stamps],
+            )
+            for segment in segments
+        ],
+    )
+
+
+def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment]:
+    """The segments of a LoadVm request, each checked by itself."""
+    segments = []
+    for index, segment in enumerate(message.segments):
+        where = f"segments[{index}]"
+        if not 0 < segment.pages <= guest_pages - segment.gfn:
+            raise WireError(f"{where}: pages {segment.gfn} + {segment.pages}: the VM has 0 to {guest_pages - 1}")
+        if len(segment.data) > segment.pages * m.PAGE_SIZE:
+            raise WireError(f"{where}.data: {len(segment.data)} bytes do not fit into {segment.pages} pages")
+        for stamp in segment.stamps:
+            if stamp.offset % 8 or stamp.offset > m.PAGE_SIZE - 24:
+                raise WireError(f"{where}.stamps.offset = {stamp.offset}: multiples of 8 up to {m.PAGE_SIZE - 24}")
+        stamps = tuple(m.Stamp(s.offset, s.base, s.stride) for s in segment.stamps)
+        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps))
+    return segments

@@ -1,0 +1,228 @@
+"""A run as local processes: hostd, guestsched, and vcpud with a worker per vCPU, forked from this one.
+
+This process never imports gRPC: its children are forked before anything in them does.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any
+
+from apf import process
+from apf.clockpage import ClockPage
+from apf.hostmem import Geometry
+from apf.messages import PAGE_SIZE
+from apf.process import Failure
+from apf.rundir import RunDir
+from apf.scenario import Scenario, ScenarioError
+from apf.stats import VcpuStats
+from deploy.result import RunResult
+from hostd.build import geometry, window_ns
+
+log = logging.getLogger(__name__)
+_GRACE_S = 5.0
+_AFTERMATH_S = 1.5
+_POLL_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """How far a run is: guest ns, and counters of all vCPUs together."""
+
+    now_ns: int
+    counting_ns: int
+    faults: int
+    messages: int
+
+
+Progress = Callable[[Snapshot], None]
+
+
+def check_space(scenario: Scenario) -> None:
+    """Raise ScenarioError if shared memory or disk is too small for a run, with both amounts."""
+    shape = geometry(scenario)
+    run = RunDir.make()
+    try:
+        _check_free(run.memory, _memory_bytes(shape), "shared memory")
+        _check_free(run.files, scenario.vm.guest_memory, "disk space for the swap file")
+    finally:
+        run.remove()
+
+
+def _memory_bytes(shape: Geometry) -> int:
+    return shape.frames * PAGE_SIZE + shape.frames * 6 + sum(pages * 8 for pages in shape.guest_pages)
+
+
+def _check_free(path: Path, needed: int, what: str) -> None:
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise ScenarioError(
+            f"too little {what} in {path.parent}: {needed >> 20} MiB needed, {free >> 20} MiB free; "
+            f"a smaller --guest-memory, --group-memory or --buffer needs less"
+        )
+
+
+class LocalCluster:
+    """The processes of one run. A context manager: leaving it ends them all and removes what they left."""
+
+    def __init__(self, scenario: Scenario, *, journals: bool = False) -> None:
+        self.scenario = scenario
+        self.run = RunDir.make()
+        self._journals = journals
+        self._began_s = time.monotonic()
+        self.processes: list[ForkProcess] = []
+        self._clock: ClockPage | None = None
+        self._stats: VcpuStats | None = None
+
+    def __enter__(self) -> LocalCluster:
+        try:
+            shape = geometry(self.scenario)
+            for name, target, args in (
+                ("hostd", _hostd, (shape,)),
+                ("guest-0", _guestsched, ()),
+                ("vcpud-0", _vcpud, (shape,)),
+            ):
+                child_args = (self.scenario, self.run, self._journals, *args)
+                self.processes.append(process.spawn(name, target, *child_args, run=self.run, report=name))
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what still runs, within ten seconds, and remove the run's directories."""
+        try:
+            if any(child.is_alive() for child in self.processes):
+                self._attach()
+                if self._clock is not None:
+                    self._clock.abort()
+            process.stop(self.processes, _GRACE_S)
+        finally:
+            self.run.remove()
+
+    def wait(self, progress: Progress | None = None) -> RunResult:
+        """Wait for the end of the run. Raises Failure naming who failed first and why."""
+        alive = {child.sentinel: child for child in self.processes}
+        while alive:
+            for sentinel in connection.wait(list(alive), _POLL_S):
+                assert isinstance(sentinel, int)
+                child = alive.pop(sentinel)
+                child.join()
+                if child.exitcode:
+                    raise Failure(self._why(child))
+            if progress is not None and (snapshot := self.snapshot()) is not None:
+                progress(snapshot)
+        return self._result(time.monotonic() - self._began_s)
+
+    def snapshot(self) -> Snapshot | None:
+        """How far the run is; None while the processes are still starting."""
+        self._attach()
+        if self._clock is None or self._stats is None:
+            return None
+        stats = self._stats
+        faults = sum(stats.total(f"faults_{kind}") for kind in ("minor", "major", "async"))
+        now_ns = min(self._clock.virtual_ns(), self.scenario.duration_ns)
+        return Snapshot(now_ns, stats.total("counting_ns"), faults, stats.total("messages"))
+
+    def _attach(self) -> None:
+        try:
+            if self._clock is None:
+                self._clock = ClockPage.attach(self.run.clock)
+            if self._stats is None:
+                self._stats = VcpuStats.attach(self.run.vcpu_stats(0), self.scenario.vm.vcpus)
+        except (FileNotFoundError, ValueError):
+            return
+
+    def _why(self, first: ForkProcess) -> str:
+        """Who is to blame: of those that ended badly, the one that did not just lose another."""
+        deadline_s = time.monotonic() + _AFTERMATH_S
+        while (blamed := self._blamed()) is None and time.monotonic() < deadline_s:
+            connection.wait([child.sentinel for child in self.processes if child.is_alive()], _POLL_S)
+        return blamed or f"{first.name}: {process.describe_exit(first.exitcode)}{self._report_of(first.name)}"
+
+    def _blamed(self) -> str | None:
+        for child in self.processes:
+            if child.exitcode is not None and child.exitcode < 0:
+                return f"{child.name} (pid {child.pid}) {process.describe_exit(child.exitcode)}"
+        for child in self.processes:
+            report = self.run.read_report(f"failed-{child.name}")
+            if report is not None and not report["secondary"]:
+                return f"{child.name}: {report['why']}"
+        return None
+
+    def _report_of(self, name: str) -> str:
+        report = self.run.read_report(f"failed-{name}")
+        return f": {report['why']}" if report else ""
+
+    def _result(self, wall_seconds: float) -> RunResult:
+        host, guest = self._read("hostd"), self._read("guest-0")
+        vcpus = [self._read(f"vcpu-0-{index}") for index in range(self.scenario.vm.vcpus)]
+        messages = _messages(host, guest, vcpus)
+        return RunResult.of(
+            self.scenario, window_ns(self.scenario), host["windows"], host, guest, vcpus, wall_seconds, messages
+        )
+
+    def _read(self, name: str) -> dict[str, Any]:
+        report = self.run.read_report(name)
+        if report is None:
+            raise Failure(f"{name} ended without a report")
+        return report
+
+    def journals(self) -> dict[str, Path]:
+        """Journal files by core name."""
+        return {path.stem: path for path in sorted(self.run.files.glob("*.journal"))}
+
+
+def _messages(host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Messages by kind and direction, as counted by the vCPUs and by the servers. Raises Failure if they differ."""
+    sent: dict[str, int] = {}
+    for vcpu in vcpus:
+        for key, count in vcpu["messages"].items():
+            sent[key] = sent.get(key, 0) + count
+    taken = {}
+    for server, report in (("host", host), ("guest", guest)):
+        for key, count in report["messages"].items():
+            direction, kind = key.split(".", 1)
+            taken[f"{server}.{'out' if direction == 'in' else 'in'}.{kind}"] = count
+    if sent != taken:
+        raise Failure(f"messages got lost: vCPUs counted {sent}, servers {taken}")
+    return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
+
+
+def _hostd(scenario: Scenario, run: RunDir, journals: bool, shape: Geometry) -> None:
+    from hostd.daemon import HostdConfig, main
+
+    main(HostdConfig(scenario, run, shape, journals))
+
+
+def _guestsched(scenario: Scenario, run: RunDir, journals: bool) -> None:
+    from guestsched.daemon import GuestschedConfig, main
+
+    main(GuestschedConfig(scenario, run, 0, 0, journals))
+
+
+def _vcpud(scenario: Scenario, run: RunDir, journals: bool, shape: Geometry) -> None:
+    from vcpud.daemon import VcpudConfig, main
+
+    main(VcpudConfig(scenario, run, shape, 0, 0, journals))
+
+
+def processes_of(cluster: LocalCluster) -> list[int]:
+    """Process ids of the run: the daemons and all their children."""
+    pids = [child.pid for child in cluster.processes if child.pid]
+    for pid in list(pids):
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        if children.exists():
+            pids += [int(word) for word in children.read_text().split()]
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]

@@ -1,0 +1,133 @@
+"""guestsched: one VM's guest kernel. Loads the VM into hostd, then answers traps in the order of virtual time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+
+from apf import metrics, wire
+from apf.clockpage import ClockPage
+from apf.journal import Journal
+from apf.messages import Segment, TrapRaised
+from apf.process import Failure, PeerLost
+from apf.rundir import RunDir
+from apf.scenario import Scenario
+from apf.serving import MESSAGE_BYTES_MAX, TurnServer
+from apf.v1 import guest_pb2, types_pb2
+from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
+from apf.v1.host_pb2_grpc import HostServiceStub
+from guestsched.build import guest_image
+from guestsched.shell import GuestShell, guest_report
+
+log = logging.getLogger(__name__)
+SERVER = 1
+"""guestsched's want entries on the clock page."""
+_CONNECT_S = 60
+_LOAD_S = 300
+_STOP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class GuestschedConfig:
+    """VM ``vm`` of a host. ``first_participant`` is the slot of its vCPU 0 on the host's clock page."""
+
+    scenario: Scenario
+    run: RunDir
+    vm: int
+    first_participant: int
+    journal: bool
+
+    @property
+    def name(self) -> str:
+        """As in reports and journals."""
+        return f"guest-{self.vm}"
+
+
+class GuestService(GuestServiceServicer):
+    """The gRPC face of one guest kernel."""
+
+    def __init__(self, turns: TurnServer, shell: GuestShell) -> None:
+        self._turns = turns
+        self._shell = shell
+
+    def TakeTraps(  # noqa: N802, D102 - the generated base names and documents it
+        self, request_iterator: Iterator[guest_pb2.TakeTrapsRequest], context: grpc.ServicerContext
+    ) -> Iterator[guest_pb2.TakeTrapsResponse]:
+        return self._turns.serve_vcpu(request_iterator, context, self._attached, self._take)
+
+    def _attached(self, seq: int) -> guest_pb2.TakeTrapsResponse:
+        return guest_pb2.TakeTrapsResponse(seq=seq, attached=types_pb2.Attached())
+
+    def _take(
+        self, vm: int, vcpu: int, message: guest_pb2.TakeTrapsRequest
+    ) -> tuple[int, guest_pb2.TakeTrapsResponse]:
+        raised: TrapRaised = wire.trap_in(message)
+        dispatch = self._shell.take(vcpu, raised, message.time_ns)
+        counts = self._turns.messages
+        counts[f"in.{message.WhichOneof('trap')}"] += 1
+        counts["out.dispatch"] += 1
+        return dispatch.at_ns, wire.dispatch_out(dispatch, message.seq)
+
+
+def main(config: GuestschedConfig) -> None:
+    """Serve one run to its end; leaves the guest's results as a report."""
+    scenario, run = config.scenario, config.run
+    image = guest_image(scenario)
+    _load(config, image.segments)
+    clock = ClockPage.attach(run.clock)
+    sink = run.journal(config.name).open("w") if config.journal else None
+    shell = GuestShell(scenario, image, Journal(sink))
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    vcpus = range(scenario.vm.vcpus)
+    turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
+    server = turns.server(len(vcpus))
+    add_GuestServiceServicer_to_server(GuestService(turns, shell), server)
+    server.add_insecure_port(run.guest_address(config.vm))
+    server.start()
+    metrics.serve(_metrics(shell), run, config.name)
+
+    def poll() -> None:
+        if shell.all_stopped:
+            turns.over.set()
+        elif clock.aborted:
+            raise PeerLost("the run was ended by another process")
+
+    try:
+        turns.wait_over(poll)
+        turns.raise_failure()
+        server.stop(_STOP_S).wait()
+        report = {
+            "digest": "",
+            "messages": dict(sorted(turns.messages.items())),
+            **guest_report(shell, scenario.duration_ns),
+        }
+        report["digest"] = shell.core_digest()
+        run.write_report(config.name, report)
+    finally:
+        server.stop(0)
+
+
+def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
+    """Fill the VM's memory through hostd."""
+    options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
+    with grpc.insecure_channel(config.run.host_address, options=options) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
+        except grpc.FutureTimeoutError:
+            raise Failure(f"hostd did not answer within {_CONNECT_S} s") from None
+        try:
+            HostServiceStub(channel).LoadVm(wire.segments_out(config.vm, list(segments)), timeout=_LOAD_S)
+        except grpc.RpcError as error:
+            raise Failure(f"hostd refused to load VM {config.vm}: {error.code().name}: {error.details()}") from error
+
+
+def _metrics(shell: GuestShell) -> metrics.Collect:
+    return metrics.counter_metrics(
+        "apf_guest_events",
+        "Events of the guest kernel.",
+        shell.counters,
+        dict,
+    )

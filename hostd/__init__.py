@@ -1,0 +1,1 @@
+"""hostd plays the host kernel's memory management: one process per host."""

@@ -1,0 +1,30 @@
+"""Makes a host core from a scenario; the same for the daemon and the twin."""
+
+from __future__ import annotations
+
+from apf.hostmem import Geometry
+from apf.journal import Journal
+from apf.scenario import Scenario
+from hostd import device_profiles
+from hostd.core.config import HostConfig
+from hostd.core.host import HostCore
+
+
+def host_core(scenario: Scenario, vms: int, journal: Journal) -> HostCore:
+    """The core of a host with ``vms`` VMs of the scenario's kind."""
+    return HostCore(_config(scenario, vms), journal)
+
+
+def geometry(scenario: Scenario, vms: int = 1) -> Geometry:
+    """Sizes of the shared memory of such a host."""
+    config = _config(scenario, vms)
+    return Geometry(config.frames, tuple(vm.guest_pages for vm in config.vms))
+
+
+def window_ns(scenario: Scenario) -> int:
+    """Length of the host's windows."""
+    return _config(scenario, 1).window_ns
+
+
+def _config(scenario: Scenario, vms: int) -> HostConfig:
+    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), vms)

@@ -1,0 +1,70 @@
+"""What guest pages hold at first, and whether they still hold what they must: segments and their stamps.
+
+See ``apf.messages.Stamp``: a stamp word with a tag of its page and a count of writes, behind it its product with a
+constant, a third word for the writer, and nothing else in the page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from apf.messages import CHECK_MULTIPLIER, PAGE_SIZE, Segment, Stamp
+
+_WORD = 8
+_COUNT_BITS = np.uint64(0xFFFFFFFF)
+_TAG_BITS = np.uint64(0xFFFFFFFF00000000)
+_MULTIPLIER = np.uint64(CHECK_MULTIPLIER)
+
+Pages = npt.NDArray[np.uint8]
+Numbers = npt.NDArray[np.int64]
+
+
+def fill(segment: Segment, numbers: Numbers, pages: Pages) -> None:
+    """Write the first contents of the segment's pages ``numbers`` into ``pages``, shape (n, 4096)."""
+    pages[:] = 0
+    if segment.data:
+        data = np.frombuffer(segment.data, np.uint8)
+        for row, number in enumerate(numbers.tolist()):
+            part = data[number * PAGE_SIZE : (number + 1) * PAGE_SIZE]
+            pages[row, : len(part)] = part
+    words = pages.view(np.uint64)
+    for stamp in segment.stamps:
+        first = _first_words(stamp, numbers)
+        words[:, stamp.offset // _WORD] = first
+        words[:, stamp.offset // _WORD + 1] = first * _MULTIPLIER
+
+
+def _first_words(stamp: Stamp, numbers: Numbers) -> npt.NDArray[np.uint64]:
+    return np.uint64(stamp.base) + np.uint64(stamp.stride) * numbers.astype(np.uint64)
+
+
+@dataclass(slots=True)
+class Audit:
+    """What an audit of stamped pages found."""
+
+    pages: int = 0
+    corrupt: int = 0
+    writes: dict[int, int] = field(default_factory=dict)
+    """Stamp offset -> writes counted in memory, all pages together."""
+
+    def take(self, segment: Segment, numbers: Numbers, pages: Pages) -> None:
+        """Look at the segment's pages ``numbers``, whose bytes are ``pages``."""
+        if not segment.stamps:
+            return
+        words = pages.view(np.uint64)
+        bad = np.zeros(len(numbers), bool)
+        rest = np.ones(PAGE_SIZE // _WORD, bool)
+        for stamp in segment.stamps:
+            column = stamp.offset // _WORD
+            word = words[:, column]
+            bad |= (word & _TAG_BITS) != _first_words(stamp, numbers)
+            bad |= words[:, column + 1] != word * _MULTIPLIER
+            rest[column : column + 3] = False
+            writes = int((word & _COUNT_BITS).sum())
+            self.writes[stamp.offset] = self.writes.get(stamp.offset, 0) + writes
+        bad |= words[:, rest].any(axis=1)
+        self.pages += len(numbers)
+        self.corrupt += int(bad.sum())

@@ -1,0 +1,89 @@
+"""Every invariant of the host core, checked against each other. Vectorised."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apf.hostmem import EPT_WRITE
+from apf.messages import PAGE_SHIFT
+from hostd.core.mm import Mm, Own
+from hostd.core.page import CHARGED, DIRTY, FRAMED, LRU, WRITING, PageState
+
+
+def check(mm: Mm) -> None:
+    """AssertionError if a frame is shared or lost, or if charge, slot, list or EPT entry are at odds with states."""
+    _check_frames(mm)
+    _check_slots(mm)
+    _check_groups(mm)
+    _check_ept(mm)
+    _check_agenda(mm)
+
+
+def _check_frames(mm: Mm) -> None:
+    pages, frames = mm.pages, mm.frames
+    state, pfn = pages.view_u8(pages.state), pages.view_i64(pages.pfn)
+    owner = np.frombuffer(frames.owner, dtype=np.int64)
+    framed = np.isin(state, FRAMED)
+    keys = np.flatnonzero(framed)
+    assert (pfn[~framed] == -1).all(), "a page without a frame by state names one"
+    assert (pfn[keys] >= 0).all() and (owner[pfn[keys]] == keys).all(), "a frame is shared or owned by another page"
+    free = np.fromiter(frames.free, dtype=np.int64, count=len(frames.free))
+    assert (owner[free] == -1).all() and len(np.unique(free)) == len(free), "a free frame is owned or free twice"
+    assert len(free) + len(keys) == frames.total, "a frame was lost"
+
+
+def _check_slots(mm: Mm) -> None:
+    pages = mm.pages
+    state, slot, flags = pages.view_u8(pages.state), pages.view_i64(pages.slot), pages.view_u8(pages.flags)
+    slots = slot[slot >= 0]
+    assert len(np.unique(slots)) == len(slots) == mm.swap.in_use, "slots shared or lost"
+    assert all(mm.swap.is_used(int(one)) for one in slots[:64]), "a page's slot is free"
+    must = np.isin(state, (PageState.SWAPPED, PageState.READING, PageState.WRITEBACK))
+    assert (slot[must] >= 0).all(), "a page in swap has no slot"
+    assert (slot[state == PageState.NONE] < 0).all(), "an untouched page has a slot"
+    dirty = (flags & DIRTY) != 0
+    assert dirty[np.isin(state, FRAMED) & (slot < 0)].all(), "a page without a slot is clean: its bytes would be lost"
+    assert not dirty[np.isin(state, (PageState.SWAPPED, PageState.READING, PageState.NONE))].any(), "dirty, no frame"
+
+
+def _check_groups(mm: Mm) -> None:
+    pages = mm.pages
+    state, flags, pins = pages.view_u8(pages.state), pages.view_u8(pages.flags), np.array(pages.pins)
+    charged = np.isin(state, CHARGED)
+    listed = np.zeros(pages.total, dtype=np.int64)
+    for vm, group in enumerate(mm.groups):
+        first, count = pages.first_key[vm], mm.config.vms[vm].guest_pages
+        own = slice(first, first + count)
+        assert charged[own].sum() == group.usage <= group.limit, f"group {vm}: charge {group.usage} is wrong"
+        assert pins[own].sum() == group.pinned, f"group {vm}: pins"
+        for keys in (group.inactive, group.active):
+            listed[np.fromiter(keys, dtype=np.int64, count=len(keys))] += 1
+    assert listed.max(initial=0) <= 1, "a page is on two lists"
+    assert ((listed == 1) == ((flags & LRU) != 0)).all(), "LRU flag and lists disagree"
+    assert (state[listed == 1] == PageState.RESIDENT).all(), "a page on an LRU list is not resident"
+    assert (listed[(state == PageState.RESIDENT) & (pins == 0)] == 1).all(), "a resident page is on no list"
+    evicting = np.flatnonzero(state == PageState.EVICTING)
+    assert sorted(mm.evicting) == evicting.tolist(), "pages picked and pages in state EVICTING differ"
+    assert (pins[evicting] == 0).all(), "a pinned page was picked"
+
+
+def _check_ept(mm: Mm) -> None:
+    pages = mm.pages
+    state, pfn, flags = pages.view_u8(pages.state), pages.view_i64(pages.pfn), pages.view_u8(pages.flags)
+    ept = pages.view_u64(pages.ept).astype(np.int64)
+    mapped = ept != 0
+    usable = np.isin(state, (PageState.RESIDENT, PageState.EVICTING, PageState.CACHED))
+    assert usable[mapped].all(), "the EPT maps a page that is not in memory"
+    assert (ept[mapped] >> PAGE_SHIFT == pfn[mapped]).all(), "the EPT maps another frame than the page's"
+    assert (flags[(ept & EPT_WRITE) != 0] & DIRTY).all(), "a clean page is writable in the EPT"
+
+
+def _check_agenda(mm: Mm) -> None:
+    pages = mm.pages
+    state, flags = pages.view_u8(pages.state), pages.view_u8(pages.flags)
+    kinds = [what for _at, _order, what, _key, _vm, _write in mm.agenda]
+    assert len(kinds) - kinds.count(Own.READ_DONE) == sum(pages.pins), "pins and events under way differ"
+    assert sorted(mm.reads) == np.flatnonzero(state == PageState.READING).tolist(), "reads and READING pages differ"
+    writing = np.flatnonzero((flags & WRITING) != 0)
+    assert len(writing) == kinds.count(Own.WRITE_DONE), "writes under way and WRITING pages differ"
+    assert (flags[state == PageState.WRITEBACK] & WRITING).all(), "a page in WRITEBACK is not being written"

@@ -1,0 +1,92 @@
+"""What happens between two windows, when no vCPU runs and no TLB holds anything.
+
+1. The closed windows' accessed bytes make frames young; their dirty bytes make pages dirty.
+2. Every page that reclaim picked since the last border leaves the EPT. If its slot holds its bytes, it is dropped and
+   its frame is free at once (pageout -> PAGE_CLEAN); else it gets a slot, its write is submitted, and the frame is
+   free when that is done (mm/vmscan.c:shrink_folio_list, pageout).
+3. Mappings made since the last border, if still there, are published in the EPT.
+
+A page mapped read-only cannot be written without a fault, so a fault has told the core of every write before dirty
+bytes do; they are kept as a second, independent witness: a byte too many only costs a write.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apf.hostmem import ept_entry
+from hostd.core.device import Op
+from hostd.core.events import BorderReached, ClearEpt, HostEffect, Pfns, SetEpt, WriteSlot
+from hostd.core.mm import Mm
+from hostd.core.page import DIRTY, PageEvent, PageState
+
+_MAPPABLE = np.isin(np.arange(len(PageState)), (PageState.RESIDENT, PageState.EVICTING, PageState.CACHED))
+
+
+class Border:
+    """Carries out the work of borders."""
+
+    __slots__ = ("_flags", "_mm", "_owner", "_state")
+
+    def __init__(self, mm: Mm) -> None:
+        self._mm = mm
+        self._state = mm.pages.view_u8(mm.pages.state)
+        self._flags = mm.pages.view_u8(mm.pages.flags)
+        self._owner = np.frombuffer(mm.frames.owner, dtype=np.int64)
+
+    def step(self, event: BorderReached, now_ns: int) -> list[HostEffect]:
+        """Do a border's work at time ``now_ns``."""
+        mm = self._mm
+        mm.frames.mark_young(event.accessed)
+        self._mark_dirty(event.dirty, now_ns)
+        mm.counters["border"] += 1
+        mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
+        effects = self._evict(now_ns)
+        self._publish(effects)
+        return effects
+
+    def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:
+        if not len(dirty):
+            return
+        owners = self._owner[np.asarray(dirty, dtype=np.int64)]
+        mapped = owners.min() >= 0 and _MAPPABLE[self._state[owners]].all()
+        assert mapped, f"{now_ns}: a vCPU wrote to a frame that is not mapped anywhere: {dirty}"
+        self._flags[owners] |= DIRTY
+
+    def _evict(self, now_ns: int) -> list[HostEffect]:
+        mm, pages, counters = self._mm, self._mm.pages, self._mm.counters
+        cleared: list[HostEffect] = []
+        writes: list[HostEffect] = []
+        for key, vm in mm.evicting.items():
+            gfn = key - pages.first_key[vm]
+            if pages.ept[key]:
+                pages.ept[key] = 0
+                cleared.append(ClearEpt(vm, gfn))
+            counters["pgsteal_direct"] += 1
+            if pages.flags[key] & DIRTY:
+                if pages.slot[key] < 0:
+                    pages.slot[key] = mm.swap.allocate()
+                pages.move(key, PageEvent.WRITE_SUBMITTED, now_ns)
+                mm.journal.record(now_ns, "evict", vm, gfn, "write", pages.slot[key])
+                mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
+                writes.append(WriteSlot(pages.slot[key], pages.pfn[key]))
+            else:
+                pages.move(key, PageEvent.DROPPED, now_ns)
+                mm.journal.record(now_ns, "evict", vm, gfn, "drop", pages.slot[key])
+                mm.release_frame(key)
+                counters["swap_dropped_clean"] += 1
+        mm.evicting.clear()
+        cleared.extend(writes)
+        return cleared
+
+    def _publish(self, effects: list[HostEffect]) -> None:
+        mm, pages = self._mm, self._mm.pages
+        for key, vm in mm.publish.items():
+            if pages.state[key] != PageState.RESIDENT:
+                continue
+            pfn, writable = pages.pfn[key], bool(pages.flags[key] & DIRTY)
+            entry = ept_entry(pfn, writable)
+            if pages.ept[key] != entry:
+                pages.ept[key] = entry
+                effects.append(SetEpt(vm, key - pages.first_key[vm], pfn, writable))
+        mm.publish.clear()

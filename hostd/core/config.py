@@ -1,0 +1,76 @@
+"""What a host core is a function of, besides its events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from apf.core import CoreError
+from apf.messages import PAGE_SIZE, GupVariant
+from apf.scenario import Costs, Scenario
+from hostd.core.device import DeviceProfile, default_window_ns
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """One VM and the memory group it lives in; sizes in pages."""
+
+    guest_pages: int
+    limit_pages: int
+    vcpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """The host's part of a scenario. ``swap_slots`` 0: twice the guests' pages, so that slots stay in runs."""
+
+    seed: int
+    gup: GupVariant
+    costs: Costs
+    window_ns: int
+    vms: tuple[VmConfig, ...]
+    profile: DeviceProfile
+    reserve_frames: int
+    swap_slots: int = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames in the pool."""
+        return sum(vm.limit_pages for vm in self.vms) + self.reserve_frames
+
+    @property
+    def slots(self) -> int:
+        """Slots of the swap area."""
+        return self.swap_slots or 2 * sum(vm.guest_pages for vm in self.vms)
+
+    def verify(self) -> None:
+        """Raise CoreError, naming the field, for a host that cannot work."""
+        if not self.vms:
+            raise CoreError("vms: at least one")
+        for number, vm in enumerate(self.vms):
+            if min(vm.guest_pages, vm.limit_pages, vm.vcpus) < 1:
+                raise CoreError(f"vms[{number}] = {vm}: everything at least 1")
+        if self.window_ns < 1:
+            raise CoreError(f"window_ns = {self.window_ns}: at least 1")
+        if self.reserve_frames < 1:
+            raise CoreError(f"reserve_frames = {self.reserve_frames}: at least 1")
+        pages = sum(vm.guest_pages for vm in self.vms)
+        if self.slots < pages:
+            raise CoreError(f"swap_slots = {self.swap_slots}: at least one for each of the {pages} guest pages")
+
+    @classmethod
+    def of(cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1) -> HostConfig:
+        """The host of ``scenario``, with ``vms`` VMs of its kind."""
+        vm = VmConfig(
+            guest_pages=scenario.vm.guest_memory // PAGE_SIZE,
+            limit_pages=scenario.vm.group_memory // PAGE_SIZE,
+            vcpus=scenario.vm.vcpus,
+        )
+        return cls(
+            seed=scenario.seed,
+            gup=scenario.gup_variant,
+            costs=scenario.costs,
+            window_ns=scenario.window_ns or default_window_ns(profile),
+            vms=(vm,) * vms,
+            profile=profile,
+            reserve_frames=scenario.host.reserve_frames,
+        )

@@ -1,0 +1,87 @@
+"""The swap device: when an I/O that is submitted now will be done.
+
+k servers with one FIFO queue: an I/O starts when it has arrived and a server is free, in the order of submission,
+and its completion is settled at once, so that a promise made from it is never revised. Its service time is a draw
+from the profile's quantile table, plus a uniform rotational delay if the device rotates, plus the transfer. An I/O
+of the same kind a few slots further on than the same server's last one costs only the transfers of the slots
+passed: the head stays on its track.
+
+Departures: no elevator, no merging, no cache; an I/O whose arrival lies a little ahead of the submission's time (a
+worker that has yet to wake up) keeps its place in the queue before one submitted later that arrives earlier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from heapq import heapify, heapreplace
+
+from apf.chance import Stream
+from apf.scenario import WINDOW_NS_MAX, WINDOW_NS_MIN
+
+
+class Op(IntEnum):
+    """What an I/O does."""
+
+    READ = 0
+    WRITE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceProfile:
+    """A latency model, all in integer guest ns.
+
+    ``read_ns`` and ``write_ns`` are quantile tables (see ``apf.chance.Stream.quantile``). ``rotation_ns`` is the
+    length of a revolution (0: none), ``transfer_ns`` the time of one page. ``skip_slots_max`` is the largest step
+    ahead that stays on the track (0: every I/O is drawn). ``background`` False: the I/O finishes on the CPU that
+    submits it.
+    """
+
+    name: str
+    servers: int
+    background: bool
+    read_median_ns: int
+    read_ns: tuple[int, ...]
+    write_ns: tuple[int, ...]
+    rotation_ns: int
+    transfer_ns: int
+    skip_slots_max: int
+
+
+def default_window_ns(profile: DeviceProfile) -> int:
+    """A twentieth of the device's median read latency, clamped."""
+    return min(max(profile.read_median_ns // 20, WINDOW_NS_MIN), WINDOW_NS_MAX)
+
+
+class Device:
+    """The queue and servers of one device."""
+
+    __slots__ = ("_chance", "_last", "_profile", "_rotation", "_servers", "_tables")
+
+    def __init__(self, profile: DeviceProfile, seed: int) -> None:
+        self._profile = profile
+        self._tables = (profile.read_ns, profile.write_ns)
+        self._chance = (Stream(seed, "device.read"), Stream(seed, "device.write"))
+        self._rotation = Stream(seed, "device.rotation")
+        self._servers = [(0, server) for server in range(profile.servers)]
+        heapify(self._servers)
+        self._last: list[tuple[Op, int]] = [(Op.READ, -1 - profile.skip_slots_max)] * profile.servers
+
+    def submit(self, op: Op, slot: int, arrival_ns: int) -> tuple[int, int]:
+        """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
+        free_ns, server = self._servers[0]
+        start_ns = max(free_ns, arrival_ns)
+        done_ns = start_ns + max(1, self._service_ns(op, slot, server))
+        heapreplace(self._servers, (done_ns, server))
+        self._last[server] = (op, slot)
+        return start_ns, done_ns
+
+    def _service_ns(self, op: Op, slot: int, server: int) -> int:
+        profile = self._profile
+        last_op, last_slot = self._last[server]
+        if op == last_op and 0 < slot - last_slot <= profile.skip_slots_max:
+            return (slot - last_slot) * profile.transfer_ns
+        service_ns = self._chance[op].quantile(self._tables[op]) + profile.transfer_ns
+        if profile.rotation_ns:
+            service_ns += self._rotation.below(profile.rotation_ns)
+        return service_ns

@@ -1,0 +1,132 @@
+"""What goes into the host core (facts) and what comes out of it (imperatives).
+
+The order of a step's effects is a contract; a shell carries them out in that order, as if one by one:
+
+- a request step gives at most one ``ZeroFrame`` or ``ReadSlot``, then exactly one ``Reply``, which is the last;
+- a border step gives all ``ClearEpt``, then all ``WriteSlot``, then all ``SetEpt``; no other step touches an EPT;
+- a population step gives one ``FillPages`` a segment.
+
+Three rules let real I/O run beside the core. (1) The bytes of a ``ZeroFrame`` or ``ReadSlot`` are in the frame
+before the ``Reply`` of the same step leaves. (2) Effects that name the same slot take effect in the order given,
+over all steps: a slot is not read before its last write returned, nor written while an older write to it runs. (3)
+Likewise for a frame: ``WriteSlot`` must have taken the frame's bytes before a later ``ZeroFrame`` or ``ReadSlot``
+refills it. The core hands frames out oldest first, so a shell seldom waits for (3).
+
+``ZeroFrame``, ``ReadSlot`` and ``FillPages`` give a frame other contents: the shell bumps the frame's generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apf.messages import HostReply, HostRequest, Segment
+
+Pfns = Sequence[int] | npt.NDArray[np.signedinteger]
+"""Host frame numbers, ascending."""
+
+Numbers = npt.NDArray[np.int64]
+"""Page, frame or slot numbers, one-dimensional."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTaken:
+    """A vCPU's request, taken in its place in the order of all requests; the step's time is the request's."""
+
+    vm: int
+    vcpu: int
+    request: HostRequest
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BorderReached:
+    """All vCPUs stand at the border, which is the step's time, and their TLBs are flushed.
+
+    ``accessed`` and ``dirty`` are the frames used and written since the last such event, each ascending.
+    """
+
+    accessed: Pfns
+    dirty: Pfns
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsLoaded:
+    """What VM ``vm`` holds before window 0, in the order its pages were written. Once a VM at most."""
+
+    vm: int
+    segments: tuple[Segment, ...]
+
+
+HostEvent = RequestTaken | BorderReached | SegmentsLoaded
+
+
+@dataclass(frozen=True, slots=True)
+class ZeroFrame:
+    """Fill frame ``pfn`` with zeros and bump its generation."""
+
+    pfn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSlot:
+    """Read swap slot ``slot`` into frame ``pfn`` and bump its generation."""
+
+    slot: int
+    pfn: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSlot:
+    """Write frame ``pfn`` to swap slot ``slot``."""
+
+    slot: int
+    pfn: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetEpt:
+    """Let the EPT of ``vm`` map ``gfn`` to ``pfn``."""
+
+    vm: int
+    gfn: int
+    pfn: int
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ClearEpt:
+    """Take ``gfn`` out of the EPT of ``vm``."""
+
+    vm: int
+    gfn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send ``reply`` to a vCPU."""
+
+    vm: int
+    vcpu: int
+    reply: HostReply
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FillPages:
+    """Generate the pages of ``segment``, whose numbers count from its start.
+
+    Page ``swapped[i]`` goes to slot ``slots[i]``. Page ``resident[i]`` goes to frame ``pfns[i]`` and is mapped
+    writable in the EPT of ``vm``, at ``segment.gfn + resident[i]``.
+    """
+
+    vm: int
+    segment: Segment
+    resident: Numbers
+    pfns: Numbers
+    swapped: Numbers
+    slots: Numbers
+
+
+HostEffect = ZeroFrame | ReadSlot | WriteSlot | SetEpt | ClearEpt | Reply | FillPages

@@ -1,0 +1,252 @@
+"""What an EPT violation does: find or make the page, and say when the vCPU may go on.
+
+Follows mmu/mmu.c:__kvm_mmu_faultin_pfn and virt/kvm/kvm_main.c:hva_to_pfn, with mm/memory.c:do_swap_page and
+do_anonymous_page below. A vCPU that allows sleeping (``BLOCKING``, and every prefault) gets the page, at the end of
+the read if there is one. One that does not (``NOWAIT``) first tries the scenario's ``get_user_pages`` variant;
+where that fails, the dedicated worker does the blocking one, always as a write fault
+(virt/kvm/async_pf.c:async_pf_execute).
+
+| page state         | FAST       | NOIO   | NOWAIT                          | blocking                 |
+|--------------------|------------|--------|---------------------------------|--------------------------|
+| RESIDENT           | mapped     | mapped | mapped                          | mapped                   |
+| NONE               | worker     | mapped | mapped                          | mapped                   |
+| EVICTING, WRITEBACK, CACHED | worker | mapped | mapped                     | mapped                   |
+| READING            | worker     | worker | worker                          | waits for that read      |
+| SWAPPED            | worker     | worker | starts the read, worker waits   | reads and waits          |
+
+Charging may reclaim; whoever charges pays: the vCPU, or the worker for what FAST and NOIO leave to it. If no frame is
+free or nothing can be reclaimed, the answer is Retry at the next border.
+
+Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the
+worker will do it a little later (the arrival at the device is the worker's): so the time of completion is settled
+at once. A mapping present but read-only is fixed up in all variants. ``background = false`` devices finish a NOWAIT
+read on the faulting vCPU (SWP_SYNCHRONOUS_IO). pgmajfault counts who starts a read, not who waits for another's.
+"""
+
+from __future__ import annotations
+
+from apf.core import CoreError
+from apf.messages import (
+    Access,
+    FaultKind,
+    FaultMode,
+    FaultRaised,
+    GupVariant,
+    InProgress,
+    Mapped,
+    PrefaultRaised,
+    Retry,
+)
+from hostd.core.device import Op
+from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
+from hostd.core.mm import REFUSED, Mm, Own
+from hostd.core.page import DIRTY, PageEvent, PageState
+
+_KINDS = ("minor", "major")
+_HOW = tuple(tuple(f"{access.name}/{mode.name}" for mode in FaultMode) for access in Access)
+
+
+class FaultPath:
+    """Handles the requests of all vCPUs."""
+
+    __slots__ = ("_background", "_costs", "_gup", "_mm", "_works")
+
+    def __init__(self, mm: Mm) -> None:
+        self._mm = mm
+        self._gup = mm.config.gup
+        self._costs = mm.config.costs
+        self._background = mm.config.profile.background
+        self._works: dict[tuple[int, int, int], tuple[int, int, bool]] = {}
+        """(vm, vcpu, work) -> (gfn, ready_ns, write) of work items not yet prefaulted."""
+
+    def fault(self, vm: int, vcpu: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
+        """Handle an EPT violation at ``now_ns``."""
+        mm = self._mm
+        key = self._key(vm, request.gfn)
+        write = request.access == Access.WRITE
+        mm.counters["pf_taken"] += 1
+        if request.mode == FaultMode.BLOCKING or self._gup_succeeds(key):
+            effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
+        else:
+            effects = self._start_work(vm, vcpu, key, request.work, now_ns)
+            reply = _reply_of(effects)
+            if isinstance(reply, InProgress):
+                self._works[vm, vcpu, request.work] = (request.gfn, reply.ready_at_ns, write)
+        self._record("fault", vm, vcpu, request.gfn, _HOW[request.access][request.mode], effects, now_ns)
+        return effects
+
+    def prefault(self, vm: int, vcpu: int, request: PrefaultRaised, now_ns: int) -> list[HostEffect]:
+        """Map the page of a finished work item; sleeps if it was evicted again (E37)."""
+        mm = self._mm
+        work = self._works.get((vm, vcpu, request.work))
+        if work is None or work[0] != request.gfn or now_ns < work[1]:
+            raise CoreError(
+                f"vCPU {vcpu} of VM {vm} at {now_ns}: {request}, but work items (gfn, ready, write) known: {work}"
+            )
+        key = self._key(vm, request.gfn)
+        mm.counters["prefault"] += 1
+        effects = self._map(vm, vcpu, key, work[2], now_ns, now_ns + max(1, self._costs.host_fault_ns))
+        reply = _reply_of(effects)
+        if isinstance(reply, Mapped):
+            del self._works[vm, vcpu, request.work]
+            mm.counters["prefault_sync"] += reply.kind is FaultKind.MAJOR
+        self._record("prefault", vm, vcpu, request.gfn, request.work, effects, now_ns)
+        return effects
+
+    def _key(self, vm: int, gfn: int) -> int:
+        vms = self._mm.config.vms
+        if not 0 <= vm < len(vms) or not 0 <= gfn < vms[vm].guest_pages:
+            raise CoreError(f"VM {vm}, gfn {gfn}: no such guest page")
+        return self._mm.pages.first_key[vm] + gfn
+
+    def _gup_succeeds(self, key: int) -> bool:
+        """Whether the first, non-sleeping get_user_pages gets the page."""
+        state = self._mm.pages.state[key]
+        if state == PageState.RESIDENT:
+            return True
+        if self._gup is GupVariant.FAST or state == PageState.READING:
+            return False
+        if state != PageState.SWAPPED:
+            return True
+        return self._gup is GupVariant.NOWAIT and not self._background
+
+    def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
+        """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
+        state = self._mm.pages.state[key]
+        if state == PageState.READING or state == PageState.SWAPPED:
+            return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
+        mm, pages, counters, costs = self._mm, self._mm.pages, self._mm.counters, self._costs
+        effects: list[HostEffect] = []
+        if state == PageState.NONE:
+            cost_ns = self._allocate(vm, key, now_ns)
+            if cost_ns == REFUSED:
+                return self._retry(vm, vcpu, now_ns)
+            at_ns += cost_ns + costs.zero_fill_ns + costs.host_fault_ns
+            pages.flags[key] |= DIRTY
+            pages.move(key, PageEvent.ZERO_FILLED, now_ns)
+            effects.append(ZeroFrame(pages.pfn[key]))
+            counters["zero_fill"] += 1
+            counters["pgfault"] += 1
+        elif state != PageState.RESIDENT:
+            cost_ns = self._take_back(vm, key, now_ns)
+            if cost_ns == REFUSED:
+                return self._retry(vm, vcpu, now_ns)
+            at_ns += cost_ns + costs.host_fault_ns
+            counters["swap_cache_hit"] += 1
+            counters["pgfault"] += 1
+        elif write and not pages.flags[key] & DIRTY:
+            at_ns += costs.host_fault_ns
+            counters["wp_fault"] += 1
+            counters["pgfault"] += 1
+        mm.map_page(key, write, now_ns)
+        effects.append(self._mapped(vm, vcpu, key, write, at_ns, 0))
+        return effects
+
+    def _map_after_read(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
+        """Wait for the page's read, which is submitted here if nobody has."""
+        mm = self._mm
+        effects: list[HostEffect] = []
+        if mm.pages.state[key] == PageState.SWAPPED:
+            cost_ns = self._allocate(vm, key, now_ns)
+            if cost_ns == REFUSED:
+                return self._retry(vm, vcpu, now_ns)
+            at_ns += cost_ns + self._costs.swap_submit_ns
+            effects.append(self._read(vm, key, at_ns, now_ns))
+        else:
+            mm.counters["read_wait"] += 1
+        mm.counters["pgfault"] += 1
+        stall_ns = max(0, mm.reads[key] - at_ns)
+        effects.append(self._mapped(vm, vcpu, key, write, at_ns + stall_ns + self._costs.host_fault_ns, stall_ns))
+        return effects
+
+    def _mapped(self, vm: int, vcpu: int, key: int, write: bool, at_ns: int, stall_ns: int) -> Reply:
+        """The reply that maps the page from ``at_ns`` on; until then the page is pinned."""
+        mm, pages = self._mm, self._mm.pages
+        mm.schedule(at_ns, Own.MAPPING_MADE, key, vm, write)
+        mm.counters["pf_fixed"] += 1
+        kind = FaultKind.MAJOR if stall_ns else FaultKind.MINOR
+        writable = write or bool(pages.flags[key] & DIRTY)
+        gfn = key - pages.first_key[vm]
+        return Reply(vm, vcpu, Mapped(at_ns, gfn, pages.pfn[key], writable, kind, stall_ns))
+
+    def _start_work(self, vm: int, vcpu: int, key: int, work: int, now_ns: int) -> list[HostEffect]:
+        """Leave the page to the fault-in worker (kvm_setup_async_pf) and settle when it will be done."""
+        mm, costs, state = self._mm, self._costs, self._mm.pages.state[key]
+        at_ns = now_ns + costs.ept_violation_ns
+        cost_ns = 0
+        if state != PageState.READING:
+            cost_ns = self._take_back(vm, key, now_ns) if mm.pages.pfn[key] >= 0 else self._allocate(vm, key, now_ns)
+            if cost_ns == REFUSED:
+                return self._retry(vm, vcpu, now_ns)
+        effects: list[HostEffect] = []
+        if state == PageState.SWAPPED and self._gup is GupVariant.NOWAIT:
+            at_ns += cost_ns + costs.swap_submit_ns
+            effects.append(self._read(vm, key, at_ns, now_ns))
+            ready_ns = at_ns + costs.fault_in_worker_ns
+        else:
+            ready_ns = at_ns + costs.fault_in_worker_ns + cost_ns
+            if state == PageState.SWAPPED:
+                ready_ns += costs.swap_submit_ns
+                effects.append(self._read(vm, key, ready_ns, now_ns))
+            elif state == PageState.NONE:
+                ready_ns += costs.zero_fill_ns
+                mm.pages.flags[key] |= DIRTY
+                mm.pages.move(key, PageEvent.ZERO_FILLED_BY_WORKER, now_ns)
+                effects.append(ZeroFrame(mm.pages.pfn[key]))
+                mm.counters["zero_fill"] += 1
+            elif state in (PageState.EVICTING, PageState.WRITEBACK):
+                mm.pages.move(key, PageEvent.FOUND_BY_WORKER, now_ns)
+        ready_ns = max(ready_ns, mm.reads.get(key, 0)) + costs.host_fault_ns
+        mm.schedule(ready_ns, Own.WORKER_DONE, key, vm)
+        mm.counters["kvm_try_async_get_page"] += 1
+        effects.append(Reply(vm, vcpu, InProgress(at_ns, work, ready_ns)))
+        return effects
+
+    def _allocate(self, vm: int, key: int, now_ns: int) -> int:
+        """Charge and take a frame for a page that has none; the ns that took, or REFUSED."""
+        mm = self._mm
+        if not mm.frames.free:
+            return REFUSED
+        cost_ns = mm.charge(vm, now_ns)
+        if cost_ns != REFUSED:
+            mm.take_frame(key)
+        return cost_ns
+
+    def _take_back(self, vm: int, key: int, now_ns: int) -> int:
+        """Charge a page that was picked or is being written again; the ns that took, or REFUSED."""
+        mm = self._mm
+        if mm.pages.state[key] == PageState.CACHED:
+            return 0
+        cost_ns = mm.charge(vm, now_ns)
+        if cost_ns != REFUSED and mm.pages.state[key] == PageState.EVICTING:
+            del mm.evicting[key]
+            mm.counters["eviction_cancelled"] += 1
+        return cost_ns
+
+    def _read(self, vm: int, key: int, arrival_ns: int, now_ns: int) -> ReadSlot:
+        mm = self._mm
+        mm.submit(Op.READ, key, vm, arrival_ns, now_ns)
+        mm.counters["pgmajfault"] += 1
+        return ReadSlot(mm.pages.slot[key], mm.pages.pfn[key])
+
+    def _retry(self, vm: int, vcpu: int, now_ns: int) -> list[HostEffect]:
+        return [Reply(vm, vcpu, Retry(self._mm.retry_ns(vm, now_ns)))]
+
+    def _record(
+        self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, effects: list[HostEffect], now_ns: int
+    ) -> None:
+        record, reply = self._mm.journal.record, _reply_of(effects)
+        if isinstance(reply, Mapped):
+            outcome = (_KINDS[reply.kind], reply.at_ns, reply.pfn, int(reply.writable), reply.stall_ns)
+            record(now_ns, what, vm, vcpu, gfn, how, *outcome)
+        elif isinstance(reply, InProgress):
+            record(now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns)
+        else:
+            record(now_ns, what, vm, vcpu, gfn, how, "retry", reply.at_ns)
+
+
+def _reply_of(effects: list[HostEffect]) -> Mapped | Retry | InProgress:
+    """The reply of a request step, which is its last effect."""
+    last = effects[-1]
+    assert isinstance(last, Reply)
+    return last.reply

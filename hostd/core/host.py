@@ -1,0 +1,115 @@
+"""The host core: takes requests in their order and borders in between, and answers with effects (see ``events``).
+
+``step`` first carries out the core's own events up to its time, so that they take their place before requests of
+the same time. They have no effects, so a shell need not wake the core for them; ``deadline_ns`` is when the next
+one is due. A border needs a step only if ``border_work``; one that passes without a step changes nothing but the
+moment at which the core learns what was used and written, so all shells must follow the same rule.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from apf.core import CoreError
+from apf.journal import Journal
+from apf.messages import FaultRaised
+from hostd.core import audit
+from hostd.core.border import Border
+from hostd.core.config import HostConfig
+from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken, SegmentsLoaded
+from hostd.core.fault import FaultPath
+from hostd.core.mm import Mm
+from hostd.core.population import populate
+
+
+class HostCore:
+    """The mm of one host. ``counters`` go by the kernel's names where it has one (``mm.COUNTERS``)."""
+
+    def __init__(self, config: HostConfig, journal: Journal | None = None) -> None:
+        self.config = config
+        self.journal = journal if journal is not None else Journal()
+        self._mm = Mm(config, self.journal)
+        self._fault_path = FaultPath(self._mm)
+        self._border = Border(self._mm)
+        self._now_ns = 0
+        self.counters = self._mm.counters
+
+    def step(self, event: HostEvent, now_ns: int) -> list[HostEffect]:
+        """Take ``event`` at ``now_ns``, which never goes back. CoreError for what a peer may not ask."""
+        if now_ns < self._now_ns:
+            raise CoreError(f"{type(event).__name__} at {now_ns}, but the core is at {self._now_ns} already")
+        self._now_ns = now_ns
+        self._mm.run_until(now_ns)
+        match event:
+            case RequestTaken():
+                if isinstance(event.request, FaultRaised):
+                    return self._fault_path.fault(event.vm, event.vcpu, event.request, now_ns)
+                return self._fault_path.prefault(event.vm, event.vcpu, event.request, now_ns)
+            case BorderReached():
+                return self._border.step(event, now_ns)
+            case SegmentsLoaded():
+                return populate(self._mm, event, now_ns)
+            case _:
+                assert_never(event)
+
+    def deadline_ns(self) -> int | None:
+        """When the next own event is due."""
+        return self._mm.agenda[0][0] if self._mm.agenda else None
+
+    @property
+    def border_work(self) -> bool:
+        """Whether there is, or will be once promised mappings take effect, work for a border.
+
+        Simple and safe; with many long reads under way nearly every border has work by it. See ``border_due_ns``.
+        """
+        mm = self._mm
+        return bool(mm.evicting or mm.publish or mm.mapping_times)
+
+    def border_due_ns(self) -> int | None:
+        """No border before this time needs a step; None: none does, as things stand. The exact ``border_work``."""
+        mm = self._mm
+        if mm.evicting or mm.publish:
+            return self._now_ns
+        return mm.mapping_times[0] if mm.mapping_times else None
+
+    def resident_pages(self, vm: int) -> int:
+        """Pages charged to the group of ``vm`` (memory.current)."""
+        return self._mm.groups[vm].usage
+
+    def locate(self, vm: int, gfns: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Frame and slot of each page, -1 where it has none. A page with a frame may have a slot too; the frame counts.
+
+        A page being read has its frame already, and its bytes: the shell moves them when it is told to.
+        """
+        pages = self._mm.pages
+        keys = gfns + pages.first_key[vm]
+        return pages.view_i64(pages.pfn)[keys], pages.view_i64(pages.slot)[keys]
+
+    @property
+    def swap_pages(self) -> int:
+        """Slots in use."""
+        return self._mm.swap.in_use
+
+    @property
+    def free_frames(self) -> int:
+        """Frames nobody owns."""
+        return len(self._mm.frames.free)
+
+    def check(self) -> None:
+        """Assert every invariant."""
+        audit.check(self._mm)
+
+    def finish(self, now_ns: int) -> None:
+        """Carry out what is due by ``now_ns``, the end of the run, and write the final records."""
+        self._mm.run_until(now_ns)
+        for name in sorted(self.counters):
+            self.journal.record(now_ns, "counter", name, self.counters[name])
+        for vm, group in enumerate(self._mm.groups):
+            self.journal.record(
+                now_ns, "group", vm, group.usage, len(group.inactive), len(group.active), group.pinned
+            )
+        self.journal.record(now_ns, "host", len(self._mm.frames.free), self._mm.swap.in_use)
+        self.journal.flush()

@@ -1,0 +1,143 @@
+"""The life of an anonymous guest page in the host: its state, frame, slot and flags.
+
+NONE      never touched: no frame, no slot
+RESIDENT  in a frame and mapped by the host; mapped in the EPT too once a border published it
+EVICTING  picked by reclaim and uncharged, but usable by all until the border
+WRITEBACK out of the EPT, being written to its slot; uncharged
+CACHED    in a frame with the right bytes, unlocked, but not mapped by the host (the swap cache)
+READING   in a frame that is locked until the read from its slot completes
+SWAPPED   in its slot only
+
+Follows mm/vmscan.c:shrink_folio_list and mm/memory.c:do_swap_page. Departures: the kernel unmaps a page as soon as it
+is picked, here EVICTING lasts until the border, since no other vCPU may lose a mapping within a window. The kernel
+keeps a page that was written in the swap cache until a later scan; here WRITE_DONE and RELEASED come together. A page
+that the fault-in worker is about to map is CACHED also if it is a zero page and never was in swap.
+
+``pins`` counts who still needs the page where it is: each Mapped reply until its time, each work item until its
+get_user_pages is over, and a running write. Reclaim passes over pinned pages, as over raised reference counts.
+A page is dirty (``DIRTY``) if its slot does not hold its bytes; a page without a slot always is, if it has a frame.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import deque
+from enum import IntEnum
+
+import numpy as np
+import numpy.typing as npt
+
+STORY_LENGTH = 4096
+
+
+class PageState(IntEnum):
+    """Where a guest page is."""
+
+    NONE = 0
+    RESIDENT = 1
+    EVICTING = 2
+    WRITEBACK = 3
+    CACHED = 4
+    READING = 5
+    SWAPPED = 6
+
+
+class PageEvent(IntEnum):
+    """What happens to a guest page."""
+
+    ZERO_FILLED = 0
+    ZERO_FILLED_BY_WORKER = 1
+    MAPPED = 2
+    FOUND_BY_WORKER = 3
+    PICKED = 4
+    WRITE_SUBMITTED = 5
+    DROPPED = 6
+    WRITE_DONE = 7
+    RELEASED = 8
+    READ_SUBMITTED = 9
+    READ_DONE = 10
+
+
+TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
+    (PageState.NONE, PageEvent.ZERO_FILLED): PageState.RESIDENT,
+    (PageState.NONE, PageEvent.ZERO_FILLED_BY_WORKER): PageState.CACHED,
+    (PageState.RESIDENT, PageEvent.PICKED): PageState.EVICTING,
+    (PageState.EVICTING, PageEvent.MAPPED): PageState.RESIDENT,
+    (PageState.EVICTING, PageEvent.FOUND_BY_WORKER): PageState.CACHED,
+    (PageState.EVICTING, PageEvent.WRITE_SUBMITTED): PageState.WRITEBACK,
+    (PageState.EVICTING, PageEvent.DROPPED): PageState.SWAPPED,
+    (PageState.WRITEBACK, PageEvent.MAPPED): PageState.RESIDENT,
+    (PageState.WRITEBACK, PageEvent.FOUND_BY_WORKER): PageState.CACHED,
+    (PageState.WRITEBACK, PageEvent.WRITE_DONE): PageState.CACHED,
+    (PageState.CACHED, PageEvent.MAPPED): PageState.RESIDENT,
+    (PageState.CACHED, PageEvent.RELEASED): PageState.SWAPPED,
+    (PageState.SWAPPED, PageEvent.READ_SUBMITTED): PageState.READING,
+    (PageState.READING, PageEvent.READ_DONE): PageState.CACHED,
+}
+
+CHARGED = (PageState.RESIDENT, PageState.CACHED, PageState.READING)
+FRAMED = (*CHARGED, PageState.EVICTING, PageState.WRITEBACK)
+
+DIRTY = 1
+REFERENCED = 2
+ACTIVE = 4
+LRU = 8
+WRITING = 16
+
+_ILLEGAL = 255
+_EVENTS = len(PageEvent)
+_NEXT = bytearray([_ILLEGAL]) * (len(PageState) * _EVENTS)
+for (_state, _event), _next in TRANSITIONS.items():
+    _NEXT[_state * _EVENTS + _event] = _next
+
+
+class Pages:
+    """All guest pages of a host as parallel arrays, indexed by ``key`` = first key of the VM + gfn.
+
+    ``slot`` and ``pfn`` are -1 where there is none; ``ept`` is the shadow copy of the EPT entry, 0 if not present.
+    """
+
+    __slots__ = ("_past", "ept", "first_key", "flags", "pfn", "pins", "slot", "state", "total")
+
+    def __init__(self, guest_pages: tuple[int, ...]) -> None:
+        self.first_key: list[int] = []
+        self.total = 0
+        for pages in guest_pages:
+            self.first_key.append(self.total)
+            self.total += pages
+        self.state = bytearray(self.total)
+        self.flags = bytearray(self.total)
+        self.pfn = array("q", [-1]) * self.total
+        self.slot = array("q", [-1]) * self.total
+        self.pins = array("i", [0]) * self.total
+        self.ept = array("Q", [0]) * self.total
+        self._past: deque[tuple[int, int, int, int]] = deque(maxlen=STORY_LENGTH)
+
+    def move(self, key: int, event: PageEvent, now_ns: int) -> None:
+        """Take page ``key`` to the state ``event`` leads to; AssertionError with its story if there is none."""
+        state = self.state[key]
+        after = _NEXT[state * _EVENTS + event]
+        if after == _ILLEGAL:
+            raise AssertionError(f"page {key}: {event.name} in state {PageState(state).name}\n{self.story(key)}")
+        self._past.append((now_ns, key, event, state))
+        self.state[key] = after
+
+    def story(self, key: int) -> str:
+        """What happened to page ``key`` lately, a line each."""
+        return "\n".join(
+            f"{at_ns} {PageState(state).name} {PageEvent(event).name}"
+            for at_ns, page, event, state in self._past
+            if page == key
+        )
+
+    def view_u8(self, column: bytearray) -> npt.NDArray[np.uint8]:
+        """A numpy view of ``state`` or ``flags``."""
+        return np.frombuffer(column, dtype=np.uint8)
+
+    def view_i64(self, column: array[int]) -> npt.NDArray[np.int64]:
+        """A numpy view of ``pfn`` or ``slot``."""
+        return np.frombuffer(column, dtype=np.int64)
+
+    def view_u64(self, column: array[int]) -> npt.NDArray[np.uint64]:
+        """A numpy view of ``ept``."""
+        return np.frombuffer(column, dtype=np.uint64)

@@ -1,0 +1,70 @@
+"""Bulk loading: what a VM's memory looks like after its guest has written every page of some segments, in order.
+
+As if each page had been faulted in once, on a host with all the time in the world: whatever exceeds the group's limit
+was evicted, oldest first, and its writes are done. So the first pages are in slots, in order; the last ones are
+resident, dirty, mapped writable in the EPT and on the inactive list in order. Nothing of this takes guest time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from apf.core import CoreError
+from apf.hostmem import EPT_PRESENT, EPT_WRITE
+from apf.messages import PAGE_SHIFT, PAGE_SIZE, Segment
+from hostd.core.events import FillPages, HostEffect, SegmentsLoaded
+from hostd.core.mm import Mm
+from hostd.core.page import DIRTY, LRU, PageState
+
+
+def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
+    """Load the segments of one VM; CoreError if it has pages already or a segment does not fit."""
+    _verify(mm, event)
+    group = mm.groups[event.vm]
+    excess = max(0, sum(segment.pages for segment in event.segments) - group.limit)
+    effects: list[HostEffect] = []
+    for segment in event.segments:
+        swapped = min(excess, segment.pages)
+        excess -= swapped
+        effects.append(_fill(mm, event.vm, segment, swapped))
+        mm.journal.record(now_ns, "segment", event.vm, segment.gfn, segment.pages, segment.pages - swapped, swapped)
+    return effects
+
+
+def _fill(mm: Mm, vm: int, segment: Segment, swapped: int) -> FillPages:
+    """Put the first ``swapped`` pages into slots and the others into frames."""
+    pages, group = mm.pages, mm.groups[vm]
+    first = pages.first_key[vm] + segment.gfn
+    middle, end = first + swapped, first + segment.pages
+    slots = np.arange(swapped, dtype=np.int64)
+    if swapped:
+        slots += mm.swap.allocate_run(swapped)
+    pfns = np.array(mm.frames.take_many(middle, end - middle), dtype=np.int64)
+    pages.view_i64(pages.slot)[first:middle] = slots
+    pages.view_i64(pages.pfn)[middle:end] = pfns
+    pages.view_u64(pages.ept)[middle:end] = (pfns << PAGE_SHIFT | EPT_PRESENT | EPT_WRITE).astype(np.uint64)
+    pages.view_u8(pages.state)[first:middle] = PageState.SWAPPED
+    pages.view_u8(pages.state)[middle:end] = PageState.RESIDENT
+    pages.view_u8(pages.flags)[middle:end] = DIRTY | LRU
+    group.inactive.update(dict.fromkeys(range(middle, end)))
+    group.usage += end - middle
+    numbers = np.arange(segment.pages, dtype=np.int64)
+    return FillPages(vm, segment, numbers[swapped:], pfns, numbers[:swapped], slots)
+
+
+def _verify(mm: Mm, event: SegmentsLoaded) -> None:
+    if not 0 <= event.vm < len(mm.groups):
+        raise CoreError(f"segments for VM {event.vm}: no such VM")
+    if mm.groups[event.vm].usage:
+        raise CoreError(f"segments for VM {event.vm}: it has pages already")
+    guest_pages = mm.config.vms[event.vm].guest_pages
+    end = 0
+    for segment in sorted(event.segments, key=lambda one: one.gfn):
+        if segment.pages < 1 or segment.gfn < end or segment.gfn + segment.pages > guest_pages:
+            raise CoreError(
+                f"segment of {segment.pages} pages at gfn {segment.gfn} of VM {event.vm}: empty, overlaps another, "
+                f"or ends beyond the guest's {guest_pages} pages"
+            )
+        if len(segment.data) > segment.pages * PAGE_SIZE:
+            raise CoreError(f"segment at gfn {segment.gfn}: {len(segment.data)} bytes for {segment.pages} pages")
+        end = segment.gfn + segment.pages

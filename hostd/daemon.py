@@ -1,0 +1,215 @@
+"""hostd: owns guest memory and the swap file, answers page faults in the order of virtual time, opens the windows."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import grpc
+
+from apf import metrics, wire
+from apf.clockpage import ClockPage, Waited
+from apf.hostmem import Geometry, HostMemory
+from apf.journal import Journal
+from apf.process import Failure
+from apf.rundir import RunDir
+from apf.scenario import Scenario
+from apf.serving import TurnServer, slowest
+from apf.v1 import host_pb2, types_pb2
+from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
+from hostd.build import host_core
+from hostd.report import host_report
+from hostd.shell import HostShell
+from hostd.swapfile import SwapFile
+
+log = logging.getLogger(__name__)
+SERVER = 0
+"""hostd's want entries on the clock page."""
+_START_S = 60
+_STOP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostdConfig:
+    """One host with ``vms`` VMs of the scenario's kind."""
+
+    scenario: Scenario
+    run: RunDir
+    geometry: Geometry
+    journal: bool
+    vms: int = 1
+
+
+class HostService(HostServiceServicer):
+    """The gRPC face of one host."""
+
+    def __init__(self, config: HostdConfig, turns: TurnServer, shell: HostShell, clock: ClockPage) -> None:
+        self._config = config
+        self._turns = turns
+        self._shell = shell
+        self._clock = clock
+        self._load_lock = threading.Lock()
+        self._loaded: set[int] = set()
+        self.all_loaded = threading.Event()
+
+    def RunVcpu(  # noqa: N802, D102 - the generated base names and documents it
+        self, request_iterator: Iterator[host_pb2.RunVcpuRequest], context: grpc.ServicerContext
+    ) -> Iterator[host_pb2.RunVcpuResponse]:
+        return self._turns.serve_vcpu(request_iterator, context, self._attached, self._take)
+
+    def LoadVm(  # noqa: N802, D102 - the generated base names and documents it
+        self, request: host_pb2.LoadVmRequest, context: grpc.ServicerContext
+    ) -> host_pb2.LoadVmResponse:
+        with self._load_lock:
+            if request.vm >= self._config.vms:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}")
+            if request.vm in self._loaded:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
+            try:
+                segments = wire.segments_in(request, self._config.geometry.guest_pages[request.vm])
+            except wire.WireError as error:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            self._shell.load(request.vm, tuple(segments))
+            self._loaded.add(request.vm)
+            if len(self._loaded) == self._config.vms:
+                self.all_loaded.set()
+        core = self._shell.core
+        return host_pb2.LoadVmResponse(resident_pages=core.resident_pages(request.vm), swapped_pages=core.swap_pages)
+
+    def _attached(self, seq: int) -> host_pb2.RunVcpuResponse:
+        return host_pb2.RunVcpuResponse(seq=seq, attached=types_pb2.Attached())
+
+    def _take(self, vm: int, vcpu: int, message: host_pb2.RunVcpuRequest) -> tuple[int, host_pb2.RunVcpuResponse]:
+        request = wire.host_request_in(message, self._config.geometry.guest_pages[vm])
+        reply = self._shell.take(vm, vcpu, request, message.time_ns)
+        self._clock.set_border_due(self._shell.core.border_due_ns())
+        response = wire.host_reply_out(reply, message.seq)
+        counts = self._turns.messages
+        counts[f"in.{message.WhichOneof('request')}"] += 1
+        counts[f"out.{response.WhichOneof('reply')}"] += 1
+        return reply.at_ns, response
+
+
+def main(config: HostdConfig) -> None:
+    """Serve one run to its end; leaves the host's results as report ``hostd``."""
+    scenario, run = config.scenario, config.run
+    vcpus = scenario.vm.vcpus
+    memory = HostMemory.create(config.geometry, run.host_memory)
+    clock = ClockPage.create(run.clock, config.vms * vcpus)
+    sink = run.journal("host").open("w") if config.journal else None
+    shell = HostShell(host_core(scenario, config.vms, Journal(sink)), memory, SwapFile(run.swap))
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    turns.open(clock, {(vm, vcpu): vm * vcpus + vcpu for vm in range(config.vms) for vcpu in range(vcpus)})
+    service = HostService(config, turns, shell, clock)
+    server = turns.server(config.vms * vcpus)
+    add_HostServiceServicer_to_server(service, server)
+    server.add_insecure_port(run.host_address)
+    server.start()
+    metrics.serve(_metrics(shell, clock), run, "hostd")
+    try:
+        opener = _Opener(config, turns, service, clock)
+        opener.start()
+        turns.wait_over(lambda: None)
+        turns.raise_failure()
+        opener.join(_STOP_S)
+        server.stop(_STOP_S).wait()
+        _report(config, shell, turns, clock)
+    finally:
+        clock.abort()
+        server.stop(0)
+        if sink:
+            shell.core.journal.flush()
+
+
+class _Opener(threading.Thread):
+    """Opens the windows. Waits natively; comes up for air for border work and when nothing happens for a while."""
+
+    def __init__(self, config: HostdConfig, turns: TurnServer, service: HostService, clock: ClockPage) -> None:
+        super().__init__(name="opener", daemon=True)
+        self._config = config
+        self._turns = turns
+        self._service = service
+        self._clock = clock
+
+    def run(self) -> None:
+        try:
+            self._run()
+        except Exception as error:
+            self._turns.fail(Failure(f"{type(error).__name__}: {error}"))
+            raise
+
+    def _run(self) -> None:
+        if not self._everybody_is_here():
+            return
+        clock, shell = self._clock, self._service._shell
+        window_ns = shell.core.config.window_ns
+        patience = Patience(self._config.scenario.host.patience_s)
+        while not self._turns.over.is_set():
+            match clock.run_openings(window_ns):
+                case Waited.BORDER_WORK:
+                    shell.border(clock.border_ns)
+                    clock.set_border_due(shell.core.border_due_ns())
+                case Waited.FINISHED:
+                    self._turns.over.set()
+                case Waited.LATER:
+                    if patience.lost(clock.virtual_ns()):
+                        self._turns.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
+
+    def _everybody_is_here(self) -> bool:
+        """Wait until all VMs are loaded and all vCPUs attached; nobody can have opened a window before."""
+        deadline_s = time.monotonic() + max(_START_S, self._config.scenario.host.patience_s)
+        for event, what in (
+            (self._service.all_loaded, "a VM to be loaded"),
+            (self._turns.all_attached, "a vCPU to attach"),
+        ):
+            while not event.wait(0.2):
+                if self._turns.over.is_set():
+                    return False
+                if time.monotonic() > deadline_s:
+                    self._turns.fail(Failure(f"waited in vain for {what}"))
+                    return False
+        return True
+
+
+class Patience:
+    """Notices when virtual time has stood still for ``seconds`` of wall time."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self._at_ns = -1
+        self._since_s = time.monotonic()
+
+    def lost(self, now_ns: int) -> bool:
+        """Whether ``now_ns`` has not moved for that long."""
+        if now_ns != self._at_ns:
+            self._at_ns, self._since_s = now_ns, time.monotonic()
+        return time.monotonic() - self._since_s > self.seconds
+
+
+def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage) -> None:
+    shell.core.finish(config.scenario.duration_ns)
+    report = {
+        "digest": shell.core.journal.digest(),
+        "messages": dict(sorted(turns.messages.items())),
+        "windows": clock.windows,
+        **host_report(shell),
+    }
+    config.run.write_report("hostd", report)
+
+
+def _metrics(shell: HostShell, clock: ClockPage) -> metrics.Collect:
+    core = shell.core
+    return metrics.counter_metrics(
+        "apf_host_events",
+        "Events of the host's memory management, by the kernel's names.",
+        lambda: dict(core.counters),
+        lambda: {
+            "apf_virtual_seconds": clock.virtual_ns() / 1e9,
+            "apf_windows": float(clock.windows),
+            "apf_free_frames": float(core.free_frames),
+            "apf_swap_pages": float(core.swap_pages),
+        },
+    )

@@ -1,0 +1,16 @@
+"""What a host has to say at the end of a run; the same from the daemon and the twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hostd.shell import HostShell
+
+
+def host_report(shell: HostShell) -> dict[str, Any]:
+    """Counters by the kernel's names, and what the audit of all stamped pages found."""
+    audit = shell.audit()
+    return {
+        "counters": dict(shell.core.counters),
+        "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
+    }

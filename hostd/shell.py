@@ -1,0 +1,142 @@
+"""Carries out what the host core decides: on the frames and EPTs in shared memory, and on the swap file.
+
+Used by the daemon and by the twin alike; neither gRPC nor clocks come in here.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from apf.hostmem import HostMemory, ept_entry
+from apf.messages import HostReply, HostRequest, Segment
+from hostd.contents import Audit, fill
+from hostd.core.events import (
+    BorderReached,
+    ClearEpt,
+    FillPages,
+    HostEffect,
+    ReadSlot,
+    Reply,
+    RequestTaken,
+    SegmentsLoaded,
+    SetEpt,
+    WriteSlot,
+    ZeroFrame,
+)
+from hostd.core.host import HostCore
+from hostd.swapfile import SwapFile
+
+_BULK_PAGES = 8192
+
+
+class HostShell:
+    """The core with its memory. Not thread-safe: the caller holds a lock or has one thread."""
+
+    def __init__(self, core: HostCore, memory: HostMemory, swap: SwapFile) -> None:
+        self.core = core
+        self._memory = memory
+        self._swap = swap
+        self._loaded: dict[int, tuple[Segment, ...]] = {}
+
+    def load(self, vm: int, segments: tuple[Segment, ...]) -> None:
+        """Fill a VM's memory before window 0."""
+        self._loaded[vm] = segments
+        self._carry_out(self.core.step(SegmentsLoaded(vm, segments), 0))
+
+    def take(self, vm: int, vcpu: int, request: HostRequest, now_ns: int) -> HostReply:
+        """Answer a vCPU's request, whose turn it is."""
+        reply = self._carry_out(self.core.step(RequestTaken(vm, vcpu, request), now_ns))
+        assert reply is not None
+        return reply
+
+    def border(self, now_ns: int) -> None:
+        """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
+        accessed = _collect(self._memory.accessed)
+        dirty = _collect(self._memory.dirty)
+        self._carry_out(self.core.step(BorderReached(accessed, dirty), now_ns))
+
+    def audit(self) -> Audit:
+        """Check the stamps of every page of every VM, wherever it is. Changes nothing."""
+        audit = Audit()
+        for vm, segments in self._loaded.items():
+            for segment in segments:
+                for first in range(0, segment.pages, _BULK_PAGES):
+                    numbers = np.arange(first, min(first + _BULK_PAGES, segment.pages), dtype=np.int64)
+                    if segment.stamps:
+                        self._audit_pages(audit, vm, segment, numbers)
+        return audit
+
+    def _audit_pages(self, audit: Audit, vm: int, segment: Segment, numbers: npt.NDArray[np.int64]) -> None:
+        pfns, slots = self.core.locate(vm, numbers + segment.gfn)
+        held = pfns >= 0
+        audit.take(segment, numbers[held], self._memory.frames[pfns[held]])
+        swapped = ~held & (slots >= 0)
+        order = np.argsort(slots[swapped], kind="stable")
+        audit.take(segment, numbers[swapped][order], self._swap.read_many(slots[swapped][order]))
+        lost = int((~held & ~swapped).sum())
+        audit.pages += lost
+        audit.corrupt += lost
+
+    def _carry_out(self, effects: list[HostEffect]) -> HostReply | None:
+        memory, reply = self._memory, None
+        for effect in effects:
+            match effect:
+                case Reply():
+                    reply = effect.reply
+                case ReadSlot(slot=slot, pfn=pfn):
+                    self._swap.read(slot, memory.frames[pfn])
+                    memory.generation[pfn] += 1
+                case WriteSlot(slot=slot, pfn=pfn):
+                    self._swap.write(slot, memory.frames[pfn])
+                case SetEpt(vm=vm, gfn=gfn, pfn=pfn, writable=writable):
+                    memory.epts[vm][gfn] = ept_entry(pfn, writable)
+                case ClearEpt(vm=vm, gfn=gfn):
+                    memory.epts[vm][gfn] = 0
+                case ZeroFrame(pfn=pfn):
+                    memory.frames[pfn] = 0
+                    memory.generation[pfn] += 1
+                case FillPages():
+                    self._fill_pages(effect)
+                case _:
+                    assert_never(effect)
+        return reply
+
+    def _fill_pages(self, effect: FillPages) -> None:
+        """Generate pages in bulk: swapped ones into the file, resident ones into frames and the EPT."""
+        memory, segment = self._memory, effect.segment
+        scratch = np.empty((_BULK_PAGES, memory.frames.shape[1]), np.uint8)
+        for first in range(0, len(effect.swapped), _BULK_PAGES):
+            numbers = effect.swapped[first : first + _BULK_PAGES]
+            slots = effect.slots[first : first + _BULK_PAGES]
+            pages = scratch[: len(numbers)]
+            fill(segment, numbers, pages)
+            for run in np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots) != 1) + 1):
+                if len(run):
+                    self._swap.write_run(int(slots[run[0]]), pages[run[0] : run[-1] + 1])
+        for first in range(0, len(effect.resident), _BULK_PAGES):
+            numbers = effect.resident[first : first + _BULK_PAGES]
+            pfns = effect.pfns[first : first + _BULK_PAGES]
+            pages = scratch[: len(numbers)]
+            fill(segment, numbers, pages)
+            memory.frames[pfns] = pages
+            memory.generation[pfns] += 1
+            entries = pfns.astype(np.uint64) << np.uint64(12) | np.uint64(ept_entry(0, True))
+            memory.epts[effect.vm][segment.gfn + numbers] = entries
+
+
+def _collect(flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """Numbers of the set bytes, ascending; clears them. Looks at eight at a time: most are clear."""
+    words = flags[: len(flags) & ~7].view(np.uint64)
+    groups = np.flatnonzero(words)
+    rows, columns = np.nonzero(words[groups].view(np.uint8).reshape(-1, 8))
+    found = groups[rows] * 8 + columns
+    words[groups] = 0
+    rest = flags[len(words) * 8 :]
+    if len(rest):
+        tail = np.flatnonzero(rest) + len(words) * 8
+        rest[:] = 0
+        return np.concatenate([found, tail])
+    return found

@@ -1,0 +1,47 @@
+"""Makes a vCPU from a scenario, and its report; the same for the worker process and the twin."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apf.clockpage import ClockPage
+from apf.hostmem import HostMemory
+from apf.journal import Journal
+from apf.scenario import Scenario
+from vcpud.core.vcpu import VcpuConfig, VcpuCore
+from vcpud.cpu.engine import Engine, Publisher
+from vcpud.machine import Machine
+
+
+def vcpu_machine(
+    scenario: Scenario,
+    vm: int,
+    vcpu: int,
+    memory: HostMemory,
+    journal: Journal,
+    clock: ClockPage | None,
+    participant: int,
+) -> Machine:
+    """VCPU ``vcpu`` of VM ``vm``. With a clock page, the engine publishes the vCPU's time while it runs."""
+    config = VcpuConfig(
+        vcpu=vcpu,
+        mode=scenario.mode,
+        cpu_mips=scenario.vm.cpu_mips,
+        hz=scenario.vm.hz,
+        end_ns=scenario.duration_ns,
+        costs=scenario.costs,
+    )
+    publisher = None if clock is None else Publisher(clock.address, participant)
+    engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher)
+    return Machine(VcpuCore(config, journal), engine, scenario.vm.cpu_mips)
+
+
+def vcpu_report(machine: Machine) -> dict[str, Any]:
+    """What a vCPU has to say at the end of its run; the twin uses it too."""
+    core = machine.core
+    return {
+        "retired": machine.engine.retired,
+        "end_ns": core.now_ns,
+        "counters": {name: getattr(core.counters, name) for name in core.counters.__slots__},
+        "time_ns": {cause.value: spent for cause, spent in core.account.spent_ns.items()},
+    }

@@ -1,0 +1,47 @@
+"""Where a vCPU's time went. Every nanosecond from 0 to the end of the run is in exactly one cause."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from apf.messages import Account
+
+
+class Cause(Enum):
+    """Cause of vCPU time, in the words of the bench's table."""
+
+    COUNTING = "counting"  # a counting task ran
+    FAULTING = "faulting"  # a faulting task ran, or its fault was handled without sleeping
+    OTHER = "other"  # any other task ran
+    STALL = "stall"  # the vCPU slept in the host: synchronous I/O, a retry, an APF halt
+    IDLE = "idle"  # the guest had nothing to run
+    APF = "apf"  # the APF protocol: injections, handlers, the exit for page ready, prefault, its context switches
+    KERNEL = "kernel"  # ticks and the context switches they cause, system calls
+
+
+CAUSE_OF_ACCOUNT = {
+    Account.IDLE: Cause.IDLE,
+    Account.COUNTING: Cause.COUNTING,
+    Account.FAULTING: Cause.FAULTING,
+    Account.OTHER: Cause.OTHER,
+}
+
+
+class TimeAccount:
+    """Guest ns by cause, up to ``end_ns``."""
+
+    def __init__(self, end_ns: int) -> None:
+        self._end_ns = end_ns
+        self._at_ns = 0
+        self.spent_ns: dict[Cause, int] = dict.fromkeys(Cause, 0)
+
+    def spend(self, cause: Cause, until_ns: int) -> None:
+        """The time since the last call, up to ``until_ns``, went to ``cause``; what lies past the end is cut off."""
+        until_ns = min(until_ns, self._end_ns)
+        if until_ns > self._at_ns:
+            self.spent_ns[cause] += until_ns - self._at_ns
+            self._at_ns = until_ns
+
+    def check(self) -> None:
+        """Nothing is counted twice or lost."""
+        assert sum(self.spent_ns.values()) == self._at_ns <= self._end_ns

@@ -1,0 +1,147 @@
+"""What goes into the vCPU's core (facts) and what comes out of it (imperatives).
+
+A step returns any number of ``MapPage``, ``SetSpace`` and ``LoadTask`` effects and, last, exactly one that says how it
+goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason`` or ``Finish``. The shell carries them
+out in order, each in the window that holds the core's time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from apf.messages import Access, AddressSpace, Dispatch, HostReply, HostRequest, Trap
+
+
+class ExitCause(Enum):
+    """Why the CPU left guest mode."""
+
+    BUDGET = "budget"  # the budget of instructions is used up
+    EPT_VIOLATION = "ept_violation"  # ``gfn``, ``access``
+    SYSCALL = "syscall"  # RIP is behind the instruction
+    EXCEPTION = "exception"  # ``vector``, ``address``, ``rip``
+
+
+# facts
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """Both servers know this vCPU; time 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestExited:
+    """The CPU left guest mode. ``retired`` is the total of retired instructions since the start."""
+
+    cause: ExitCause
+    retired: int
+    gfn: int = 0
+    access: Access = Access.READ
+    vector: int = 0
+    address: int = 0
+    rip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostReplied:
+    """hostd answered the last AskHost."""
+
+    reply: HostReply
+
+
+@dataclass(frozen=True, slots=True)
+class GuestReplied:
+    """guestsched answered the last AskGuest."""
+
+    dispatch: Dispatch
+
+
+@dataclass(frozen=True, slots=True)
+class TimeReached:
+    """The time of the last WaitUntil has come."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonRead:
+    """The guest's #PF entry read and cleared the reason word; None: the word's page is not mapped for writing."""
+
+    reason: int | None
+
+
+Event = Attached | GuestExited | HostReplied | GuestReplied | TimeReached | ReasonRead
+
+# imperatives
+
+
+@dataclass(frozen=True, slots=True)
+class MapPage:
+    """Put a mapping into the vCPU's private overlay."""
+
+    gfn: int
+    pfn: int
+    writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetSpace:
+    """Make an address space known."""
+
+    space: AddressSpace
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTask:
+    """Switch the CPU to another task."""
+
+    asid: int
+    registers: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EnterGuest:
+    """Run guest code until the clock reaches ``until_ns`` or the guest exits.
+
+    The clock is ``base_ns + total retired * 1000 // cpu_mips``: an exact function of the total, never of slices.
+    """
+
+    base_ns: int
+    until_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskHost:
+    """Send a request to hostd and wait for its reply."""
+
+    request: HostRequest
+
+
+@dataclass(frozen=True, slots=True)
+class AskGuest:
+    """Deliver a trap to the guest kernel and wait for its reply; with the task's registers unless it is idle."""
+
+    trap: Trap
+    with_registers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WaitUntil:
+    """Let the clock jump to ``at_ns``."""
+
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class InjectReason:
+    """Write ``reason`` to the word at ``gpa`` as KVM does, then read and clear it as the guest's #PF entry does."""
+
+    gpa: int
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The run is over for this vCPU."""
+
+
+Effect = MapPage | SetSpace | LoadTask | EnterGuest | AskHost | AskGuest | WaitUntil | InjectReason | Finish

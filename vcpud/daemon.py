@@ -1,0 +1,94 @@
+"""vcpud: the supervisor of one VM's vCPU workers. Forks them, watches them, exports their counters.
+
+It never imports gRPC, so that it can fork at any time.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+from apf import metrics, process
+from apf.clockpage import ClockPage
+from apf.hostmem import Geometry
+from apf.process import Failure
+from apf.rundir import RunDir
+from apf.scenario import Scenario
+from apf.stats import VcpuStats
+from vcpud import worker
+from vcpud.worker import WorkerConfig
+
+log = logging.getLogger(__name__)
+_GRACE_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class VcpudConfig:
+    """One VM's vCPUs. ``first_participant`` is the slot of vCPU 0 on the host's clock page."""
+
+    scenario: Scenario
+    run: RunDir
+    geometry: Geometry
+    vm: int
+    first_participant: int
+    journal: bool
+
+    @property
+    def name(self) -> str:
+        """As in reports."""
+        return f"vcpud-{self.vm}"
+
+
+def main(config: VcpudConfig) -> None:
+    """Run all vCPUs of a VM to their end. Raises Failure naming the worker that failed first."""
+    vcpus = config.scenario.vm.vcpus
+    stats = VcpuStats.create(config.run.vcpu_stats(config.vm), vcpus)
+    workers = [_spawn(config, vcpu) for vcpu in range(vcpus)]
+    metrics.serve(metrics.vcpu_metrics(stats, config.vm), config.run, config.name)
+    try:
+        _watch(config, workers)
+    finally:
+        process.stop(workers, _GRACE_S)
+
+
+def _spawn(config: VcpudConfig, vcpu: int) -> ForkProcess:
+    worker_config = WorkerConfig(
+        scenario=config.scenario,
+        run=config.run,
+        geometry=config.geometry,
+        host_address=config.run.host_address,
+        guest_address=config.run.guest_address(config.vm),
+        vm=config.vm,
+        vcpu=vcpu,
+        participant=config.first_participant + vcpu,
+        journal=_journal(config, vcpu),
+    )
+    name = worker_config.name
+    return process.spawn(name, worker.main, worker_config, run=config.run, report=name)
+
+
+def _journal(config: VcpudConfig, vcpu: int) -> Path | None:
+    return config.run.journal(f"vcpu-{config.vm}-{vcpu}") if config.journal else None
+
+
+def _watch(config: VcpudConfig, workers: list[ForkProcess]) -> None:
+    """Wait for all workers; the first that does not end well ends the VM."""
+    alive = {item.sentinel: item for item in workers}
+    while alive:
+        for sentinel in connection.wait(list(alive)):
+            assert isinstance(sentinel, int)
+            ended = alive.pop(sentinel)
+            ended.join()
+            if ended.exitcode:
+                raise Failure(_why(config, ended))
+
+
+def _why(config: VcpudConfig, ended: ForkProcess) -> str:
+    report = config.run.read_report(f"failed-{ended.name}")
+    why = report["why"] if report else process.describe_exit(ended.exitcode)
+    if config.run.clock.exists():
+        ClockPage.attach(config.run.clock).abort()
+    return f"worker {ended.name} (pid {ended.pid}): {why}"

@@ -1,0 +1,150 @@
+"""A vCPU as both shells run it: its core, its engine, and the rule of windows between them.
+
+The worker process and the twin call ``proceed(border_ns)``; it runs until the vCPU needs something that is not its own
+and says what, and when (``Need``). Everything that touches the engine happens in the window that holds the vCPU's
+time: at the first touch in a new window the engine's TLB is flushed and its overlay dropped.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from apf.messages import Dispatch, HostReply, HostRequest, TrapRaised
+from vcpud.core.effects import (
+    AskGuest,
+    AskHost,
+    Attached,
+    Effect,
+    EnterGuest,
+    ExitCause,
+    Finish,
+    GuestExited,
+    GuestReplied,
+    HostReplied,
+    InjectReason,
+    LoadTask,
+    MapPage,
+    ReasonRead,
+    SetSpace,
+    TimeReached,
+    WaitUntil,
+)
+from vcpud.core.vcpu import VcpuCore
+from vcpud.cpu.engine import Engine
+
+
+class NeedKind(Enum):
+    """What a vCPU cannot go on without."""
+
+    WINDOW = "window"  # the window that holds ``time_ns``
+    HOST = "host"  # hostd's reply to ``request``
+    GUEST = "guest"  # guestsched's reply to ``request``
+    NOTHING = "nothing"  # it has finished
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """``time_ns`` is a lower bound of the vCPU's next request: what belongs into its slot."""
+
+    kind: NeedKind
+    time_ns: int
+    request: HostRequest | TrapRaised | None = None
+
+
+class Machine:
+    """One vCPU. ``proceed`` and the two ``*_replied`` methods alternate."""
+
+    def __init__(self, core: VcpuCore, engine: Engine, cpu_mips: int) -> None:
+        self.core = core
+        self.engine = engine
+        self._mips = cpu_mips
+        self._window_ns = 0  # border of the window the engine was last opened for
+        self._todo: deque[Effect] = deque()
+
+    def start(self) -> None:
+        """Both servers know the vCPU."""
+        self._todo.extend(self.core.step(Attached(), 0))
+
+    def host_replied(self, reply: HostReply) -> None:
+        """Hostd has answered the last need."""
+        self._todo.extend(self.core.step(HostReplied(reply), self.core.now_ns))
+
+    def guest_replied(self, dispatch: Dispatch) -> None:
+        """Guestsched has answered the last need."""
+        self._todo.extend(self.core.step(GuestReplied(dispatch), self.core.now_ns))
+
+    def proceed(self, border_ns: int) -> Need:
+        """Carry out effects until one needs somebody else, in the window that ends at ``border_ns``."""
+        todo = self._todo
+        while True:
+            effect = todo[0]
+            time_ns = effect.at_ns if isinstance(effect, WaitUntil) else self.core.now_ns
+            if time_ns >= border_ns and not isinstance(effect, Finish):
+                return Need(NeedKind.WINDOW, time_ns)
+            if border_ns != self._window_ns:
+                self._window_ns = border_ns
+                self.engine.open_window()
+            need = self._carry_out(effect, border_ns)
+            if need is not None:
+                return need
+
+    def _carry_out(self, effect: Effect, border_ns: int) -> Need | None:
+        todo, core, engine = self._todo, self.core, self.engine
+        match effect:
+            case EnterGuest():
+                return self._enter_guest(effect, border_ns)
+            case AskHost(request=request):
+                todo.popleft()
+                return Need(NeedKind.HOST, core.now_ns, request)
+            case AskGuest(trap=trap, with_registers=with_registers):
+                todo.popleft()
+                registers = engine.save_registers() if with_registers else None
+                return Need(NeedKind.GUEST, core.now_ns, TrapRaised(trap, registers))
+            case MapPage(gfn=gfn, pfn=pfn, writable=writable):
+                engine.map_overlay(gfn, pfn, writable)
+            case LoadTask(asid=asid, registers=registers):
+                engine.use_space(asid)
+                engine.load_registers(registers)
+            case SetSpace(space=space):
+                engine.set_space(space)
+            case WaitUntil(at_ns=at_ns):
+                todo.popleft()
+                todo.extend(core.step(TimeReached(), at_ns))
+                return None
+            case InjectReason(gpa=gpa, reason=reason):
+                todo.popleft()
+                todo.extend(core.step(ReasonRead(self._deliver_reason(gpa, reason)), core.now_ns))
+                return None
+            case Finish():
+                return Need(NeedKind.NOTHING, core.now_ns)
+        todo.popleft()
+        return None
+
+    def _deliver_reason(self, gpa: int, reason: int) -> int | None:
+        """KVM's write of the reason word, then the guest entry code's read and clear of it."""
+        if not self.engine.write_u32(gpa, reason):
+            return None
+        read = self.engine.read_u32(gpa)
+        self.engine.write_u32(gpa, 0)
+        return read
+
+    def _enter_guest(self, enter: EnterGuest, border_ns: int) -> Need | None:
+        """Run to the border at most; a stop at the border is no exit, the same entry goes on in the next window."""
+        engine, mips = self.engine, self._mips
+        now_ns = enter.base_ns + engine.retired * 1000 // mips
+        if now_ns >= border_ns:  # the last block went on past more than one border
+            return Need(NeedKind.WINDOW, now_ns)
+        stop_ns = min(enter.until_ns, border_ns)
+        budget = -(-(stop_ns - enter.base_ns) * mips // 1000) - engine.retired
+        exited = engine.run(budget, enter.base_ns)
+        now_ns = enter.base_ns + engine.retired * 1000 // mips
+        if exited.cause is ExitCause.BUDGET and now_ns < enter.until_ns:
+            return Need(NeedKind.WINDOW, now_ns)
+        self._todo.popleft()
+        event = GuestExited(
+            exited.cause, engine.retired, exited.gfn, exited.access, exited.vector, exited.address, exited.rip
+        )
+        self._todo.extend(self.core.step(event, now_ns))
+        return None

@@ -1,0 +1,245 @@
+"""A vCPU worker: one process, one vCPU, two gRPC streams (asyncio), one x86-64 engine.
+
+Forked by the supervisor; gRPC is imported only here, after the fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from apf.clockpage import ClockPage, Waited
+from apf.hostmem import Geometry, HostMemory
+from apf.journal import Journal
+from apf.messages import NEVER_NS
+from apf.process import Failure, PeerLost
+from apf.rundir import RunDir
+from apf.scenario import Scenario
+from apf.stats import FIELDS, VcpuStats
+from vcpud.build import vcpu_machine, vcpu_report
+from vcpud.core.account import Cause
+from vcpud.machine import Machine, Need, NeedKind
+
+log = logging.getLogger(__name__)
+_CONNECT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Which vCPU this is, and where the others are. ``participant`` is its slot on the host's clock page."""
+
+    scenario: Scenario
+    run: RunDir
+    geometry: Geometry
+    host_address: str
+    guest_address: str
+    vm: int
+    vcpu: int
+    participant: int
+    journal: Path | None
+
+    @property
+    def name(self) -> str:
+        """As in reports and journals."""
+        return f"vcpu-{self.vm}-{self.vcpu}"
+
+
+def main(config: WorkerConfig) -> None:
+    """Run the vCPU from attachment to its end; leaves its results as a report."""
+    asyncio.run(_Worker(config).run())
+
+
+class _Worker:
+    def __init__(self, config: WorkerConfig) -> None:
+        self._config = config
+        self._messages: Counter[str] = Counter()
+        self._waiting_since_s: float | None = None
+
+    async def run(self) -> None:
+        """Attach everywhere, run, report."""
+        import grpc
+
+        from apf.v1.guest_pb2_grpc import GuestServiceStub
+        from apf.v1.host_pb2_grpc import HostServiceStub
+
+        config = self._config
+        async with (
+            grpc.aio.insecure_channel(config.host_address) as host_channel,
+            grpc.aio.insecure_channel(config.guest_address) as guest_channel,
+        ):
+            await self._connect(host_channel, "hostd")
+            await self._connect(guest_channel, "guestsched")
+            self._clock = ClockPage.attach(config.run.clock)
+            memory = HostMemory.attach(config.geometry, config.run.host_memory)
+            stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
+            self._stats = stats.rows[config.vcpu]
+            sink = config.journal.open("w") if config.journal else None
+            self._machine = vcpu_machine(
+                config.scenario, config.vm, config.vcpu, memory, Journal(sink), self._clock, config.participant
+            )
+            self._host = HostServiceStub(host_channel).RunVcpu()
+            self._guest = GuestServiceStub(guest_channel).TakeTraps()
+            watchdog = asyncio.create_task(self._watch())
+            try:
+                await self._attach()
+                await self._go()
+            except grpc.aio.AioRpcError as error:
+                raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
+            finally:
+                watchdog.cancel()
+                if sink:
+                    self._machine.core.journal.flush()
+            await self._leave()
+
+    async def _connect(self, channel: Any, name: str) -> None:
+        try:
+            await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
+        except TimeoutError:
+            raise Failure(f"{name} did not answer within {_CONNECT_S} s") from None
+
+    async def _attach(self) -> None:
+        from apf.v1 import guest_pb2, host_pb2, types_pb2
+
+        config = self._config
+        attach = types_pb2.Attach(vm=config.vm, vcpu=config.vcpu, scenario_digest=config.scenario.fingerprint())
+        await self._host.write(host_pb2.RunVcpuRequest(attach=attach))
+        self._check_seq(await self._read(self._host), 0)
+        await self._guest.write(guest_pb2.TakeTrapsRequest(attach=attach))
+        self._check_seq(await self._read(self._guest), 0)
+
+    async def _go(self) -> None:
+        """The vCPU's life: proceed, say how far one is, get what is needed."""
+        machine, clock, participant = self._machine, self._clock, self._config.participant
+        machine.start()
+        host_seq = guest_seq = 0
+        border_ns = 0
+        while True:
+            need = machine.proceed(border_ns)
+            self._count(machine)
+            match need.kind:
+                case NeedKind.WINDOW:
+                    clock.publish(participant, need.time_ns)
+                    border_ns = self._wait_window(need)
+                case NeedKind.HOST:
+                    host_seq += 1
+                    await self._ask_host(need, host_seq)
+                case NeedKind.GUEST:
+                    guest_seq += 1
+                    await self._ask_guest(need, guest_seq)
+                case NeedKind.NOTHING:
+                    clock.publish(participant, NEVER_NS)
+                    return
+
+    async def _ask_host(self, need: Need, seq: int) -> None:
+        from apf import wire
+
+        message = wire.host_request_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
+        self._clock.publish(self._config.participant, need.time_ns)
+        self._messages[f"host.out.{message.WhichOneof('request')}"] += 1
+        await self._host.write(message)
+        response = await self._read(self._host)
+        self._check_seq(response, seq)
+        self._messages[f"host.in.{response.WhichOneof('reply')}"] += 1
+        self._machine.host_replied(wire.host_reply_in(response))
+
+    async def _ask_guest(self, need: Need, seq: int) -> None:
+        from apf import wire
+
+        message = wire.trap_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
+        self._clock.publish(self._config.participant, need.time_ns)
+        self._messages[f"guest.out.{message.WhichOneof('trap')}"] += 1
+        await self._guest.write(message)
+        response = await self._read(self._guest)
+        self._check_seq(response, seq)
+        self._messages[f"guest.in.{response.WhichOneof('reply')}"] += 1
+        self._machine.guest_replied(wire.dispatch_in(response))
+
+    async def _read(self, call: Any) -> Any:
+        import grpc
+
+        self._waiting_since_s = time.monotonic()
+        message = await call.read()
+        self._waiting_since_s = None
+        if message is grpc.aio.EOF:
+            raise PeerLost(f"lost its server: {(await call.code()).name}: {await call.details()}")
+        return message
+
+    def _check_seq(self, message: Any, seq: int) -> None:
+        if message.seq != seq:
+            raise Failure(f"reply {message.seq} to request {seq}")
+
+    def _wait_window(self, need: Need) -> int:
+        """Sleep until the window that holds the need's time is open; returns its border."""
+        clock, participant = self._clock, self._config.participant
+        progress, since_s = None, 0.0
+        while (waited := clock.wait_window(participant, need.time_ns)) is not Waited.DONE:
+            if waited is Waited.ABORTED:
+                raise PeerLost("the run was ended by another process")
+            now = (clock.virtual_ns(), clock.windows)
+            if now != progress:
+                progress, since_s = now, time.monotonic()
+            elif time.monotonic() - since_s > self._config.scenario.host.patience_s:
+                raise Failure(f"no progress for {self._config.scenario.host.patience_s} s at {now[0]} ns")
+        return clock.border_ns
+
+    async def _watch(self) -> None:
+        """Give up on a server that neither answers nor lets anybody else go on."""
+        patience_s = self._config.scenario.host.patience_s
+        progress, since_s = -1, time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            if self._clock.aborted:
+                self._cancel()
+            now_ns = self._clock.virtual_ns()
+            if now_ns != progress or self._waiting_since_s is None:
+                progress, since_s = now_ns, time.monotonic()
+            elif time.monotonic() - since_s > patience_s:
+                log.error("no reply for %d s", patience_s)
+                self._cancel()
+
+    def _cancel(self) -> None:
+        self._host.cancel()
+        self._guest.cancel()
+
+    def _count(self, machine: Machine) -> None:
+        """Refresh this vCPU's row of shared counters."""
+        counters = machine.core.counters
+        values = {
+            "retired": machine.engine.retired,
+            "counting_ns": machine.core.account.spent_ns[Cause.COUNTING],
+            "faults_minor": counters.faults_minor,
+            "faults_major": counters.faults_major,
+            "faults_async": counters.faults_async,
+            "not_present": counters.not_present,
+            "ready": counters.ready,
+            "messages": self._messages.total(),
+        }
+        self._stats[: len(FIELDS)] = [values[name] for name in FIELDS]
+
+    async def _leave(self) -> None:
+        """Close both streams in good order and leave the results."""
+        config, core = self._config, self._machine.core
+        for call in (self._host, self._guest):
+            await call.done_writing()
+            await self._read_end(call)
+        core.finish()
+        report = {
+            "name": config.name,
+            "digest": core.journal.digest(),
+            "messages": dict(sorted(self._messages.items())),
+            **vcpu_report(self._machine),
+            "pid": os.getpid(),
+        }
+        config.run.write_report(config.name, report)
+
+    async def _read_end(self, call: Any) -> None:
+        import grpc
+
+        if await call.read() is not grpc.aio.EOF:
+            raise Failure("its server said more after the end")
