@@ -46,6 +46,17 @@ def test_a_write_to_a_read_only_mapping_is_a_violation_and_the_new_mapping_count
     assert used(rig) == ([0, rig.DATA_PFN, 60], [rig.DATA_PFN])
 
 
+def test_a_read_after_a_new_mapping_sees_the_new_frame(rig) -> None:
+    rig.memory.epts[0][rig.DATA_GFN] = ept_entry(60, writable=False)
+    rig.memory.frames[rig.DATA_PFN, 0] = 7
+    rig.start("start: mov rax, [rdi]; jmp start")
+    rig.engine.run(10, 0)
+    assert rig.get("rax") == 0
+    rig.engine.map_overlay(rig.DATA_GFN, rig.DATA_PFN, True)
+    rig.engine.run(10, 0)
+    assert rig.get("rax") == 7
+
+
 def test_an_upgrade_of_the_same_frame_counts_at_once(rig) -> None:
     rig.memory.epts[0][rig.DATA_GFN] = ept_entry(rig.DATA_PFN, writable=False)
     rig.start("start: mov rax, [rdi]; mov [rdi], rax; jmp start")
@@ -135,6 +146,19 @@ def test_code_in_a_reused_frame_is_never_stale(rig) -> None:
         exit_ = rig.engine.run(30, 0)
         assert exit_ == Exit(ExitCause.BUDGET, 30, 0, Access.READ, 0, 0, rig.CODE)
         assert rig.get("rax") == value
+
+
+def test_code_translated_after_a_flush_can_become_stale_too(rig) -> None:
+    """A page that was in the TLB when translations were flushed: its generation has to be noted again."""
+    rig.start("start: inc rbx; jmp start")
+    rig.engine.run(10, 0)
+    rig.engine.flush_translations()
+    rig.engine.run(10, 0)
+    rig.store_code("start: inc rcx; jmp start")
+    rig.memory.generation[0] += 1
+    rig.engine.open_window()
+    rig.engine.run(10, 0)
+    assert (rig.get("rbx"), rig.get("rcx")) == (10, 5)
 
 
 def test_a_stale_page_met_in_mid_run_is_counted_exactly(rig) -> None:
