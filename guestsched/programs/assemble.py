@@ -26,16 +26,12 @@ def assemble(source: str) -> tuple[bytes, dict[str, int]]:
     text = _COMMENT.sub("", source)
     text = _REPEAT.sub(lambda match: match[2] * int(match[1]), text)
     assembler = Ks(KS_ARCH_X86, KS_MODE_64)
-    symbols = {}
-    for match in _LABEL.finditer(text):
-        # Keystone keeps its symbols to itself. A label's offset is the end of code that stops there; what branches
-        # forward gets a label of the same name, and the length of a branch to a known label cannot change.
-        symbols[match[1]] = _offset(assembler, text, match[1])
+    symbols = {match[1]: _offset(assembler, text, match[1]) for match in _LABEL.finditer(text)}
     return bytes(assembler.asm(text)[0]), symbols
 
 
 def _offset(assembler: Ks, text: str, label: str) -> int:
-    """Where ``label`` is: an appended absolute reference to it holds its offset from the start."""
+    """Where ``label`` is. Keystone keeps its symbols to itself, but an appended absolute reference shows one."""
     whole = bytes(assembler.asm(f"{text}\n        .quad {label}\n")[0])
     return int.from_bytes(whole[-8:], "little")
 

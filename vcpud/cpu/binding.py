@@ -9,8 +9,13 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-from unicorn import Uc, unicorn_const
-from unicorn.unicorn_py3.unicorn import uclib
+from unicorn import unicorn_const
+from unicorn.unicorn_py3 import unicorn as _unicorn
+
+Uc: Any = _unicorn.Uc
+"""The binding's engine class, untyped: what the package exports is typed for Python 2."""
+uclib: Any = _unicorn.uclib
+"""The Unicorn library itself."""
 
 HOOK_EVERYWHERE = (1, 0)
 """Begin above end: Unicorn calls the hook at every address."""
@@ -21,7 +26,9 @@ def _function(name: str, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(ctypes.c_int, *arguments)((name, uclib))
 
 
-emu_start = _function("uc_emu_start", *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t))
+emu_start = _function(
+    "uc_emu_start", *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t)
+)
 reg_read = _function("uc_reg_read", ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 reg_read_batch = _function("uc_reg_read_batch", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 reg_write_batch = _function("uc_reg_write_batch", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
@@ -32,12 +39,12 @@ TB_FLUSH = unicorn_const.UC_CTL_TB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
 """``uc_ctl`` control words; the binding offers no TLB flush."""
 
 
-def handle_of(uc: Uc) -> int:
+def handle_of(uc: Any) -> int:
     """The ``uc_engine *`` behind ``uc``."""
     return int(uc._uch.value)
 
 
-def add_hook(uc: Uc, kind: int, function: int, user_data: int, instruction: int | None = None) -> None:
+def add_hook(uc: Any, kind: int, function: int | None, user_data: int, instruction: int | None = None) -> None:
     """Add the native function at address ``function`` as a hook of ``kind``. Raises OSError if Unicorn refuses."""
     hook = ctypes.c_size_t()
     begin, end = HOOK_EVERYWHERE

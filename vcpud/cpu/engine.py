@@ -4,21 +4,22 @@ Theory of operation. Unicorn runs the code; ``vcpud.cpu.hooks`` are its MMU and 
 that shares an array of words with this class. Python takes part only between two ``run()``. Physical memory is the
 host's pool of frames: physical address = pfn * 4096 (as if the vCPU walked guest page tables and EPT at once).
 
-Within one ``run()`` nothing but the guest changes what it sees: the EPT is rewritten at borders only, and mappings made
-in a window come through ``map_overlay``. What Unicorn's TLB happens to keep is therefore invisible: dropping a
-translation only repeats a fill with the same answer. All translations go at ``open_window``, so that accessed and dirty
-bytes are set anew by what is used in the new window; jumps between code pages are looked up again after a flush, and
-jumps within a page need the page's first lookup, so that holds for executed pages too.
+Within one ``run()`` nothing but the guest changes what it sees: the EPT is rewritten at borders only, and mappings
+made in a window come through ``map_overlay``. What Unicorn's TLB happens to keep is therefore invisible: dropping a
+translation only repeats a fill with the same answer. All translations go at ``open_window``, so that accessed and
+dirty bytes are set anew by what is used in the new window. That holds for code too: a flush also empties the cache of
+jump targets, and Unicorn chains blocks only within a page, which has to be looked up before its first block runs.
 
 Departures from a real CPU:
 - A fault's address is known to the page. ``run()`` reports the page address.
 - A block of instructions that runs on into the next page is fetched whole: its fetch fault on that page comes before
   the block's first instruction, not in its middle. It depends on the guest's state alone, like any other fault.
-- A fault in user mode other than by memory goes to the caller; nothing is delivered through an IDT. After ``int n`` and
-  ``int3`` RIP is past the instruction, which counts as retired; every other exception leaves it at the instruction.
+- An exception goes to the caller; nothing is delivered through an IDT. After ``int n`` (vector n) and ``int3`` RIP is
+  past the instruction, which counts as retired; every other exception leaves it at the instruction.
+- A repeated string instruction counts once per repetition.
 - IN and OUT raise #GP only after the rest of their block has run, and count as retired; SYSENTER counts as retired.
 - SYSCALL does not change RCX and R11.
-- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of the CPU model below, whatever the host.
+- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
 - Alignment checks, debug registers and single-stepping are not there.
 """
 
@@ -26,28 +27,47 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from unicorn import UC_ARCH_X86, UC_MODE_64, Uc, unicorn_const, x86_const
+from unicorn import unicorn_const, x86_const
 
 from apf.hostmem import EPT_WRITE, HostMemory, ept_entry
-from apf.messages import NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Access, AddressSpace, Extent
+from apf.messages import NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Access, AddressSpace
 from vcpud.core.effects import ExitCause
 from vcpud.cpu import binding, hooks
+from vcpud.cpu.exits import EngineError, Exit, Publisher
+from vcpud.cpu.extents import rows_of
 from vcpud.cpu.hooks import Reason, Word
 from vcpud.cpu.registers import RegisterFile
 from vcpud.cpu.ruler import Ruler
+from vcpud.cpu.user_mode import new_user_cpu
 
-CPU_MODEL = x86_const.UC_CPU_X86_WESTMERE
-"""x86-64-v2: SSE4.2, POPCNT, AES; neither AVX, which Unicorn lacks, nor RDRAND and RDSEED, which are random."""
-ASID_MAX = (1 << 15) - 1
-"""The address space is the top 16 bits of a block's key, whose sign bit stays free."""
+# Plain integers for the hot path: an enum member takes as long to look up as a word to read.
+_ACCESS = int(Word.ACCESS)
+_ADDRESS = int(Word.ADDRESS)
+_BASE_NS = int(Word.BASE_NS)
+_EPOCH = int(Word.EPOCH)
+_EXTENTS = int(Word.EXTENTS)
+_EXTENTS_COUNT = int(Word.EXTENTS_COUNT)
+_GFN = int(Word.GFN)
+_LAST_BLOCK = int(Word.LAST_BLOCK)
+_NEXT_CHECK = int(Word.NEXT_CHECK)
+_REASON = int(Word.REASON)
+_RETIRED = int(Word.RETIRED)
+_STOP_AT = int(Word.STOP_AT)
+_TAG = int(Word.TAG)
+_VECTOR = int(Word.VECTOR)
+_R_BUDGET = int(Reason.BUDGET)
+_R_EPT_VIOLATION = int(Reason.EPT_VIOLATION)
+_R_INTERRUPT = int(Reason.INTERRUPT)
+_R_NONE = int(Reason.NONE)
+_R_PAGE_FAULT = int(Reason.PAGE_FAULT)
+_R_STALE_CODE = int(Reason.STALE_CODE)
+_R_SYSCALL = int(Reason.SYSCALL)
 
-_TCG_BUFFER_BYTES = 64 << 20
-_ACCESS = {
+_ACCESS_OF = {
     unicorn_const.UC_MEM_READ: Access.READ,
     unicorn_const.UC_MEM_WRITE: Access.WRITE,
     unicorn_const.UC_MEM_FETCH: Access.EXEC,
@@ -55,45 +75,13 @@ _ACCESS = {
 _PAGE_FAULT_VECTOR = 14
 _UNDEFINED_OPCODE_VECTOR = 6
 _NO_BLOCK = -1
+_REMEMBERED = 4096
 _OFFSET_MASK = PAGE_SIZE - 1
 _U32 = struct.Struct("<I")
 _KEY_MASK = (1 << 64) - 1
 
-# Entry to CPL 3: SYSRETQ loads CS and SS with the selectors in MSR_STAR and RIP from RCX.
-_SYSRETQ = b"\x48\x0f\x07"
-_LANDING_OFFSET = 0x10
-_MSR_EFER, _EFER_SCE_LME_LMA = 0xC0000080, 0x501
-_MSR_STAR, _STAR_SELECTORS = 0xC0000081, 0x18 << 48 | 0x08 << 32
-_CR0_NE = 1 << 5
-_CR4_TSD, _CR4_OSFXSR, _CR4_OSXMMEXCPT = 1 << 2, 1 << 9, 1 << 10
 
-
-class EngineError(Exception):
-    """Unicorn stopped for a reason that no guest can cause."""
-
-
-class Exit(NamedTuple):
-    """One exit from user code. ``retired`` counts the instructions of this ``run()``, exactly.
-
-    EPT_VIOLATION: ``gfn``, ``access``, ``address`` (page). EXCEPTION: ``vector``, and for vector 14 ``access`` and
-    ``address`` (page). Others are 0. ``rip`` is where the task goes on.
-    """
-
-    cause: ExitCause
-    retired: int
-    gfn: int
-    access: Access
-    address: int
-    vector: int
-    rip: int
-
-
-@dataclass(frozen=True, slots=True)
-class Publisher:
-    """Where a running vCPU's clock goes: ``slot`` of the clock page mapped at ``page_address``."""
-
-    page_address: int
-    slot: int
+__all__ = ("Engine", "EngineError", "Exit", "ExitCause", "Publisher")
 
 
 class Engine:
@@ -106,26 +94,26 @@ class Engine:
         self._ept = memory.epts[vm]
         self._overlay: npt.NDArray[np.uint64] = np.zeros(len(self._ept), np.uint64)
         self._overlaid: list[int] = []
-        self._bytes = memoryview(memory.frames).cast("B")
-        self._blocks: npt.NDArray[np.uint64] = np.zeros(hooks.TABLE_ROWS * 2, np.uint64)
+        self._bytes = memory.frames.data.cast("B")
+        self._shared: npt.NDArray[np.int64] = np.zeros(hooks.WORDS, np.int64)
+        self._words = self._shared[: hooks.TABLE_START].data
+        self._blocks = self._shared[hooks.TABLE_START :]
         self._seen: npt.NDArray[np.int64] = np.zeros(memory.geometry.frames, np.int64)
         self._spaces: dict[int, tuple[AddressSpace, npt.NDArray[np.int64]]] = {}
         self._space: AddressSpace | None = None
         self._ruler = Ruler()
         self._cut_short: dict[tuple[int, int, int], int] = {}
-        self._words = (ctypes.c_int64 * len(Word))()
         self._fill_words(cpu_mips, publish)
         self._rip = ctypes.c_uint64()
         self._rip_address = ctypes.addressof(self._rip)
         self._tlb_empty = True
-        self._uc: Uc | None = self._enter_user_mode()
+        self._uc: Any = self._new_cpu()
         self._handle = binding.handle_of(self._uc)
         self._registers = RegisterFile(self._handle)
         self._fresh = self._uc.context_save()
 
     def _fill_words(self, cpu_mips: int, publish: Publisher | None) -> None:
         words, memory = self._words, self._memory
-        words[Word.BLOCKS] = self._blocks.ctypes.data
         words[Word.OVERLAY] = self._overlay.ctypes.data
         words[Word.EPT] = self._ept.ctypes.data
         words[Word.ACCESSED] = memory.accessed.ctypes.data
@@ -139,19 +127,15 @@ class Engine:
             words[Word.PAGE_ADDRESS] = publish.page_address
             words[Word.SLOT] = publish.slot
 
-    def _enter_user_mode(self) -> Uc:
-        """A Unicorn engine at CPL 3 with all hooks and frames. It starts at CPL 0, which it leaves by SYSRETQ."""
-        uc = Uc(UC_ARCH_X86, UC_MODE_64)
-        uc.ctl_set_cpu_model(CPU_MODEL)
-        uc.ctl_set_tcg_buffer_size(_TCG_BUFFER_BYTES)
+    def _new_cpu(self) -> Any:
+        """A CPU in user mode with all frames and hooks."""
+        frames = self._memory.geometry.frames
+        uc = new_user_cpu(beyond=frames << PAGE_SHIFT)
+        uc.mem_map_ptr(0, frames << PAGE_SHIFT, unicorn_const.UC_PROT_ALL, self._memory.address)
         uc.ctl_exits_enabled(True)  # with no exit set: only hooks end a run, and no address is special
-        stub = self._memory.geometry.frames << PAGE_SHIFT
-        uc.mem_map_ptr(0, stub, unicorn_const.UC_PROT_ALL, self._memory.address)
-        uc.mem_map(stub, PAGE_SIZE)  # beyond the frames: no guest page can be there
-        uc.mem_write(stub, _SYSRETQ)
-        state = ctypes.addressof(self._words)
-        # Before any code runs: a block translated earlier never calls a later hook.
-        binding.add_hook(uc, unicorn_const.UC_HOOK_BLOCK, hooks.on_block.address, state)
+        uc.ctl_set_tlb_mode(unicorn_const.UC_TLB_VIRTUAL)
+        state = self._shared.ctypes.data
+        binding.add_hook(uc, unicorn_const.UC_HOOK_BLOCK, hooks.ON_BLOCK, state)
         binding.add_hook(uc, unicorn_const.UC_HOOK_TLB_FILL, hooks.on_fill.address, state)
         binding.add_hook(uc, unicorn_const.UC_HOOK_INTR, hooks.on_interrupt.address, state)
         for instruction, hook in (
@@ -161,43 +145,18 @@ class Engine:
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
             binding.add_hook(uc, unicorn_const.UC_HOOK_INSN, hook.address, state, instruction)
-        uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_STAR, _STAR_SELECTORS))
-        uc.reg_write(x86_const.UC_X86_REG_MSR, (_MSR_EFER, _EFER_SCE_LME_LMA))
-        uc.reg_write(x86_const.UC_X86_REG_CR0, uc.reg_read(x86_const.UC_X86_REG_CR0) | _CR0_NE)
-        uc.reg_write(x86_const.UC_X86_REG_CR4, _CR4_TSD | _CR4_OSFXSR | _CR4_OSXMMEXCPT)
-        for table in (x86_const.UC_X86_REG_GDTR, x86_const.UC_X86_REG_IDTR):
-            uc.reg_write(table, (0, 0, 0, 0))  # empty, or guest memory at address 0 would be read as descriptors
-        uc.reg_write(x86_const.UC_X86_REG_RCX, stub + _LANDING_OFFSET)
-        uc.reg_write(x86_const.UC_X86_REG_R11, 0x202)
-        self._words[Word.NEXT_CHECK] = self._words[Word.STOP_AT] = 1
-        uc.emu_start(stub, 0)  # physical addresses as yet; the block hook stops it where SYSRETQ lands
-        if self._words[Word.REASON] != Reason.BUDGET or uc.reg_read(x86_const.UC_X86_REG_CS) & 3 != 3:
-            raise EngineError("the CPU did not get to CPL 3")
-        uc.mem_unmap(stub, PAGE_SIZE)
-        uc.ctl_set_tlb_mode(unicorn_const.UC_TLB_VIRTUAL)
-        uc.ctl_flush_tb()
-        binding.control(binding.handle_of(uc), binding.TLB_FLUSH)
-        self._words[Word.RETIRED] = 0
-        self._words[Word.LAST_BLOCK] = _NO_BLOCK
-        self._blocks.fill(0)
         return uc
 
     @property
     def retired(self) -> int:
         """Instructions retired in all."""
-        return self._words[Word.RETIRED]
+        return self._words[_RETIRED]
 
-    # Address spaces and mappings ----------------------------------------------------------------------------------
+    # Address spaces and mappings ------------------------------------------------------------------------------------
 
     def set_space(self, space: AddressSpace) -> None:
         """Tell the engine of an address space. Raises ValueError if it breaks a rule of ``AddressSpace``."""
-        if not 0 < space.asid <= ASID_MAX:
-            raise ValueError(f"asid {space.asid} is not in 1..{ASID_MAX}")
-        end = 0
-        for extent in space.extents:
-            _check_extent(extent, end, len(self._ept))
-            end = extent.gva + extent.pages * PAGE_SIZE
-        rows = np.array([_row(extent) for extent in space.extents], np.int64).reshape(-1, 4)
+        rows = rows_of(space, len(self._ept))
         replaced = self._spaces.get(space.asid)
         self._spaces[space.asid] = (space, rows)
         if replaced is not None:
@@ -212,9 +171,9 @@ class Engine:
             return
         self._space, rows = self._spaces[asid]
         words = self._words
-        words[Word.EXTENTS] = rows.ctypes.data
-        words[Word.EXTENTS_COUNT] = len(rows)
-        words[Word.TAG] = asid << 48
+        words[_EXTENTS] = rows.ctypes.data
+        words[_EXTENTS_COUNT] = len(rows)
+        words[_TAG] = asid << 48
         self._flush_tlb()
 
     def open_window(self) -> None:
@@ -236,10 +195,10 @@ class Engine:
     def flush_translations(self) -> None:
         """Forget all translated code, and what was learned from it."""
         binding.control(self._handle, binding.TB_FLUSH)
-        # The TLB too: a code page that stays in it would be translated again without a fill that notes its generation.
+        # The TLB too: a page that stayed in it would be translated again without a fill that notes its generation.
         self._tlb_empty = False
         self._flush_tlb()
-        self._words[Word.EPOCH] += 1
+        self._words[_EPOCH] += 1
         self._blocks.fill(0)
         self._cut_short.clear()
 
@@ -268,51 +227,49 @@ class Engine:
         instructions is the clock, published as the guest runs.
         """
         words = self._words
-        start = words[Word.RETIRED]
-        stop_at = words[Word.STOP_AT] = start + max(1, min(budget, NEVER_NS))
-        words[Word.BASE_NS] = base_ns
+        start = words[_RETIRED]
+        stop_at = words[_STOP_AT] = start + max(1, min(budget, NEVER_NS))
+        words[_BASE_NS] = base_ns
         while True:
-            rip_before, retired_before = self._rip.value, words[Word.RETIRED]
-            words[Word.LAST_BLOCK] = _NO_BLOCK
-            words[Word.REASON] = Reason.NONE
-            words[Word.NEXT_CHECK] = min(stop_at, retired_before + hooks.PUBLISH_INTERVAL)
+            rip_before, retired_before = self._rip.value, words[_RETIRED]
+            words[_LAST_BLOCK] = _NO_BLOCK
+            words[_REASON] = _R_NONE
+            words[_NEXT_CHECK] = min(stop_at, retired_before + hooks.PUBLISH_INTERVAL)
             self._tlb_empty = False
             error = binding.emu_start(self._handle, rip_before, 0, 0, 0)
             binding.reg_read(self._handle, x86_const.UC_X86_REG_RIP, self._rip_address)
             exit_ = self._exit(error, start)
             if exit_ is not None:
                 return exit_
-            if words[Word.RETIRED] >= stop_at:
-                return Exit(ExitCause.BUDGET, words[Word.RETIRED] - start, 0, Access.READ, 0, 0, self._rip.value)
-            if words[Word.REASON] == Reason.STALE_CODE:
+            if words[_REASON] == _R_STALE_CODE:
                 self.flush_translations()
-            elif words[Word.RETIRED] == retired_before and self._rip.value == rip_before:
+            elif words[_RETIRED] == retired_before and self._rip.value == rip_before:
                 raise EngineError(f"no progress at {rip_before:#x}, Unicorn error {error}")
 
     def _exit(self, error: int, start: int) -> Exit | None:
         """What the guest's stop means to the caller; None if the engine can go on by itself."""
         words = self._words
-        reason = words[Word.REASON]
+        reason = words[_REASON]
         rip = self._rip.value
-        if reason == Reason.BUDGET:
-            return Exit(ExitCause.BUDGET, words[Word.RETIRED] - start, 0, Access.READ, 0, 0, rip)
-        if reason == Reason.EPT_VIOLATION or reason == Reason.PAGE_FAULT:
-            access = _ACCESS[words[Word.ACCESS]]
+        if reason == _R_BUDGET:
+            return Exit(ExitCause.BUDGET, words[_RETIRED] - start, 0, Access.READ, 0, 0, rip)
+        if reason in (_R_EPT_VIOLATION, _R_PAGE_FAULT):
+            access = _ACCESS_OF[words[_ACCESS]]
             if access is not Access.EXEC:  # a fetch fails between blocks
                 self._uncount(rip)
-            address = words[Word.ADDRESS]
-            retired = words[Word.RETIRED] - start
-            if reason == Reason.EPT_VIOLATION:
-                return Exit(ExitCause.EPT_VIOLATION, retired, words[Word.GFN], access, address, 0, rip)
+            address = words[_ADDRESS]
+            retired = words[_RETIRED] - start
+            if reason == _R_EPT_VIOLATION:
+                return Exit(ExitCause.EPT_VIOLATION, retired, words[_GFN], access, address, 0, rip)
             return Exit(ExitCause.EXCEPTION, retired, 0, access, address & _KEY_MASK, _PAGE_FAULT_VECTOR, rip)
-        if reason == Reason.SYSCALL:
-            return Exit(ExitCause.SYSCALL, words[Word.RETIRED] - start, 0, Access.READ, 0, 0, rip)
-        if reason == Reason.INTERRUPT or error == unicorn_const.UC_ERR_INSN_INVALID:
-            vector = words[Word.VECTOR] if reason == Reason.INTERRUPT else _UNDEFINED_OPCODE_VECTOR
+        if reason == _R_SYSCALL:
+            return Exit(ExitCause.SYSCALL, words[_RETIRED] - start, 0, Access.READ, 0, 0, rip)
+        if reason == _R_INTERRUPT or error == unicorn_const.UC_ERR_INSN_INVALID:
+            vector = words[_VECTOR] if reason == _R_INTERRUPT else _UNDEFINED_OPCODE_VECTOR
             self._uncount(rip)
             self._forget_exception()
-            return Exit(ExitCause.EXCEPTION, words[Word.RETIRED] - start, 0, Access.READ, 0, vector, rip)
-        if reason == Reason.NONE and error != unicorn_const.UC_ERR_OK:
+            return Exit(ExitCause.EXCEPTION, words[_RETIRED] - start, 0, Access.READ, 0, vector, rip)
+        if reason == _R_NONE and error != unicorn_const.UC_ERR_OK:
             raise EngineError(f"Unicorn error {error} at {rip:#x}")
         return None
 
@@ -322,7 +279,6 @@ class Engine:
         It still counts as being delivered: the next #GP or #DE would be a double fault, and the one after it the end
         of the CPU. The flag is in no register, hence the whole state is replaced by that of the start.
         """
-        assert self._uc is not None
         registers = self._registers.save()
         self._uc.context_restore(self._fresh)
         self._registers.load(registers)
@@ -330,18 +286,20 @@ class Engine:
     def _uncount(self, rip: int) -> None:
         """The block started last got only as far as ``rip``: take off what it did not retire."""
         words = self._words
-        block = words[Word.LAST_BLOCK]
+        block = words[_LAST_BLOCK]
         if block == _NO_BLOCK:
             return
         total, size = self._block_size(block)
-        key = (words[Word.TAG], block, rip)
+        key = (words[_TAG], block, rip)
         before = self._cut_short.get(key)
         if before is None:
             if not block <= rip < block + size:  # it ran to its end: a trap, or IN and OUT
                 return
             before = self._ruler.instructions_before(self._code(block, size), total, rip - block)
+            if len(self._cut_short) >= _REMEMBERED:
+                self._cut_short.clear()
             self._cut_short[key] = before
-        words[Word.RETIRED] -= total - before
+        words[_RETIRED] -= total - before
 
     def _block_size(self, block: int) -> tuple[int, int]:
         """(instructions, bytes) of a block the hook has counted."""
@@ -364,10 +322,10 @@ class Engine:
             size -= length
         return code
 
-    # The guest kernel's and KVM's own accesses ------------------------------------------------------------------------
+    # The guest kernel's and KVM's own accesses ----------------------------------------------------------------------
 
     def read_u32(self, gpa: int) -> int | None:
-        """The u32 at guest-physical ``gpa`` (must not cross a page); None if not mapped: raise a fault for it first."""
+        """The u32 at guest-physical ``gpa``, which must not cross a page; None if it is not mapped (yet)."""
         entry = self._mapping(gpa >> PAGE_SHIFT)
         if not entry:
             return None
@@ -398,25 +356,3 @@ def _place(pfn: int, gpa: int) -> int:
     if offset > PAGE_SIZE - 4:
         raise ValueError(f"the u32 at {gpa:#x} crosses a page")
     return pfn << PAGE_SHIFT | offset
-
-
-def _row(extent: Extent) -> tuple[int, int, int, int]:
-    permissions = unicorn_const.UC_PROT_READ
-    if extent.writable:
-        permissions |= unicorn_const.UC_PROT_WRITE
-    if extent.executable:
-        permissions |= unicorn_const.UC_PROT_EXEC
-    return extent.gva, extent.gva + extent.pages * PAGE_SIZE, extent.gfn, permissions
-
-
-def _check_extent(extent: Extent, end: int, guest_pages: int) -> None:
-    if extent.writable and extent.executable:
-        raise ValueError(f"{extent} is both writable and executable")
-    if extent.gva % PAGE_SIZE or extent.pages < 1:
-        raise ValueError(f"{extent} is not made of whole pages")
-    if extent.gva < end:
-        raise ValueError(f"{extent} begins before the end of its predecessor, {end:#x}")
-    if extent.gva + extent.pages * PAGE_SIZE > 1 << 47:
-        raise ValueError(f"{extent} leaves the user half of the address space")
-    if extent.gfn < 0 or extent.gfn + extent.pages > guest_pages:
-        raise ValueError(f"{extent} leaves the VM's {guest_pages} guest pages")

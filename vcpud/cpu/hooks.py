@@ -7,12 +7,12 @@ Python runs in between, and no GIL is held.
 Counting. The block hook adds the instruction count of the block that is about to run; what a fault cuts short is
 taken off again by the engine. Counts come from Unicorn's own translation (``UC_CTL_TB_REQUEST_CACHE``), kept in a
 direct-mapped table. The hook's fast path is one compare with ``NEXT_CHECK``, which stands for both the budget and
-the next publication of the clock; all else is a call to ``on_block_slow``, a function of its own so that the fast
-path saves no registers for it.
+the next publication of the clock; all else is a call to ``on_block_slow``. The fast path is LLVM assembly, because
+the wrapper that numba puts around a hook would double its cost.
 
 Paging. The fill hook is the MMU: process extents (guest-virtual to guest-physical, the guest's page tables), then
 the vCPU's private overlay, then the VM's EPT. Write permission is given on write fills only, so that the first write
-to a page always comes here, where its dirty byte is set (as ``shadow_dirty_mask`` handling in KVM's EPT without A/D bits).
+to a page always comes here, where its dirty byte is set (as KVM write-protects pages to log them as dirty).
 
 All functions compile when this module is imported and are cached beside it. numba does not see that a cached
 function's *callee* in another file changed: touch this file after changing ``publish`` or ``native``.
@@ -22,15 +22,15 @@ from __future__ import annotations
 
 import ctypes
 from enum import IntEnum
-from typing import Final
+from typing import Any, Final
 
 import llvmlite.binding as llvm
 from numba import cfunc, types
 from unicorn import unicorn_const
-from unicorn.unicorn_py3.unicorn import uclib
 
-from vcpud.cpu.native import load32, load64, store8, store32, store64
 from apf.clockpage import publish
+from vcpud.cpu.binding import uclib
+from vcpud.cpu.native import load32, load64, store8, store32, store64
 
 
 class Word(IntEnum):
@@ -40,46 +40,44 @@ class Word(IntEnum):
     """Instructions retired by the engine; inside a block, with that block's."""
     NEXT_CHECK = 1
     """``RETIRED`` at which the block hook takes its slow path."""
-    BLOCKS = 2
-    """Address of the table of block sizes: ``TABLE_ROWS`` rows of (key int64, instructions u32, bytes u32)."""
-    TAG = 3
+    TAG = 2
     """What distinguishes this address space's blocks in that table, exclusive-ored with the block's address."""
-    LAST_BLOCK = 4
+    LAST_BLOCK = 3
     """Address of the block started last."""
-    STOP_AT = 5
+    STOP_AT = 4
     """``RETIRED`` at which the budget is reached."""
-    REASON = 6
+    REASON = 5
     """Why the hooks stopped the engine: a ``Reason``. The first one of a run stands."""
-    ADDRESS = 7
+    ADDRESS = 6
     """Page address (guest-virtual) of the fill that failed."""
-    GFN = 8
+    GFN = 7
     """Its guest frame, if it has one."""
-    ACCESS = 9
+    ACCESS = 8
     """Its kind of access, as Unicorn's ``UC_MEM_READ``, ``_WRITE``, ``_FETCH``."""
-    VECTOR = 10
+    VECTOR = 9
     """x86 vector of the exception."""
-    EXTENTS = 11
+    EXTENTS = 10
     """Address of the extents in use: rows of (first gva, end gva, first gfn, ``UC_PROT`` permissions), ascending."""
-    EXTENTS_COUNT = 12
-    OVERLAY = 13
+    EXTENTS_COUNT = 11
+    OVERLAY = 12
     """Address of the vCPU's private mappings, an EPT entry per gfn, 0 for none."""
-    EPT = 14
-    ACCESSED = 15
-    DIRTY = 16
-    GENERATION = 17
+    EPT = 13
+    ACCESSED = 14
+    DIRTY = 15
+    GENERATION = 16
     """Addresses of host memory's arrays of those names."""
-    SEEN = 18
+    SEEN = 17
     """Address of an int64 per frame: ``EPOCH << 32 | generation`` when last executed from."""
-    EPOCH = 19
+    EPOCH = 18
     """Number of translation flushes so far, from 1: what was seen in an earlier epoch has no translation left."""
-    PAGE_ADDRESS = 20
+    PAGE_ADDRESS = 19
     """Address of the clock page, 0 if the clock is not published."""
-    SLOT = 21
-    BASE_NS = 22
+    SLOT = 20
+    BASE_NS = 21
     """Costs and waits in the vCPU's clock: its time is this plus the time of the retired instructions."""
-    CPU_MIPS = 23
-    TB_PC = 24
-    TB_SIZES = 25
+    CPU_MIPS = 22
+    TB_PC = 23
+    TB_SIZES = 24
     """Both: a ``struct uc_tb`` for ``UC_CTL_TB_REQUEST_CACHE``: pc u64, instructions u16, bytes u16."""
 
 
@@ -95,20 +93,22 @@ class Reason(IntEnum):
     INTERRUPT = 6
 
 
+TABLE_START = 32
+"""Word of the shared array at which the table of block sizes starts."""
 TABLE_ROWS = 8192
-ROW_BYTES = 16
+"""Rows of (key int64, instructions u32, bytes u32), found by the low bits of a block's address."""
+WORDS = TABLE_START + 2 * TABLE_ROWS
 EXTENT_BYTES = 32
 PUBLISH_INTERVAL = 4096
 """Instructions between two publications of the clock while a vCPU runs, give or take a block."""
 NS_PER_US = 1000
 
 CTL_TB_REQUEST_CACHE = unicorn_const.UC_CTL_TB_REQUEST_CACHE | 2 << 26 | 3 << 30
-"""``uc_ctl`` control word: type, two arguments, read and write (see ``UC_CTL`` in unicorn.h), as a signed int below."""
+"""``uc_ctl`` control word: type, two arguments, read and write (``UC_CTL`` in unicorn.h); a signed int below."""
 
 # numba freezes globals of these plain types into the code; enum members it would look up.
 _RETIRED: Final = Word.RETIRED * 8
 _NEXT_CHECK: Final = Word.NEXT_CHECK * 8
-_BLOCKS: Final = Word.BLOCKS * 8
 _TAG: Final = Word.TAG * 8
 _LAST_BLOCK: Final = Word.LAST_BLOCK * 8
 _STOP_AT: Final = Word.STOP_AT * 8
@@ -130,6 +130,7 @@ _PAGE_ADDRESS: Final = Word.PAGE_ADDRESS * 8
 _SLOT: Final = Word.SLOT * 8
 _BASE_NS: Final = Word.BASE_NS * 8
 _CPU_MIPS: Final = Word.CPU_MIPS * 8
+_TABLE: Final = TABLE_START * 8
 _TB: Final = Word.TB_PC * 8
 _TB_SIZES: Final = Word.TB_SIZES * 8
 _BUDGET: Final = int(Reason.BUDGET)
@@ -146,12 +147,12 @@ _EXEC: Final = unicorn_const.UC_PROT_EXEC
 _MEM_WRITE: Final = unicorn_const.UC_MEM_WRITE
 _MEM_FETCH: Final = unicorn_const.UC_MEM_FETCH
 
-# Symbols have to be there before a cached function is loaded. A ctypes pointer instead would make numba refuse to cache.
+# Symbols have to be there before a cached function is loaded. With a ctypes pointer instead numba would not cache.
 for _name in ("uc_emu_stop", "uc_ctl"):
     llvm.add_symbol(f"apf_{_name}", ctypes.cast(getattr(uclib, _name), ctypes.c_void_p).value)
-_uc_emu_stop = types.ExternalFunction("apf_uc_emu_stop", types.int32(types.int64))
+_uc_emu_stop: Any = types.ExternalFunction("apf_uc_emu_stop", types.int32(types.int64))
 # Variadic in C; on x86-64 Linux integers travel in the same registers either way.
-_uc_ctl = types.ExternalFunction("apf_uc_ctl", types.int32(types.int64, types.int32, types.int64, types.int64))
+_uc_ctl: Any = types.ExternalFunction("apf_uc_ctl", types.int32(types.int64, types.int32, types.int64, types.int64))
 
 _BLOCK_TYPE = types.void(types.int64, types.int64, types.uint32, types.int64)
 
@@ -173,7 +174,7 @@ def on_block_slow(uc: int, pc: int, size: int, state: int) -> None:
             store64(state + _NEXT_CHECK, min(stop_at, retired + PUBLISH_INTERVAL))
         else:
             store64(state + _NEXT_CHECK, stop_at)
-    row = load64(state + _BLOCKS) + ((pc & (TABLE_ROWS - 1)) << 4)
+    row = state + _TABLE + ((pc & (TABLE_ROWS - 1)) << 4)
     key = pc ^ load64(state + _TAG)
     if load64(row) != key:
         _uc_ctl(uc, _TB_REQUEST, pc, state + _TB)
@@ -185,20 +186,55 @@ def on_block_slow(uc: int, pc: int, size: int, state: int) -> None:
     store64(state + _RETIRED, retired + load32(row + 8))
 
 
-llvm.add_symbol("apf_on_block_slow", on_block_slow.address)
-_on_block_slow = types.ExternalFunction("apf_on_block_slow", _BLOCK_TYPE)
+# The block hook's fast path. numba would put a wrapper around it, which costs as much as the hook itself.
+_ON_BLOCK = f"""
+define void @on_block(i64 %uc, i64 %pc, i32 %size, i64 %state) {{
+  %retired_at = inttoptr i64 %state to ptr
+  %check_at = getelementptr i64, ptr %retired_at, i64 {int(Word.NEXT_CHECK)}
+  %tag_at = getelementptr i64, ptr %retired_at, i64 {int(Word.TAG)}
+  %last_at = getelementptr i64, ptr %retired_at, i64 {int(Word.LAST_BLOCK)}
+  %low = and i64 %pc, {TABLE_ROWS - 1}
+  %pair = shl i64 %low, 1
+  %index = add i64 %pair, {TABLE_START}
+  %key_at = getelementptr i64, ptr %retired_at, i64 %index
+  %size_at = getelementptr i64, ptr %key_at, i64 1
+  %retired = load i64, ptr %retired_at
+  %check = load i64, ptr %check_at
+  %due = icmp sge i64 %retired, %check
+  br i1 %due, label %slow, label %lookup
+lookup:
+  %tag = load i64, ptr %tag_at
+  %wanted = xor i64 %pc, %tag
+  %key = load i64, ptr %key_at
+  %known = icmp eq i64 %key, %wanted
+  br i1 %known, label %fast, label %slow
+fast:
+  %instructions32 = load i32, ptr %size_at
+  %instructions = zext i32 %instructions32 to i64
+  %sum = add i64 %retired, %instructions
+  store i64 %pc, ptr %last_at
+  store i64 %sum, ptr %retired_at
+  ret void
+slow:
+  %function = inttoptr i64 {on_block_slow.address} to ptr
+  tail call void %function(i64 %uc, i64 %pc, i32 %size, i64 %state)
+  ret void
+}}
+"""
 
 
-@cfunc(_BLOCK_TYPE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def on_block(uc: int, pc: int, size: int, state: int) -> None:
-    """``UC_HOOK_BLOCK``: count the block, unless something is due."""
-    retired = load64(state + _RETIRED)
-    row = load64(state + _BLOCKS) + ((pc & (TABLE_ROWS - 1)) << 4)
-    if retired >= load64(state + _NEXT_CHECK) or load64(row) != pc ^ load64(state + _TAG):
-        _on_block_slow(uc, pc, size, state)
-    else:
-        store64(state + _LAST_BLOCK, pc)
-        store64(state + _RETIRED, retired + load32(row + 8))
+def _compile(assembly: str) -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(opt=3)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(assembly), machine)
+    engine.finalize_object()
+    return engine
+
+
+_native_block = _compile(_ON_BLOCK)  # owns the code
+ON_BLOCK: Final[int] = _native_block.get_function_address("on_block")
+"""Address of ``UC_HOOK_BLOCK``: count the block, unless something is due."""
 
 
 _FILL_TYPE = types.int32(types.int64, types.int64, types.int32, types.int64, types.int64)

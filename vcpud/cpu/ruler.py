@@ -4,14 +4,17 @@ A block cut short by a fault was counted whole when it started; the engine needs
 the faulting one. Unicorn's translator knows where instructions begin: a ruler is an engine that runs nothing and is
 only asked for the translation of the block's remainder, with an undefined instruction put behind it as a stop. A
 block ends at its natural end or at the translator's limits (512 instructions, 4064 bytes), and a remainder is never
-nearer to a limit than its block, so the translation ends where the block ends, or at the stop.
+nearer to a limit than its block, so the translation ends where the block ends, or at the stop. It is a user-mode CPU
+like the one measured: a privileged instruction ends a block there, before all of its bytes are looked at.
 
 The answer depends on the bytes alone, hence it is remembered by them.
 """
 
 from __future__ import annotations
 
-from unicorn import UC_ARCH_X86, UC_MODE_64, Uc
+from typing import Any
+
+from vcpud.cpu.user_mode import new_user_cpu
 
 _BASE = 0x10000
 _ROOM = 0x3000
@@ -23,7 +26,7 @@ class Ruler:
     """Measures beginnings of blocks."""
 
     def __init__(self) -> None:
-        self._uc: Uc | None = None
+        self._uc: Any = None
         self._known: dict[tuple[bytes, int], int] = {}
 
     def instructions_before(self, block: bytes, total: int, offset: int) -> int:
@@ -37,7 +40,7 @@ class Ruler:
         if known is not None:
             return known
         if self._uc is None:
-            self._uc = Uc(UC_ARCH_X86, UC_MODE_64)
+            self._uc = new_user_cpu(beyond=_BASE + _ROOM)
             self._uc.mem_map(_BASE, _ROOM)
         remainder = block[offset:]
         self._uc.mem_write(_BASE, remainder + _STOP)
