@@ -87,6 +87,7 @@ def _want(page, entry):
 
 @njit("boolean(int64, int64)", cache=True, nogil=True)
 def _all_reached(page, border):
+    # A loop, not all(): numba has no generators in nopython mode.
     for participant in range(load_i64(page)):
         if load_i64(_slot(page, participant)) < border:
             return False

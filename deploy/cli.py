@@ -21,7 +21,7 @@ _EXIT_INTERRUPTED = 130
 
 @app.callback()
 def _root() -> None:
-    """An emulator of KVM's asynchronous page fault: what does it buy, for this guest and this swap device?"""
+    """Emulate KVM's asynchronous page fault: see what it buys, for this guest and this swap device."""
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -41,13 +41,23 @@ def bench(
     fault_threads: Annotated[int | None, typer.Option(help="Threads that touch random pages. [4]")] = None,
     work_threads: Annotated[int | None, typer.Option(help="Threads that count. [4]")] = None,
     guest_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="[2GiB]")] = None,
-    group_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Limit of its memory group. [512MiB]")] = None,
-    buffer: Annotated[str | None, typer.Option(metavar="SIZE", help="What the faulting threads touch. [1GiB]")] = None,
-    window: Annotated[int | None, typer.Option(metavar="NS", help="Window of virtual time; 0: by the device.")] = None,
-    scenario: Annotated[Path | None, typer.Option(metavar="FILE.toml", help="Everything the options set, and more.")] = None,
+    group_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Limit of its memory group. [512MiB]")
+    ] = None,
+    buffer: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="What the faulting threads touch. [1GiB]")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="NS", help="Window of virtual time; 0: by the device.")
+    ] = None,
+    scenario: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Everything the options set, and more.")
+    ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
 ) -> None:
     """Run the published benchmark without and with asynchronous page faults, and show what makes the difference."""
@@ -75,9 +85,7 @@ def bench(
     _run_bench(chosen, twin, json_file, journal, log_level.upper())
 
 
-def _run_bench(
-    scenario: Scenario, twin: bool, json_file: Path | None, journal: Path | None, log_level: str
-) -> None:
+def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: Path | None, log_level: str) -> None:
     from deploy import bench as benchmark
     from deploy import report
     from deploy.progress import BenchProgress

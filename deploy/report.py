@@ -72,7 +72,9 @@ def _times(results: list[RunResult]) -> Table:
         table.add_column(cause, justify="right")
     for result in results:
         whole = sum(result.time_ns(cause) for cause in CAUSES) or 1
-        cells = [f"{result.time_ns(cause) / 1e9:.3f} s {100 * result.time_ns(cause) / whole:6.2f} %" for cause in shown]
+        cells = [
+            f"{result.time_ns(cause) / 1e9:.3f} s {100 * result.time_ns(cause) / whole:6.2f} %" for cause in shown
+        ]
         table.add_row(result.mode, *cells)
     return table
 

@@ -44,9 +44,7 @@ class Program:
 @cache
 def _programs() -> dict[str, Program]:
     stored = json.loads(files(__name__).joinpath("builtin.json").read_text(encoding="ascii"))
-    return {
-        name: Program(name, bytes.fromhex(fields["code"]), fields["symbols"]) for name, fields in stored.items()
-    }
+    return {name: Program(name, bytes.fromhex(fields["code"]), fields["symbols"]) for name, fields in stored.items()}
 
 
 def names() -> tuple[str, ...]:

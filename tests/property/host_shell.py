@@ -223,7 +223,7 @@ class FakeShell:
             self.slots[slot] = self.model[effect.vm, effect.segment.gfn + page] = b"L%07d" % page
 
     def _refill(self, pfn: int) -> None:
-        users = [table for table in (*self.epts, *(one.overlay for one in self.vcpus))]
+        users = [*self.epts, *(one.overlay for one in self.vcpus)]
         assert all(pfn != used for table in users for used, _writable in table.values()), f"frame {pfn} is mapped"
         promised = [one.promised.pfn for one in self.vcpus if one.promised]
         assert pfn not in promised, f"frame {pfn} is promised"

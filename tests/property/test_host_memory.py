@@ -44,9 +44,7 @@ class HostMemory(RuleBasedStateMachine):
         window_ns=st.sampled_from([2_000, 20_000, 150_000]),
         loaded=st.integers(0, GUEST_PAGES),
     )
-    def boot(
-        self, gup: GupVariant, limits: tuple[int, int], reserve: int, window_ns: int, loaded: int
-    ) -> None:
+    def boot(self, gup: GupVariant, limits: tuple[int, int], reserve: int, window_ns: int, loaded: int) -> None:
         """Start a host, the first VM with some pages loaded."""
         self.shell = FakeShell(config(gup, limits, reserve, window_ns))
         if loaded:

@@ -1,1 +1,1 @@
-"""The vCPU's deterministic core: the run loop (``vcpu``), the async_pf queue (``async_pf``), where time went (``account``)."""
+"""The vCPU's deterministic core: run loop (``vcpu``), async_pf queue (``async_pf``), where time went (``account``)."""

@@ -54,9 +54,7 @@ def test_loaded_vms_have_slots_and_frames_of_their_own(new_rig: NewRig) -> None:
         (0, (Segment(0, 1, bytes(4097)),), "4097 bytes for 1 pages"),
     ],
 )
-def test_what_does_not_fit_is_refused(
-    new_rig: NewRig, vm: int, segments: tuple[Segment, ...], message: str
-) -> None:
+def test_what_does_not_fit_is_refused(new_rig: NewRig, vm: int, segments: tuple[Segment, ...], message: str) -> None:
     with pytest.raises(CoreError, match=message):
         new_rig().core.step(SegmentsLoaded(vm, segments), 0)
 

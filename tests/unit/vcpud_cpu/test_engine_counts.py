@@ -197,4 +197,3 @@ def test_a_repeated_string_instruction_counts_once_per_repetition(rig) -> None:
     rig.memory.epts[0][rig.DATA_GFN + 1] = ept_entry(rig.DATA_PFN + 1, True)
     exit_ = rig.engine.run(10_000, 0)
     assert (exit_.cause, exit_.retired) == (ExitCause.EXCEPTION, 488 + 1)
-
