@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apf.messages import PAGE_SHIFT, PAGE_SIZE
+from apf.scenario import Scenario
 
 EPT_PRESENT = 1
 EPT_WRITE = 2
@@ -37,6 +38,12 @@ class Geometry:
 
     frames: int
     guest_pages: tuple[int, ...]
+
+    @classmethod
+    def of(cls, scenario: Scenario, vms: int = 1) -> Geometry:
+        """The geometry of a host with ``vms`` VMs of the scenario's kind."""
+        frames = vms * (scenario.vm.group_memory // PAGE_SIZE) + scenario.host.reserve_frames
+        return cls(frames, (scenario.vm.guest_memory // PAGE_SIZE,) * vms)
 
     def regions(self) -> dict[str, tuple[int, int]]:
         """Name -> (offset, length in bytes) of every region in the shared file."""

@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import multiprocessing_logging
 
@@ -59,8 +59,17 @@ def die_with_parent(how: signal.Signals) -> None:
         os.kill(os.getpid(), how)
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+def request_stop(signum: int, frame: FrameType | None) -> None:
+    """Signal handler: end this process in good order."""
     raise StopRequested
+
+
+def leave(code: int) -> NoReturn:
+    """Exit at once: gRPC's threads must not hold up, or crash, the end."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def spawn(name: str, target: Callable[..., None], *args: Any, run: RunDir, report: str) -> ForkProcess:
@@ -73,11 +82,8 @@ def spawn(name: str, target: Callable[..., None], *args: Any, run: RunDir, repor
 def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> None:
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    code = guarded(target, args, run, report)
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(code)  # gRPC's threads must not hold up, or crash, the end
+    signal.signal(signal.SIGTERM, request_stop)
+    leave(guarded(target, args, run, report))
 
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:

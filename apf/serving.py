@@ -163,6 +163,16 @@ class TurnServer:
         pool = futures.ThreadPoolExecutor(max_workers=streams + 4, thread_name_prefix="stream")
         return grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=streams + 4)
 
+    def listen(self, server: grpc.Server, addresses: tuple[str, ...]) -> None:
+        """Bind ``server`` to gRPC addresses: ``unix:PATH``, or ``HOST:PORT`` of the loopback or a private network."""
+        for address in addresses:
+            try:
+                bound = server.add_insecure_port(address)
+            except RuntimeError as error:
+                raise Failure(f"cannot listen at {address}: {error}") from error
+            if not bound:
+                raise Failure(f"cannot listen at {address}")
+
     def wait_over(self, poll: Callable[[], None]) -> None:
         """Block until the run is over for this server; ``poll`` is called now and then and may raise."""
         while not self.over.wait(0.2):

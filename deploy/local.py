@@ -24,7 +24,7 @@ from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError
 from apf.stats import VcpuStats
 from deploy.result import RunResult, Snapshot
-from hostd.build import geometry, window_ns
+from hostd.build import window_ns
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5.0
@@ -37,7 +37,7 @@ Progress = Callable[[Snapshot], None]
 
 def check_space(scenario: Scenario) -> None:
     """Raise ScenarioError if shared memory or disk is too small for a run, with both amounts."""
-    shape = geometry(scenario)
+    shape = Geometry.of(scenario)
     run = RunDir.make()
     try:
         _check_free(run.memory, _memory_bytes(shape), "shared memory")
@@ -73,14 +73,9 @@ class LocalCluster:
 
     def __enter__(self) -> LocalCluster:
         try:
-            shape = geometry(self.scenario)
-            for name, target, args in (
-                ("hostd", _hostd, (shape,)),
-                ("guest-0", _guestsched, ()),
-                ("vcpud-0", _vcpud, (shape,)),
-            ):
-                child_args = (self.scenario, self.run, self._journals, *args)
-                self.processes.append(process.spawn(name, target, *child_args, run=self.run, report=name))
+            for name, target in (("hostd", _hostd), ("guest-0", _guestsched), ("vcpud-0", _vcpud)):
+                args = (self.scenario, self.run, self._journals)
+                self.processes.append(process.spawn(name, target, *args, run=self.run, report=name))
         except BaseException:
             self.close()
             raise
@@ -189,22 +184,22 @@ def _messages(host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str,
     return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
 
 
-def _hostd(scenario: Scenario, run: RunDir, journals: bool, shape: Geometry) -> None:
+def _hostd(scenario: Scenario, run: RunDir, journals: bool) -> None:
     from hostd.daemon import HostdConfig, main
 
-    main(HostdConfig(scenario, run, shape, journals))
+    main(HostdConfig(scenario, run, (run.host_address,), journals))
 
 
 def _guestsched(scenario: Scenario, run: RunDir, journals: bool) -> None:
     from guestsched.daemon import GuestschedConfig, main
 
-    main(GuestschedConfig(scenario, run, 0, 0, journals))
+    main(GuestschedConfig(scenario, run, 0, 0, run.host_address, (run.guest_address(0),), journals))
 
 
-def _vcpud(scenario: Scenario, run: RunDir, journals: bool, shape: Geometry) -> None:
+def _vcpud(scenario: Scenario, run: RunDir, journals: bool) -> None:
     from vcpud.daemon import VcpudConfig, main
 
-    main(VcpudConfig(scenario, run, shape, 0, 0, journals))
+    main(VcpudConfig(scenario, run, 0, 0, run.host_address, run.guest_address(0), journals))
 
 
 def processes_of(cluster: LocalCluster) -> list[int]:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TextIO
 
 from apf.clockpage import next_border_ns
-from apf.hostmem import HostMemory
+from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.messages import FaultRaised, PrefaultRaised, TrapRaised
 from apf.scenario import Scenario
 from deploy.result import RunResult, Snapshot
 from guestsched.build import guest_image
 from guestsched.shell import GuestShell, guest_report
-from hostd.build import geometry, host_core, window_ns
+from hostd.build import host_core, window_ns
 from hostd.report import host_report
 from hostd.shell import HostShell
 from hostd.swapfile import SwapFile
@@ -37,7 +37,7 @@ class Twin:
     def __init__(self, scenario: Scenario, swap_path: Path, journals: Path | None = None) -> None:
         self.scenario = scenario
         self.window_ns = window_ns(scenario)
-        self.memory = HostMemory.anonymous(geometry(scenario))
+        self.memory = HostMemory.anonymous(Geometry.of(scenario))
         self._sinks: list[TextIO] = []
         self._journals = journals
         self.host_journal = self._journal("host")

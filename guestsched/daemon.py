@@ -38,7 +38,9 @@ class GuestschedConfig:
     run: RunDir
     vm: int
     first_participant: int
-    journal: bool
+    host_address: str
+    listen: tuple[str, ...]
+    journal: bool = False
 
     @property
     def name(self) -> str:
@@ -85,7 +87,7 @@ def main(config: GuestschedConfig) -> None:
     turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
     server = turns.server(len(vcpus))
     add_GuestServiceServicer_to_server(GuestService(turns, shell), server)
-    server.add_insecure_port(run.guest_address(config.vm))
+    turns.listen(server, config.listen)
     server.start()
     metrics.serve(_metrics(shell), run, config.name)
 
@@ -113,7 +115,7 @@ def main(config: GuestschedConfig) -> None:
 def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
     """Fill the VM's memory through hostd."""
     options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
-    with grpc.insecure_channel(config.run.host_address, options=options) as channel:
+    with grpc.insecure_channel(config.host_address, options=options) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
         except grpc.FutureTimeoutError:

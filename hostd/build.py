@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from apf.hostmem import Geometry
 from apf.journal import Journal
 from apf.scenario import Scenario
 from hostd import device_profiles
@@ -13,12 +12,6 @@ from hostd.core.host import HostCore
 def host_core(scenario: Scenario, vms: int, journal: Journal) -> HostCore:
     """The core of a host with ``vms`` VMs of the scenario's kind."""
     return HostCore(_config(scenario, vms), journal)
-
-
-def geometry(scenario: Scenario, vms: int = 1) -> Geometry:
-    """Sizes of the shared memory of such a host."""
-    config = _config(scenario, vms)
-    return Geometry(config.frames, tuple(vm.guest_pages for vm in config.vms))
 
 
 def window_ns(scenario: Scenario) -> int:

@@ -14,6 +14,7 @@ from apf import metrics, wire
 from apf.clockpage import ClockPage, Waited
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
+from apf.messages import PAGE_SIZE
 from apf.process import Failure
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -34,12 +35,12 @@ _STOP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class HostdConfig:
-    """One host with ``vms`` VMs of the scenario's kind."""
+    """One host with ``vms`` VMs of the scenario's kind, answering at the gRPC addresses ``listen``."""
 
     scenario: Scenario
     run: RunDir
-    geometry: Geometry
-    journal: bool
+    listen: tuple[str, ...]
+    journal: bool = False
     vms: int = 1
 
 
@@ -51,6 +52,7 @@ class HostService(HostServiceServicer):
         self._turns = turns
         self._shell = shell
         self._clock = clock
+        self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
         self._load_lock = threading.Lock()
         self._loaded: set[int] = set()
         self.all_loaded = threading.Event()
@@ -69,7 +71,7 @@ class HostService(HostServiceServicer):
             if request.vm in self._loaded:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
             try:
-                segments = wire.segments_in(request, self._config.geometry.guest_pages[request.vm])
+                segments = wire.segments_in(request, self._guest_pages)
             except wire.WireError as error:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             self._shell.load(request.vm, tuple(segments))
@@ -83,7 +85,7 @@ class HostService(HostServiceServicer):
         return host_pb2.RunVcpuResponse(seq=seq, attached=types_pb2.Attached())
 
     def _take(self, vm: int, vcpu: int, message: host_pb2.RunVcpuRequest) -> tuple[int, host_pb2.RunVcpuResponse]:
-        request = wire.host_request_in(message, self._config.geometry.guest_pages[vm])
+        request = wire.host_request_in(message, self._guest_pages)
         reply = self._shell.take(vm, vcpu, request, message.time_ns)
         self._clock.set_border_due(self._shell.core.border_due_ns())
         response = wire.host_reply_out(reply, message.seq)
@@ -97,7 +99,7 @@ def main(config: HostdConfig) -> None:
     """Serve one run to its end; leaves the host's results as report ``hostd``."""
     scenario, run = config.scenario, config.run
     vcpus = scenario.vm.vcpus
-    memory = HostMemory.create(config.geometry, run.host_memory)
+    memory = HostMemory.create(Geometry.of(scenario, config.vms), run.host_memory)
     clock = ClockPage.create(run.clock, config.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
     shell = HostShell(host_core(scenario, config.vms, Journal(sink)), memory, SwapFile(run.swap))
@@ -106,7 +108,7 @@ def main(config: HostdConfig) -> None:
     service = HostService(config, turns, shell, clock)
     server = turns.server(config.vms * vcpus)
     add_HostServiceServicer_to_server(service, server)
-    server.add_insecure_port(run.host_address)
+    turns.listen(server, config.listen)
     server.start()
     metrics.serve(_metrics(shell, clock), run, "hostd")
     try:

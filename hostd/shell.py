@@ -36,6 +36,7 @@ class HostShell:
     """The core with its memory. Not thread-safe: the caller holds a lock or has one thread."""
 
     def __init__(self, core: HostCore, memory: HostMemory, swap: SwapFile) -> None:
+        assert core.config.frames == memory.geometry.frames
         self.core = core
         self._memory = memory
         self._swap = swap

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from apf import metrics, process
 from apf.clockpage import ClockPage
-from apf.hostmem import Geometry
 from apf.process import Failure
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -31,10 +30,11 @@ class VcpudConfig:
 
     scenario: Scenario
     run: RunDir
-    geometry: Geometry
     vm: int
     first_participant: int
-    journal: bool
+    host_address: str
+    guest_address: str
+    journal: bool = False
 
     @property
     def name(self) -> str:
@@ -58,9 +58,8 @@ def _spawn(config: VcpudConfig, vcpu: int) -> ForkProcess:
     worker_config = WorkerConfig(
         scenario=config.scenario,
         run=config.run,
-        geometry=config.geometry,
-        host_address=config.run.host_address,
-        guest_address=config.run.guest_address(config.vm),
+        host_address=config.host_address,
+        guest_address=config.guest_address,
         vm=config.vm,
         vcpu=vcpu,
         participant=config.first_participant + vcpu,

@@ -1,0 +1,28 @@
+"""``python -m vcpud``: one VM's vCPUs, by themselves."""
+
+from __future__ import annotations
+
+from apf import launch
+from apf.rundir import RunDir
+from apf.scenario import Scenario
+
+
+def main() -> None:
+    """Parse the options and run the vCPUs to their end."""
+    options = launch.parser("vcpud", "The vCPUs of one VM: a worker process each.")
+    options.add_argument("--host", metavar="ADDRESS", help="gRPC address of hostd")
+    options.add_argument("--guest", metavar="ADDRESS", help="gRPC address of guestsched")
+    arguments = options.parse_args()
+
+    def serve(scenario: Scenario, run: RunDir) -> None:
+        from vcpud.daemon import VcpudConfig
+        from vcpud.daemon import main as daemon
+
+        host, guest = arguments.host or run.host_address, arguments.guest or run.guest_address(0)
+        daemon(VcpudConfig(scenario, run, 0, 0, host, guest, arguments.journal))
+
+    launch.run("vcpud", arguments, serve)
+
+
+if __name__ == "__main__":
+    main()
