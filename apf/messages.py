@@ -268,9 +268,12 @@ class Segment:
     """``pages`` guest pages from ``gfn`` on, filled before window 0 as if the guest had written them one by one.
 
     ``data`` (zero-padded, at most ``pages`` pages) is their start; ``stamps`` are written into every page.
+    ``demand_zero``: none of this is done. A page is zero when the guest first touches it, and has a stamp once the
+    guest has written it; there is no ``data``.
     """
 
     gfn: int
     pages: int
     data: bytes = b""
     stamps: tuple[Stamp, ...] = ()
+    demand_zero: bool = False

@@ -100,6 +100,8 @@ class Bench(_Model):
     fault_threads: Annotated[int, Field(ge=0, le=256)] = 4
     work_threads: Annotated[int, Field(ge=0, le=256)] = 4
     buffer: Size = 1 << 30
+    # False: the run starts with an untouched buffer, whose pages are demand-zero (apf walk shows their first touch).
+    populate: bool = True
 
 
 class Swap(_Model):

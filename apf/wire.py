@@ -230,6 +230,7 @@ def segments_out(vm: int, segments: list[m.Segment]) -> host.LoadVmRequest:
                 pages=segment.pages,
                 data=segment.data,
                 stamps=[host.Stamp(offset=s.offset, base=s.base, stride=s.stride) for s in segment.stamps],
+                demand_zero=segment.demand_zero,
             )
             for segment in segments
         ],
@@ -248,6 +249,8 @@ def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment
         for stamp in segment.stamps:
             if stamp.offset % 8 or stamp.offset > m.PAGE_SIZE - 24:
                 raise WireError(f"{where}.stamps.offset = {stamp.offset}: multiples of 8 up to {m.PAGE_SIZE - 24}")
+        if segment.demand_zero and segment.data:
+            raise WireError(f"{where}.data: {len(segment.data)} bytes, but demand_zero: such a segment starts empty")
         stamps = tuple(m.Stamp(s.offset, s.base, s.stride) for s in segment.stamps)
-        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps))
+        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, segment.demand_zero))
     return segments

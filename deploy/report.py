@@ -7,7 +7,7 @@ from rich.table import Table
 
 from apf.scenario import Scenario
 from deploy.bench import ratio
-from deploy.published import COUNTERS, PUBLISHED_SECONDS
+from deploy.published import COUNTERS, DURATION_S, RATIO
 from deploy.result import CAUSES, RunResult
 
 _ALWAYS = ("counting", "faulting", "stall", "idle", "apf", "kernel")
@@ -35,9 +35,9 @@ def _counts(scenario: Scenario, results: list[RunResult]) -> Table:
     modes = [result.mode for result in results]
     for mode in modes:
         table.add_column(mode, justify="right")
-    published = [mode for mode in modes if mode in COUNTERS]
+    published = [mode for mode in scenario.apf if mode in COUNTERS]
     for mode in published:
-        table.add_column(f"published, {mode}, {PUBLISHED_SECONDS} s", justify="right", style="dim")
+        table.add_column(f"published, {mode}, {DURATION_S} s", justify="right", style="dim")
     workers = max(len(result.workers) for result in results)
     for index in range(max(workers, 4 if published else 0)):
         ours = [_cell(result.workers, index) for result in results]
@@ -47,9 +47,8 @@ def _counts(scenario: Scenario, results: list[RunResult]) -> Table:
     table.add_row("sum", *ours, *(f"{sum(COUNTERS[mode]):,}" for mode in published))
     found = ratio(results)
     if found is not None:
-        theirs = sum(COUNTERS["pv2010"]) / sum(COUNTERS["off"])
         cells = [f"{found:.3f}" if mode == "pv2010" else "" for mode in modes]
-        table.add_row("ratio", *cells, *(f"{theirs:.3f}" if mode == "pv2010" else "" for mode in published))
+        table.add_row("ratio", *cells, *(f"{RATIO:.3f}" if mode == "pv2010" else "" for mode in published))
     return table
 
 

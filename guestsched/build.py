@@ -19,6 +19,7 @@ def guest_image(scenario: Scenario) -> Image:
             "stamp_base": programs.FAULT_STAMP_BASE,
             "stamp_stride": programs.FAULT_STAMP_STRIDE,
             "multiplier": programs.FAULT_CHECK_MULTIPLIER,
+            "zero_ok": programs.FAULT_ZERO_OK,
         },
         results={"accesses": programs.FAULT_ACCESSES, "corrupt": programs.FAULT_CORRUPT},
     )

@@ -1,7 +1,9 @@
 """What guest pages hold at first, and whether they still hold what they must: segments and their stamps.
 
 See ``apf.messages.Stamp``: a stamp word with a tag of its page and a count of writes, behind it its product with a
-constant, a third word for the writer, and nothing else in the page.
+constant, a third word for the writer, and nothing else in the page. In a demand-zero segment a stamp word and its
+product may both be zero: nobody has written that stamp yet. A page that lost its bytes to zeros looks the same there;
+it shows in the sum of writes.
 """
 
 from __future__ import annotations
@@ -60,8 +62,11 @@ class Audit:
         for stamp in segment.stamps:
             column = stamp.offset // _WORD
             word = words[:, column]
-            bad |= (word & _TAG_BITS) != _first_words(stamp, numbers)
-            bad |= words[:, column + 1] != word * _MULTIPLIER
+            wrong = (word & _TAG_BITS) != _first_words(stamp, numbers)
+            wrong |= words[:, column + 1] != word * _MULTIPLIER
+            if segment.demand_zero:
+                wrong &= (word | words[:, column + 1]) != 0
+            bad |= wrong
             rest[column : column + 3] = False
             writes = int((word & _COUNT_BITS).sum())
             self.writes[stamp.offset] = self.writes.get(stamp.offset, 0) + writes

@@ -77,6 +77,8 @@ class HostShell:
         swapped = ~held & (slots >= 0)
         order = np.argsort(slots[swapped], kind="stable")
         audit.take(segment, numbers[swapped][order], self._swap.read_many(slots[swapped][order]))
+        if segment.demand_zero:  # what is nowhere was never touched, or lacks in the sum of writes
+            return
         lost = int((~held & ~swapped).sum())
         audit.pages += lost
         audit.corrupt += lost

@@ -85,13 +85,13 @@ class _Layout:
         self.add(gva, -(-len(code) >> PAGE_SHIFT), code, executable=True)
         return gva
 
-    def add_buffer(self, pages: int, stamps: tuple[Stamp, ...]) -> None:
-        """The buffer, at its own place in both address spaces.
+    def add_buffer(self, pages: int, stamps: tuple[Stamp, ...], populate: bool) -> None:
+        """The buffer, at its own place in both address spaces; untouched unless ``populate``.
 
         Loaded first, so that what is used all the time (programs, per-CPU pages, counters) is resident when the run
         starts, as it is in the steady state.
         """
-        self.segments.insert(0, Segment(BUFFER_GFN, pages, stamps=stamps))
+        self.segments.insert(0, Segment(BUFFER_GFN, pages, stamps=stamps, demand_zero=not populate))
         self.extents.append(Extent(BUFFER_GVA, BUFFER_GFN, pages, writable=True, executable=False))
 
 
@@ -101,7 +101,7 @@ def build(scenario: Scenario, fault: LoadedProgram, work: LoadedProgram) -> Imag
     faulting = _fault_tasks(scenario, fault, layout)
     working = _work_tasks(scenario, work, layout)
     if faulting:
-        layout.add_buffer(scenario.bench.buffer >> PAGE_SHIFT, stamps(scenario))
+        layout.add_buffer(scenario.bench.buffer >> PAGE_SHIFT, stamps(scenario), scenario.bench.populate)
     space = AddressSpace(BENCH_ASID, tuple(layout.extents))
     ascending = sorted(layout.extents, key=lambda extent: extent.gva)
     assert layout.extents == ascending, "extents out of order"
@@ -143,6 +143,7 @@ def _fault_arguments(scenario: Scenario, index: int, stamp: Stamp) -> FaultArgum
         stamp_base=stamp.base,
         stamp_stride=stamp.stride,
         multiplier=CHECK_MULTIPLIER,
+        zero_ok=int(not scenario.bench.populate),
     )
 
 

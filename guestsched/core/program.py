@@ -35,7 +35,8 @@ class FaultArguments:
 
     It touches random pages of a buffer of ``pages`` pages, drawn from a generator seeded with ``rng_seed`` (never 0).
     Its stamp word in page p, at gva ``buffer + p * 4096``, starts as ``stamp_base + stamp_stride * p``, and the word
-    behind it is the stamp word times ``multiplier`` (all mod 2**64).
+    behind it is the stamp word times ``multiplier`` (all mod 2**64). With ``zero_ok`` 1 a page where both words are
+    zero is one it has not used yet; with 0 it is corrupt.
     """
 
     buffer: int
@@ -44,6 +45,7 @@ class FaultArguments:
     stamp_base: int
     stamp_stride: int
     multiplier: int
+    zero_ok: int
 
 
 @dataclass(frozen=True, slots=True)

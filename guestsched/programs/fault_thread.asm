@@ -5,6 +5,7 @@
 #   rdi  in   the buffer plus the stamp's offset in a page
 #   rsi  in   pages of the buffer, 1 .. 2^32-1
 #   rbx  io   state of the xorshift64 generator, not 0
+#   r8   in   1: a stamp of zeros is one not written yet (a demand-zero buffer); 0: it is corrupt
 #   r9   in   the stamp's base
 #   r10  in   the stamp's stride
 #   r11  in   CHECK_MULTIPLIER
@@ -51,7 +52,13 @@ fault_thread_count:
         add     r14, 1
         jmp     fault_thread
 fault_thread_corrupt:
+        or      rcx, qword ptr [rdx + 8]
+        jnz     fault_thread_bad
+        test    r8, r8
+        jnz     fault_thread_first
+fault_thread_bad:
         add     r15, 1
+fault_thread_first:
         mov     rcx, rdx                        # page number again, from the address
         sub     rcx, rdi
         shr     rcx, 12

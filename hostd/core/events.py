@@ -4,7 +4,7 @@ The order of a step's effects is a contract; a shell carries them out in that or
 
 - a request step gives at most one ``ZeroFrame`` or ``ReadSlot``, then exactly one ``Reply``, which is the last;
 - a border step gives all ``ClearEpt``, then all ``WriteSlot``, then all ``SetEpt``; no other step touches an EPT;
-- a population step gives one ``FillPages`` a segment.
+- a population step gives one ``FillPages`` for each segment that is not demand-zero.
 
 Three rules let real I/O run beside the core. (1) The bytes of a ``ZeroFrame`` or ``ReadSlot`` are in the frame
 before the ``Reply`` of the same step leaves. (2) Effects that name the same slot take effect in the order given,

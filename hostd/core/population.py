@@ -3,6 +3,8 @@
 As if each page had been faulted in once, on a host with all the time in the world: whatever exceeds the group's limit
 was evicted, oldest first, and its writes are done. So the first pages are in slots, in order; the last ones are
 resident, dirty, mapped writable in the EPT and on the inactive list in order. Nothing of this takes guest time.
+
+A segment that is ``demand_zero`` is only looked at: its pages stay NONE until the guest touches them.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
     """Load the segments of one VM; CoreError if it has pages already or a segment does not fit."""
     _verify(mm, event)
     group = mm.groups[event.vm]
-    excess = max(0, sum(segment.pages for segment in event.segments) - group.limit)
+    loaded = [segment for segment in event.segments if not segment.demand_zero]
+    excess = max(0, sum(segment.pages for segment in loaded) - group.limit)
     effects: list[HostEffect] = []
-    for segment in event.segments:
+    for segment in loaded:
         swapped = min(excess, segment.pages)
         excess -= swapped
         effects.append(_fill(mm, event.vm, segment, swapped))

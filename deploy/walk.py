@@ -1,0 +1,389 @@
+"""``apf walk``: one page's life in words, from a small real run: first touch, swap-out, re-access in each mode.
+
+Every time, frame, slot, token and task is read from the run's journals (``deploy.story``). The functions named are
+those of Linux that do the same, some by names they had in 2010 (``gfn_to_pfn``, ``kvm_async_pf_task_wait``);
+``get_user_pages_noio`` was proposed then and never went in. T1 to T14 are the statements of the 2010 talk.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.padding import Padding
+
+from apf.messages import PAGE_SHIFT
+from apf.scenario import ApfName, Scenario, ScenarioError, load
+from deploy import twin
+from deploy.local import LocalCluster
+from deploy.story import Async, FirstTouch, Journals, Life, Stall, SwapOut, lives
+from guestsched.core.image import BUFFER_GFN, BUFFER_GVA, reason_gpa
+
+_SMALL = {
+    "duration_s": "0.03",
+    "vm.vcpus": 2,
+    "vm.guest_memory": "96MiB",
+    "vm.group_memory": "4MiB",
+    "bench.buffer": "8MiB",
+    "bench.fault_threads": 2,
+    "bench.work_threads": 2,
+    "bench.populate": False,
+    "host.reserve_frames": 256,
+    "swap.device": "nvme",
+}
+_INDENT = (0, 0, 0, 19)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that happened to the page. ``process`` is whose journal says so; ``rows`` are the talk's."""
+
+    mode: ApfName
+    stage: str
+    time_ns: int
+    process: str
+    functions: tuple[str, ...]
+    rows: tuple[str, ...]
+    text: str
+
+
+def small(seed: int) -> Scenario:
+    """A run of 30 guest ms in which every page of the buffer starts untouched and the group soon is full."""
+    return load(None, {"seed": seed, **_SMALL})
+
+
+def walk(scenario: Scenario, on_processes: bool = False) -> list[Step]:
+    """Run ``scenario`` in each of its modes and tell the life of the first page that goes through all stages in each.
+
+    On the twin, or on the real processes: it is the same story, for the journals are the same. A page that the same
+    task touches first and again is preferred, for then A is one task throughout. Raises ScenarioError for a scenario
+    that cannot have such a page.
+    """
+    _verify(scenario)
+    runs = {mode: _run(scenario.for_mode(mode), on_processes) for mode in scenario.apf}
+    found = {mode: {life.gfn: life for life in lives(journals, BUFFER_GFN)} for mode, journals in runs.items()}
+    gfn = _choose(list(found.values()))
+    return [step for mode, journals in runs.items() for step in _tell(mode, journals, found[mode][gfn])]
+
+
+def command(seed: int, processes: bool) -> None:
+    """What ``apf walk`` does: run, choose a page, print its life."""
+    scenario = small(seed)
+    render(walk(scenario, processes), Console(highlight=False))
+
+
+def render(steps: Iterable[Step], console: Console) -> None:
+    """Print the story, a mode and a stage after the other."""
+    mode = stage = ""
+    for step in steps:
+        if step.mode != mode:
+            mode, stage = step.mode, ""
+            console.rule(f"apf = {mode}: " + ("without APF" if mode == "off" else "with APF, the protocol of 2010"))
+        if step.stage != stage:
+            stage = step.stage
+            console.print(f"\n[bold]{stage}[/bold]")
+        rows, functions = ", ".join(step.rows), " -> ".join(step.functions)
+        console.print(f"{step.time_ns:>14,} ns  [cyan]{step.process}[/cyan]  [yellow]{rows}[/yellow]")
+        if functions:
+            console.print(Padding(f"[dim]{functions}[/dim]", _INDENT, expand=False))
+        console.print(Padding(step.text, _INDENT, expand=False))
+
+
+def _verify(scenario: Scenario) -> None:
+    bench = scenario.bench
+    if bench.populate:
+        raise ScenarioError("bench.populate = true: a page's first touch can be shown only with false")
+    if not bench.fault_threads or not bench.work_threads:
+        raise ScenarioError(
+            f"bench.fault_threads = {bench.fault_threads}, bench.work_threads = {bench.work_threads}: at least 1 each"
+        )
+    if bench.buffer <= scenario.vm.group_memory:
+        raise ScenarioError(f"bench.buffer = {bench.buffer}: more than vm.group_memory, or nothing is swapped out")
+    if scenario.gup == "fast" and "pv2010" in scenario.apf:
+        raise ScenarioError("gup = fast: even a first touch goes to the fault-in worker; noio or nowait")
+
+
+def _run(scenario: Scenario, on_processes: bool) -> Journals:
+    if on_processes:
+        with LocalCluster(scenario, journals=True) as cluster:
+            result = cluster.wait()
+            return Journals.read(result, cluster.journals())
+    with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
+        result = twin.run(scenario, journals=Path(scratch))
+        return Journals.read(result, {path.stem: path for path in Path(scratch).glob("*.journal")})
+
+
+def _choose(found: list[dict[int, Life]]) -> int:
+    common = [gfn for gfn in found[0] if all(gfn in lived for lived in found)]
+    if not common:
+        raise ScenarioError(
+            "no page lived through all stages: a longer duration_s or a smaller vm.group_memory helps"
+        )
+    ofone = [gfn for gfn in common if all(lived[gfn].first.task == lived[gfn].again.task for lived in found)]
+    return (ofone or common)[0]
+
+
+def _tell(mode: ApfName, journals: Journals, life: Life) -> list[Step]:
+    teller = _Teller(mode, journals, life)
+    again = life.again
+    last = teller.stall(again) if isinstance(again, Stall) else teller.asynchronous(again)
+    return [*teller.first_touch(life.first), *teller.swap_out(life.out), *last]
+
+
+class _Teller:
+    """Puts one life into words."""
+
+    def __init__(self, mode: ApfName, journals: Journals, life: Life) -> None:
+        self._mode: ApfName = mode
+        self._journals = journals
+        self._life = life
+        self._page = f"gfn {life.gfn:#x}"
+        self._gva = f"{BUFFER_GVA + (life.gfn - BUFFER_GFN << PAGE_SHIFT):#x}"
+
+    def _step(self, stage: str, time_ns: int, process: str, functions: str, rows: str, text: str) -> Step:
+        return Step(self._mode, stage, time_ns, process, tuple(functions.split()), tuple(rows.split()), text)
+
+    def _task(self, task: int) -> str:
+        return self._journals.task_name(task)
+
+    def first_touch(self, first: FirstTouch) -> Iterator[Step]:
+        """T1 to T4."""
+        stage, worker = "First touch", f"vcpud worker {first.vcpu}"
+        gup = "get_user_pages_fast" if first.how.endswith("BLOCKING") else f"get_user_pages_{self._gup}"
+        border_ns = self._border_after(first.mapped_ns)
+        yield self._step(
+            stage,
+            first.fault_ns,
+            worker,
+            "kvm_mmu_page_fault gfn_to_pfn",
+            "T1 T2",
+            f"{self._task(first.task)} writes to {self._gva} for the first time. No journal has named {self._page} "
+            f"before, and the nested page table has no entry for it: VM exit.",
+        )
+        yield self._step(
+            stage,
+            first.fault_ns,
+            "hostd",
+            f"{gup} do_anonymous_page",
+            "T2",
+            f"{gup}() finds neither a mapping nor a swap entry. An empty page is allocated: host frame {first.pfn}, "
+            f"zeroed.",
+        )
+        yield self._step(
+            stage,
+            first.mapped_ns,
+            worker,
+            "__direct_map",
+            "T2 T3",
+            f"The new mapping is made, of this one page: {self._page} is host frame {first.pfn}. "
+            f"(In the table that all vCPUs share from {border_ns:,} ns on.) {self._task(first.task)} goes on.",
+        )
+        full_ns, touched, faults, mapped = self._until_full()
+        yield self._step(
+            stage,
+            full_ns,
+            "hostd",
+            "",
+            "T3 T4",
+            f"By now {touched} pages of the buffer have been touched, by {faults} page faults (vCPUs that touch the "
+            f"same page in the same window fault each), and {mapped} are mapped: all that are in use. The memory "
+            f"group is full.",
+        )
+
+    def swap_out(self, out: SwapOut) -> Iterator[Step]:
+        """T5."""
+        stage = "Swap-out"
+        yield self._step(
+            stage,
+            out.picked_ns,
+            "hostd",
+            "try_charge_memcg shrink_folio_list",
+            "T5",
+            f"A fault on another page has to charge it to the full group, and so reclaims {out.picked_with} pages. "
+            f"{self._page} is one of them: old on the inactive list, and not used lately.",
+        )
+        yield self._step(
+            stage,
+            out.border_ns,
+            "hostd",
+            "add_to_swap try_to_unmap pageout",
+            "T5",
+            f"At the border of the window the page gets swap slot {out.slot} and is removed from the nested page "
+            f"table; all TLBs are flushed. Its bytes go to the swap file, from {out.write_start_ns:,} to "
+            f"{out.write_done_ns:,} ns; then its frame is free.",
+        )
+
+    def stall(self, again: Stall) -> Iterator[Step]:
+        """T6 to T8."""
+        stage, worker = "Re-access", f"vcpud worker {again.vcpu}"
+        task, ready = self._task(again.task), ", ".join(map(self._task, again.ready))
+        yield self._step(
+            stage,
+            again.fault_ns,
+            worker,
+            "kvm_mmu_page_fault gfn_to_pfn",
+            "T6 T7",
+            f"{task} (A) touches {self._page} again, which is a page of A's data and none of {ready}'s (B): VM exit.",
+        )
+        yield self._step(
+            stage,
+            again.fault_ns,
+            "hostd",
+            "get_user_pages_fast do_swap_page swap_readpage",
+            "T6",
+            f"get_user_pages_fast() finds a swap entry: the read of slot {again.slot} into host frame {again.pfn} "
+            f"starts. The device has it from {again.read_start_ns:,} to {again.read_done_ns:,} ns.",
+        )
+        yield self._step(
+            stage,
+            again.read_done_ns - again.stall_ns,
+            worker,
+            "do_swap_page io_schedule",
+            "T6 T8",
+            f"The vCPU thread sleeps for {again.stall_ns:,} ns, until the read is done.",
+        )
+        yield self._step(
+            stage,
+            again.read_done_ns,
+            "guestsched",
+            "",
+            "T8",
+            f"Has heard nothing of it. To the guest kernel A runs all the time, and is charged for it; B is "
+            f"ready and could have run, but vCPU {again.vcpu}, and with it B, stood still.",
+        )
+        yield self._step(
+            stage,
+            again.mapped_ns,
+            worker,
+            "__direct_map",
+            "T6",
+            f"A new mapping is made, and A goes on {again.mapped_ns - again.fault_ns:,} ns after its access.",
+        )
+
+    def asynchronous(self, again: Async) -> Iterator[Step]:
+        """T9 to T14."""
+        yield from self._not_present(again)
+        yield from self._page_ready(again)
+
+    def _not_present(self, again: Async) -> Iterator[Step]:
+        stage, worker = "Re-access: page not present", f"vcpud worker {again.vcpu}"
+        gup = f"get_user_pages_{self._gup}"
+        starts = "starts the read and" if self._gup == "nowait" else "needs I/O and so"
+        yield self._step(
+            stage,
+            again.fault_ns,
+            worker,
+            "kvm_mmu_page_fault try_async_pf gfn_to_pfn_async",
+            "T7 T11",
+            f"{self._task(again.task)} (A) touches {self._page} again, which is a page of A's data and none of "
+            f"{self._task(again.other)}'s (B): VM exit.",
+        )
+        yield self._step(
+            stage,
+            again.fault_ns,
+            "hostd",
+            gup,
+            "T14",
+            f"{gup}() finds a swap entry, {starts} does not succeed. (A page that is still in the swap "
+            f"cache it does get; get_user_pages_fast() does not, and so is not good enough.)",
+        )
+        yield self._step(
+            stage,
+            again.fault_ns,
+            "hostd",
+            "kvm_setup_async_pf async_pf_execute get_user_pages do_swap_page",
+            "T11",
+            f"The page is left to a dedicated thread, as work item {again.token:#x}. It reads slot {again.slot} into "
+            f"host frame {again.pfn}; the device has it from {again.read_start_ns:,} to {again.read_done_ns:,} ns.",
+        )
+        yield self._step(
+            stage,
+            again.injected_ns,
+            worker,
+            "kvm_arch_async_page_not_present",
+            "T9 T10 T11",
+            f"Does not sleep. Injects page not present: exception 14, the vector of every #PF, with 1 in the reason "
+            f"word at {reason_gpa(again.vcpu):#x} of guest memory and token {again.token:#x} in CR2.",
+        )
+        yield self._step(
+            stage,
+            again.not_present_ns,
+            "guestsched",
+            "do_async_page_fault kvm_async_pf_task_wait schedule",
+            "T10 T12",
+            f"The reason word tells this #PF from an ordinary one. A sleeps, with the token in the table of waiters; "
+            f"B runs on vCPU {again.vcpu} from {again.other_from_ns:,} ns.",
+        )
+
+    def _page_ready(self, again: Async) -> Iterator[Step]:
+        stage, worker = "Re-access: page ready", f"vcpud worker {again.vcpu}"
+        other_ns = again.prefault_ns - again.other_from_ns
+        yield self._step(
+            stage,
+            again.completed_ns,
+            "hostd",
+            "async_pf_execute",
+            "T11 T13",
+            "The dedicated thread's get_user_pages() is over: the page is in. All the while B has run.",
+        )
+        yield self._step(
+            stage,
+            again.prefault_ns,
+            worker,
+            "kvm_check_async_pf_completion kvm_arch_async_page_ready",
+            "T13",
+            f"Out of the guest, and the page is mapped before the guest is told: {self._page} is host frame "
+            f"{again.pfn} from {again.ready_mapped_ns:,} ns on.",
+        )
+        yield self._step(
+            stage,
+            again.ready_mapped_ns,
+            worker,
+            "kvm_arch_async_page_present",
+            "T9 T10 T13",
+            f"Injects page ready: again exception 14, with 2 in the reason word and token {again.token:#x} in CR2.",
+        )
+        yield self._step(
+            stage,
+            again.page_ready_ns,
+            "guestsched",
+            "do_async_page_fault kvm_async_pf_task_wake try_to_wake_up",
+            "T13",
+            f"The token's waiter, A, is woken and preempts B: it runs on vCPU {again.vcpu} from "
+            f"{again.task_from_ns:,} ns.",
+        )
+        yield self._step(
+            stage,
+            again.task_from_ns,
+            worker,
+            "",
+            "T9 T13",
+            f"A executes the access again, {again.task_from_ns - again.fault_ns:,} ns after the first try; the page "
+            f"can be accessed, there is no exit. B had the vCPU for {other_ns:,} ns of that.",
+        )
+
+    @property
+    def _gup(self) -> str:
+        return self._journals.result.scenario.gup
+
+    def _border_after(self, now_ns: int) -> int:
+        """The first border at or after ``now_ns`` at which mappings were published."""
+        return next(r.time_ns for r in self._journals.host if r.kind == "border" and r.time_ns >= now_ns)
+
+    def _until_full(self) -> tuple[int, int, int, int]:
+        """When the group was first full; until then: pages of the buffer touched, faults on them, pages mapped."""
+        touched: set[int] = set()
+        mapped: set[int] = set()
+        faults = 0
+        for record in self._journals.host:
+            if record.kind == "reclaim":
+                return record.time_ns, len(touched), faults, len(mapped)
+            if record.kind == "fault" and record.fields[2] >= BUFFER_GFN:
+                faults += 1
+                touched.add(record.fields[2])
+                if record.fields[4] == "minor":
+                    mapped.add(record.fields[2])
+        raise AssertionError("a page was evicted without a reclaim")
