@@ -29,7 +29,7 @@ from hostd.build import geometry, window_ns
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5.0
-_AFTERMATH_S = 1.5
+_AFTERMATH_S = 3.0
 _POLL_S = 0.2
 
 
@@ -91,7 +91,7 @@ class LocalCluster:
                 ("vcpud-0", _vcpud, (shape,)),
             ):
                 child_args = (self.scenario, self.run, self._journals, *args)
-                self.processes.append(process.spawn(name, target, *child_args, run=self.run, report=name))
+                self.processes.append(process.spawn(name, target, *child_args, run=self.run, report=name, heir=True))
         except BaseException:
             self.close()
             raise
