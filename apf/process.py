@@ -72,28 +72,36 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def spawn(name: str, target: Callable[..., None], *args: Any, run: RunDir, report: str) -> ForkProcess:
-    """Fork a process that runs ``target(*args)``; if it raises, report ``report`` says why before it exits."""
-    process = _fork.Process(target=_main, name=name, args=(target, args, run, report))
+def spawn(
+    name: str, target: Callable[..., None], *args: Any, run: RunDir, report: str, heir: bool = False
+) -> ForkProcess:
+    """Fork a process that runs ``target(*args)``; if it raises, report ``report`` says why before it exits.
+
+    An ``heir`` removes the run's directories when it ends after its parent, who would have done it.
+    """
+    process = _fork.Process(target=_main, name=name, args=(target, args, run, report, os.getpid() if heir else 0))
     process.start()
     return process
 
 
-def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> None:
+def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str, testator: int) -> None:
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
     signal.signal(signal.SIGTERM, request_stop)
-    leave(guarded(target, args, run, report))
+    code = guarded(target, args, run, report)
+    if testator and os.getppid() != testator:
+        run.remove()
+    leave(code)
 
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
-    """Run ``target(*args)`` and return the exit code; a failure is logged and left as the process's last word."""
-    secondary = False
+    """Run ``target(*args)`` and return the exit code; a failure is left as the process's last word."""
+    secondary, code = False, EXIT_FAILED
     try:
         target(*args)
         return 0
     except StopRequested:
-        return EXIT_STOPPED
+        why, code = describe_exit(EXIT_STOPPED), EXIT_STOPPED
     except Failure as failure:
         why, secondary = str(failure), isinstance(failure, PeerLost)
     except Exception as error:
@@ -104,7 +112,7 @@ def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, rep
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if run.files.is_dir():
         run.write_report(f"failed-{report}", {"name": report, "why": why, "secondary": secondary})
-    return EXIT_FAILED
+    return code
 
 
 def stop(processes: list[ForkProcess], grace_s: float) -> None:
@@ -129,4 +137,6 @@ def describe_exit(exitcode: int | None) -> str:
     """An exit code in words."""
     if exitcode is not None and exitcode < 0:
         return f"was killed by {signal.Signals(-exitcode).name}"
+    if exitcode == EXIT_STOPPED:
+        return f"was ended by {signal.SIGTERM.name}"
     return f"exited with status {exitcode}"

@@ -28,7 +28,7 @@ from hostd.build import window_ns
 
 log = logging.getLogger(__name__)
 _GRACE_S = 5.0
-_AFTERMATH_S = 1.5
+_AFTERMATH_S = 3.0
 _POLL_S = 0.2
 
 
@@ -75,7 +75,7 @@ class LocalCluster:
         try:
             for name, target in (("hostd", _hostd), ("guest-0", _guestsched), ("vcpud-0", _vcpud)):
                 args = (self.scenario, self.run, self._journals)
-                self.processes.append(process.spawn(name, target, *args, run=self.run, report=name))
+                self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
         except BaseException:
             self.close()
             raise

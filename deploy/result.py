@@ -92,8 +92,8 @@ class RunResult:
 
         An update lost without a trace in its page counts too: the audit's sum of writes must be the guest's.
         """
-        found: int = sum(task["values"].get("corrupt", 0) for task in self.tasks)
-        return found + int(self.audit["corrupt"]) + (1 if self.lost_writes and not found else 0)
+        found = sum(task["values"].get("corrupt", 0) for task in self.tasks) + int(self.audit["corrupt"])
+        return found or int(self.lost_writes != 0)
 
     @property
     def lost_writes(self) -> int:

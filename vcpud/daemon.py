@@ -6,6 +6,7 @@ It never imports gRPC, so that it can fork at any time.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from apf import metrics, process
 from apf.clockpage import ClockPage
-from apf.process import Failure
+from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.stats import VcpuStats
@@ -21,7 +22,8 @@ from vcpud import worker
 from vcpud.worker import WorkerConfig
 
 log = logging.getLogger(__name__)
-_GRACE_S = 3.0
+_GRACE_S = 2.0
+_AFTERMATH_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +84,31 @@ def _watch(config: VcpudConfig, workers: list[ForkProcess]) -> None:
             ended = alive.pop(sentinel)
             ended.join()
             if ended.exitcode:
-                raise Failure(_why(config, ended))
+                raise _failure(config, workers, ended)
+
+
+def _failure(config: VcpudConfig, workers: list[ForkProcess], first: ForkProcess) -> Failure:
+    """Who is to blame: the worker that did not just lose another process, else whoever that is."""
+    if config.run.clock.exists():
+        ClockPage.attach(config.run.clock).abort()
+    deadline_s = time.monotonic() + _AFTERMATH_S
+    while True:
+        for ended in workers:
+            if ended.exitcode and not _is_secondary(config, ended):
+                return Failure(_why(config, ended))
+        left_s = deadline_s - time.monotonic()
+        alive = [item.sentinel for item in workers if item.is_alive()]
+        if left_s <= 0 or not alive:
+            return PeerLost(_why(config, first))
+        connection.wait(alive, left_s)
+
+
+def _is_secondary(config: VcpudConfig, ended: ForkProcess) -> bool:
+    report = config.run.read_report(f"failed-{ended.name}")
+    return report is not None and bool(report["secondary"])
 
 
 def _why(config: VcpudConfig, ended: ForkProcess) -> str:
     report = config.run.read_report(f"failed-{ended.name}")
     why = report["why"] if report else process.describe_exit(ended.exitcode)
-    if config.run.clock.exists():
-        ClockPage.attach(config.run.clock).abort()
     return f"worker {ended.name} (pid {ended.pid}): {why}"

@@ -1,0 +1,287 @@
+"""Another digest for another seed, for any one cost changed by 1 ns, and for whatever is dropped, doubled or swapped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cluster_runs import on_processes, small, use_image
+from guests_of_tests import first_touches
+
+from apf import messages as m
+from apf.core import CoreError
+from apf.journal import Journal
+from apf.process import Failure
+from apf.scenario import Costs, Scenario
+from deploy import twin
+from deploy.twin import Twin
+from guestsched.shell import GuestShell
+from hostd.core.events import SetEpt
+from hostd.core.host import HostCore
+from hostd.shell import HostShell
+from vcpud.core.effects import MapPage
+from vcpud.core.vcpu import VcpuCore
+from vcpud.machine import NeedKind
+
+NOT_IN_THE_BENCHMARK = {
+    "zero_fill_ns",  # its memory is full from the start: nothing is touched for the first time
+    "syscall_ns",  # it makes no system call
+}
+
+
+def digest(scenario: Scenario) -> str:
+    return twin.run(scenario).digest
+
+
+def changed(scenario: Scenario, cost: str) -> Scenario:
+    """The scenario with one cost a nanosecond higher."""
+    costs = scenario.costs.model_copy(update={cost: getattr(scenario.costs, cost) + 1})
+    return scenario.model_copy(update={"costs": costs})
+
+
+@pytest.mark.parametrize("device", ["nvme", "hdd-7200"])
+@pytest.mark.parametrize("apf", ["off", "pv2010"])
+def test_seed(apf: str, device: str) -> None:
+    assert len({digest(small(apf, device, seed=seed)) for seed in (1, 2, 3)}) == 3
+
+
+@pytest.fixture(scope="module")
+def published() -> str:
+    return digest(small())
+
+
+@pytest.mark.parametrize("cost", sorted(set(Costs.model_fields) - NOT_IN_THE_BENCHMARK))
+def test_each_cost_of_the_benchmark(cost: str, published: str) -> None:
+    scenario = small()
+    assert changed(scenario, cost).costs != scenario.costs
+    assert digest(changed(scenario, cost)) != published
+
+
+@pytest.mark.parametrize("cost", sorted(Costs.model_fields))
+def test_each_cost_with_first_touches_and_system_calls(cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a guest that also does what the benchmark never does, no cost at all is without influence."""
+    use_image(monkeypatch, first_touches)
+    scenario = small(duration_s="0.03", bench__work_threads=1, bench__fault_threads=1, vm__vcpus=1)
+    assert digest(changed(scenario, cost)) != digest(scenario)
+
+
+@pytest.mark.parametrize("cost", sorted(NOT_IN_THE_BENCHMARK))
+def test_costs_the_benchmark_never_pays(cost: str, published: str) -> None:
+    """Kept true: the day the benchmark pays them, the table above must have them."""
+    assert digest(changed(small(), cost)) == published
+
+
+# One event dropped, doubled or swapped ---------------------------------------------------------------------------
+
+
+class Nth:
+    """Calls ``mutant`` for the n-th call and ``original`` for the others; knows whether it came to that."""
+
+    def __init__(self, original: Callable[..., Any], mutant: Callable[..., Any], n: int) -> None:
+        self._original, self._mutant = original, mutant
+        self._left = n
+        self.done = False
+
+    def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._left -= 1
+            if self._left == 0:
+                self.done = True
+                return self._mutant(self._original, instance, *args, **kwargs)
+            return self._original(instance, *args, **kwargs)
+
+        return call
+
+
+class NthWhere(Nth):
+    """Counts calls whose result satisfies ``applies`` and gives the n-th's result to ``mutant``."""
+
+    def __init__(
+        self, original: Callable[..., Any], applies: Callable[[Any], bool], mutant: Callable[..., Any], n: int
+    ) -> None:
+        super().__init__(original, mutant, n)
+        self._applies = applies
+
+    def __get__(self, instance: object, owner: type) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = self._original(instance, *args, **kwargs)
+            if self._applies(result):
+                self._left -= 1
+                if self._left == 0:
+                    self.done = True
+                    return self._mutant(result)
+            return result
+
+        return call
+
+
+def dropped_border(original: Callable[..., None], shell: HostShell, now_ns: int) -> None:
+    """hostd never hears of a border."""
+
+
+def doubled_border(original: Callable[..., None], shell: HostShell, now_ns: int) -> None:
+    original(shell, now_ns)
+    original(shell, now_ns)
+
+
+def dropped_request(original: Any, shell: HostShell, vm: int, vcpu: int, request: Any, now_ns: int) -> m.HostReply:
+    """The host core never hears of the request; the vCPU is told to try again, as it would be after a refusal."""
+    return m.Retry(now_ns + 1000)
+
+
+def doubled_request(original: Any, shell: HostShell, vm: int, vcpu: int, request: Any, now_ns: int) -> m.HostReply:
+    original(shell, vm, vcpu, request, now_ns)
+    reply: m.HostReply = original(shell, vm, vcpu, request, now_ns)
+    return reply
+
+
+def late_request(original: Any, shell: HostShell, vm: int, vcpu: int, request: Any, now_ns: int) -> m.HostReply:
+    reply: m.HostReply = original(shell, vm, vcpu, request, now_ns + 1)
+    return reply
+
+
+def dropped_trap(original: Any, shell: GuestShell, vcpu: int, raised: m.TrapRaised, now_ns: int) -> m.Dispatch:
+    """The guest kernel never hears of the trap; the task simply goes on."""
+    cpu = shell.core.cpu(vcpu)
+    assert cpu.rq.curr is not None
+    return m.Dispatch(now_ns + 1000, cpu.rq.curr.id, 1, m.Account.OTHER, None, cpu.run_until_ns)
+
+
+def doubled_trap(original: Any, shell: GuestShell, vcpu: int, raised: m.TrapRaised, now_ns: int) -> m.Dispatch:
+    original(shell, vcpu, raised, now_ns)
+    dispatch: m.Dispatch = original(shell, vcpu, raised, now_ns)
+    return dispatch
+
+
+def dropped_record(original: Any, journal: Journal, time_ns: int, kind: str, *fields: int | str) -> None:
+    """One line of a journal is missing."""
+
+
+def doubled_record(original: Any, journal: Journal, time_ns: int, kind: str, *fields: int | str) -> None:
+    original(journal, time_ns, kind, *fields)
+    original(journal, time_ns, kind, *fields)
+
+
+class SwappedRecords:
+    """Holds the n-th record back until the next of the same journal is written."""
+
+    def __init__(self, n: int) -> None:
+        self._left = n
+        self._held: tuple[Journal, tuple[Any, ...]] | None = None
+        self.done = False
+        self._original = Journal.record
+
+    def __get__(self, instance: Journal, owner: type) -> Callable[..., None]:
+        def record(*line: Any) -> None:
+            self._left -= 1
+            if self._left == 0:
+                self._held = (instance, line)
+                return
+            self._original(instance, *line)
+            if self._held is not None and self._held[0] is instance and self._held[1] != line:
+                self._original(*(instance, *self._held[1]))
+                self._held = None
+                self.done = True
+
+        return record
+
+
+def mutated(scenario: Scenario) -> str | None:
+    """Digest of a run of a mutant; None if the run failed loudly, as it may."""
+    try:
+        return digest(scenario)
+    except (AssertionError, CoreError, KeyError, ValueError, OSError):
+        return None
+
+
+TARGETS: dict[str, tuple[type, str, Callable[..., Any]]] = {
+    "border dropped": (HostShell, "border", dropped_border),
+    "border doubled": (HostShell, "border", doubled_border),
+    "request dropped": (HostShell, "take", dropped_request),
+    "request doubled": (HostShell, "take", doubled_request),
+    "request late": (HostShell, "take", late_request),
+    "trap dropped": (GuestShell, "take", dropped_trap),
+    "trap doubled": (GuestShell, "take", doubled_trap),
+    "record dropped": (Journal, "record", dropped_record),
+    "record doubled": (Journal, "record", doubled_record),
+}
+
+
+@pytest.mark.parametrize("n", [7, 101])
+@pytest.mark.parametrize("what", sorted(TARGETS))
+def test_mutants(what: str, n: int, published: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, name, mutant = TARGETS[what]
+    nth = Nth(getattr(owner, name), mutant, n)
+    monkeypatch.setattr(owner, name, nth)
+    assert mutated(small()) != published
+    assert nth.done
+
+
+@pytest.mark.parametrize("n", [7, 40, 101, 1001])
+def test_two_records_swapped(n: int, published: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = SwappedRecords(n)
+    monkeypatch.setattr(Journal, "record", swapped)
+    assert digest(small()) != published
+    assert swapped.done
+
+
+@pytest.mark.parametrize("n", [1, 5, 20])
+def test_two_requests_swapped(n: int, published: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two vCPUs ask in one window, the later request is answered first."""
+    original = Twin._earliest_request
+    left, done = n, False
+
+    def second(self: Twin) -> int | None:
+        nonlocal left, done
+        best = original(self)
+        asking = [v for v, need in enumerate(self._needs) if need.kind in (NeedKind.HOST, NeedKind.GUEST)]
+        if len(asking) >= 2:
+            left -= 1
+            if left == 0:
+                done = True
+                return next(vcpu for vcpu in asking if vcpu != best)
+        return best
+
+    monkeypatch.setattr(Twin, "_earliest_request", second)
+    assert mutated(small()) != published
+    assert done
+
+
+def _holds(kind: type) -> Callable[[list[Any]], bool]:
+    return lambda effects: any(isinstance(effect, kind) for effect in effects)
+
+
+def _without(kind: type) -> Callable[[list[Any]], list[Any]]:
+    def mutant(effects: list[Any]) -> list[Any]:
+        index = next(i for i, effect in enumerate(effects) if isinstance(effect, kind))
+        return effects[:index] + effects[index + 1 :]
+
+    return mutant
+
+
+@pytest.mark.parametrize("n", [1, 30])
+@pytest.mark.parametrize("kind", [MapPage, SetEpt])
+def test_an_effect_dropped(kind: type, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is in no overlay, or in the overlay but never in the EPT, is missed when it is used again."""
+    scenario = small("off", vm__group_memory="6MiB", bench__buffer="8MiB", bench__work_threads=0, vm__vcpus=1)
+    expected = digest(scenario)
+    owner: type = VcpuCore if kind is MapPage else HostCore
+    nth = NthWhere(owner.step, _holds(kind), _without(kind), n)  # type: ignore[attr-defined]  # both have it
+    monkeypatch.setattr(owner, "step", nth)
+    assert mutated(scenario) != expected
+    assert nth.done
+
+
+def test_a_request_doubled_on_the_processes(published: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostShell, "take", Nth(HostShell.take, doubled_request, 40))
+    try:
+        found = on_processes(small()).digest
+    except Failure:
+        found = ""
+    assert found != published
+
+
+def test_the_processes_without_a_mutation(published: str) -> None:
+    """The control: what the mutants are compared with is what the processes come to."""
+    assert on_processes(small()).digest == published
