@@ -25,6 +25,10 @@ from apf.rundir import RunDir
 _PR_SET_PDEATHSIG = 1
 _fork = multiprocessing.get_context("fork")
 
+_GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
+"""gRPC's event engine hands every read and write of a socket to a pool of threads; without it the thread that waits
+polls the socket itself. On two cores a ping-pong takes 200 us instead of 290, and half the CPU time."""
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 143
@@ -96,6 +100,7 @@ def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, repor
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
     """Run ``target(*args)`` and return the exit code; a failure is left as the process's last word."""
+    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)  # read when gRPC is imported, which is after this
     secondary, code = False, EXIT_FAILED
     try:
         target(*args)
