@@ -71,8 +71,8 @@ class _Layout:
         self._next_code_gva = CODE_GVA
 
     def add(self, gva: int, pages: int, data: bytes = b"", executable: bool = False) -> None:
-        """The next ``pages`` frames, mapped at ``gva``; writable unless executable."""
-        self.segments.append(Segment(self.next_gfn, pages, data))
+        """The next ``pages`` frames, mapped at ``gva``; writable unless executable. Without data: demand-zero."""
+        self.segments.append(Segment(self.next_gfn, pages, data, demand_zero=not data))
         self.extents.append(Extent(gva, self.next_gfn, pages, writable=not executable, executable=executable))
         self.next_gfn += pages
         assert self.next_gfn <= BUFFER_GFN, f"programs and counters reach frame {self.next_gfn}, beyond {BUFFER_GFN}"
@@ -88,8 +88,8 @@ class _Layout:
     def add_buffer(self, pages: int, stamps: tuple[Stamp, ...], populate: bool) -> None:
         """The buffer, at its own place in both address spaces; untouched unless ``populate``.
 
-        Loaded first, so that what is used all the time (programs, per-CPU pages, counters) is resident when the run
-        starts, as it is in the steady state.
+        Loaded first, so that what is used all the time (programs, per-CPU pages) is resident when the run starts, as it
+        is in the steady state.
         """
         self.segments.insert(0, Segment(BUFFER_GFN, pages, stamps=stamps, demand_zero=not populate))
         self.extents.append(Extent(BUFFER_GVA, BUFFER_GFN, pages, writable=True, executable=False))

@@ -12,8 +12,8 @@ from functools import cache
 from importlib.resources import files
 
 WORK_PAGE = "rdi"
-"""work_thread, in: guest-virtual address of the thread's own page, whose first u64 shows its counter."""
-WORK_COUNT = "rax"
+"""work_thread, in: guest-virtual address of the thread's own page: its counter, and when it began (u64 each)."""
+WORK_COUNT = "r8"
 """work_thread, in and out: the counter."""
 
 FAULT_BUFFER = "rdi"

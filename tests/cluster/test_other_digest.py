@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from cluster_runs import on_processes, small, use_image
-from guests_of_tests import first_touches
+from cluster_runs import on_processes, small
 
 from apf import messages as m
 from apf.core import CoreError
@@ -23,12 +22,6 @@ from hostd.shell import HostShell
 from vcpud.core.effects import MapPage
 from vcpud.core.vcpu import VcpuCore
 from vcpud.machine import NeedKind
-
-NOT_IN_THE_BENCHMARK = {
-    "zero_fill_ns",  # its memory is full from the start: nothing is touched for the first time
-    "syscall_ns",  # it makes no system call
-}
-
 
 def digest(scenario: Scenario) -> str:
     return twin.run(scenario).digest
@@ -51,25 +44,11 @@ def published() -> str:
     return digest(small())
 
 
-@pytest.mark.parametrize("cost", sorted(set(Costs.model_fields) - NOT_IN_THE_BENCHMARK))
+@pytest.mark.parametrize("cost", sorted(Costs.model_fields))
 def test_each_cost_of_the_benchmark(cost: str, published: str) -> None:
     scenario = small()
     assert changed(scenario, cost).costs != scenario.costs
     assert digest(changed(scenario, cost)) != published
-
-
-@pytest.mark.parametrize("cost", sorted(Costs.model_fields))
-def test_each_cost_with_first_touches_and_system_calls(cost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a guest that also does what the benchmark never does, no cost at all is without influence."""
-    use_image(monkeypatch, first_touches)
-    scenario = small(duration_s="0.03", bench__work_threads=1, bench__fault_threads=1, vm__vcpus=1)
-    assert digest(changed(scenario, cost)) != digest(scenario)
-
-
-@pytest.mark.parametrize("cost", sorted(NOT_IN_THE_BENCHMARK))
-def test_costs_the_benchmark_never_pays(cost: str, published: str) -> None:
-    """Kept true: the day the benchmark pays them, the table above must have them."""
-    assert digest(changed(small(), cost)) == published
 
 
 # One event dropped, doubled or swapped ---------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_layout_of_the_published_benchmark() -> None:
         Segment(1, 4),
         Segment(5, 2, b"\xf4" * 5000),
         Segment(7, 1, b"\x90\xf4"),
-        Segment(8, 4),
+        Segment(8, 4, demand_zero=True),
     )
     (space,) = made.spaces
     assert space.asid == 1

@@ -90,9 +90,13 @@ def test_programs_and_their_symbols() -> None:
 def test_work_thread_counts_all_it_retires_but_its_loops_and_shows_it_in_its_page() -> None:
     process = Process("work_thread")
     process.engine.load_registers(registers.new(rip=CODE, **{programs.WORK_PAGE: DATA}))
+    assert process.engine.run(1_000_000, 0).cause is ExitCause.SYSCALL  # what time is it?
+    began_ns = 123_456_789
+    process.engine.load_registers(registers.replace(process.engine.save_registers(), rax=began_ns))
     exit_ = process.engine.run(1_000_000, 0)
     count = process.get(programs.WORK_COUNT)
     assert exit_.cause is ExitCause.BUDGET
+    assert int(process.words[0, 1]) == began_ns
     assert 0.99 * exit_.retired < count < exit_.retired
     assert 0 <= count - int(process.words[0, 0]) <= 4096
     process.engine.close()
