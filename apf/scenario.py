@@ -215,7 +215,10 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
-        raise ScenarioError("\n".join(_explain(item) for item in error.errors())) from error
+        items = error.errors()
+        deeper = {item["loc"][: len(other["loc"])] for other in items for item in items if item is not other}
+        told = [item for item in items if item["type"] != "too_short" or item["loc"] not in deeper]
+        raise ScenarioError("\n".join(_explain(item) for item in told)) from error
 
 
 def _explain(item: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -51,7 +52,8 @@ def bench(
         int | None, typer.Option(metavar="NS", help="Window of virtual time; 0: by the device.")
     ] = None,
     scenario: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Everything the options set, and more.")
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Everything the options set, and more; or a name, as published."),
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
@@ -79,10 +81,23 @@ def bench(
     if log_level.upper() not in levels:
         _fail(f"--log-level = {log_level!r}: allowed: {', '.join(levels)}", EXIT_BAD_INPUT)
     try:
-        chosen = load(scenario, {name: value for name, value in overrides.items() if value is not None})
+        chosen = load(
+            _scenario_file(scenario), {name: value for name, value in overrides.items() if value is not None}
+        )
     except ScenarioError as error:
         _fail(str(error), EXIT_BAD_INPUT)
     _run_bench(chosen, twin, json_file, journal, log_level.upper())
+
+
+def _scenario_file(given: Path | None) -> Path | None:
+    """The file meant by --scenario: a path, or the name of one of the scenarios that come with the emulator."""
+    if given is None or given.exists() or given.suffix or len(given.parts) > 1:
+        return given
+    shipped = Path(str(files("deploy") / "scenarios"))
+    names = sorted(path.stem for path in shipped.glob("*.toml"))
+    if given.name not in names:
+        raise ScenarioError(f"--scenario = {given}: no such file, and none of the scenarios {', '.join(names)}")
+    return shipped / f"{given.name}.toml"
 
 
 def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: Path | None, log_level: str) -> None:
@@ -119,6 +134,24 @@ def _console() -> Console:
     """Standard output; where it is no terminal, wide enough for the tables."""
     console = Console()
     return console if console.is_terminal else Console(width=160)
+
+
+@app.command()
+def walk(
+    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 1,
+    processes: Annotated[bool, typer.Option("--processes", help="On real processes; without, in the twin.")] = False,
+) -> None:
+    """Tell the life of one page: first touch, swap-out, and its next access without and with APF."""
+    from deploy.walk import command
+
+    try:
+        command(seed, processes)
+    except ScenarioError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    except Failure as failure:
+        _fail(str(failure), EXIT_FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted", _EXIT_INTERRUPTED)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from vcpud.core.effects import MapPage
 from vcpud.core.vcpu import VcpuCore
 from vcpud.machine import NeedKind
 
+
 def digest(scenario: Scenario) -> str:
     return twin.run(scenario).digest
 
