@@ -415,6 +415,7 @@ def test_t17_a_reduced_run_has_the_ratio_too() -> None:
 
 
 def test_walk_tells_the_same_story_from_the_processes(off: Ran, pv: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert off.journals.result.digest == twin.run(small_run().for_mode("off")).digest
     from_twin = walk.walk(small_run())
     ran = {"off": off.journals, "pv2010": pv.journals}
     monkeypatch.setattr(walk, "_run", lambda scenario, on_processes: ran[scenario.apf[0]])
