@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from apf.hostmem import HostMemory
-from apf.messages import Access, AddressSpace, FaultMode, FaultRaised, GupVariant, HostReply, Mapped
-from apf.scenario import Scenario
+from apf.messages import Access, AddressSpace, FaultMode, FaultRaised, GupVariant, HostReply, InProgress, Mapped
+from apf.scenario import Scenario, load
+from deploy import twin
 from deploy.local import LocalCluster
 from deploy.story import Journals, Record
 from deploy.walk import small
@@ -25,6 +27,7 @@ from hostd.core.host import HostCore
 SEED = 7
 FAULT_TASKS = (1, 2)
 WORK_TASKS = (3, 4)
+PAGES = ("host only", "swap cache", "under read", "swapped out")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,19 @@ def on_processes(scenario: Scenario) -> Ran:
         result = cluster.wait()
         memory = HostMemory.attach(geometry(scenario), cluster.run.host_memory)
         return Ran(Journals.read(result, cluster.journals()), memory.epts[0].copy())
+
+
+def on_twin(scenario: Scenario, directory: Path) -> Ran:
+    """The same from the twin, which leaves no EPT."""
+    result = twin.run(scenario, journals=directory)
+    paths = {path.stem: path for path in directory.glob("*.journal")}
+    return Ran(Journals.read(result, paths), np.zeros(0, np.uint64))
+
+
+def reduced() -> Scenario:
+    """The published benchmark in small: a second, a buffer of 64 MiB, a quarter of it in memory."""
+    sizes = {"vm.guest_memory": "128MiB", "vm.group_memory": "16MiB", "bench.buffer": "64MiB"}
+    return load(None, {"seed": SEED, "duration_s": 1, "host.reserve_frames": 256, **sizes})
 
 
 def small_run(**changes: Any) -> Scenario:
@@ -147,3 +163,17 @@ class SmallHost:
     def let_io_end(self) -> None:
         self.now_ns += 10_000_000
         self.border()
+
+
+def reply_in(gup: GupVariant, page: str) -> tuple[SmallHost, HostReply]:
+    """The answer to a non-sleeping fault of vCPU 1 on page 0, which is in state ``page``."""
+    host = SmallHost(gup)
+    host.evict_page_0()
+    if page != "swap cache":
+        host.let_io_end()
+    if page in ("host only", "under read"):
+        first = host.fault(0, FaultMode.NOWAIT)
+        assert isinstance(first, InProgress) and host.read
+        # When the worker's get_user_pages is over, the host maps the page; no EPT does yet.
+        host.now_ns = first.ready_at_ns if page == "host only" else first.at_ns
+    return host, host.fault(0, FaultMode.NOWAIT, vcpu=1)

@@ -14,9 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from talk_runs import FAULT_TASKS, SEED, WORK_TASKS, Ran, SmallHost, on_processes, small_run, two_processes
+from talk_runs import (
+    FAULT_TASKS,
+    PAGES,
+    WORK_TASKS,
+    Ran,
+    on_processes,
+    on_twin,
+    reduced,
+    reply_in,
+    small_run,
+    two_processes,
+)
 
-from apf.messages import ExceptionRaised, FaultMode, GupVariant, InProgress, Mapped
+from apf.messages import ExceptionRaised, GupVariant, InProgress, Mapped
 from apf.scenario import Scenario, load
 from deploy import published, twin, walk
 from guestsched.build import guest_image
@@ -147,8 +158,8 @@ def test_t07_different_guest_pages_belong_to_different_processes(
     scenario = small_run(duration_s__="0.003").for_mode("off")
     pages = scenario.bench.buffer >> 12
     monkeypatch.setattr(twin, "guest_image", lambda chosen: two_processes(guest_image(chosen), pages))
-    result = twin.run(scenario, journals=tmp_path)
-    ran = Ran(walk.Journals.read(result, {p.stem: p for p in tmp_path.glob("*.journal")}), np.zeros(0, np.uint64))
+    ran = on_twin(scenario, tmp_path)
+    result = ran.journals.result
     first, second = ([r.fields[2] for r in ran.faults() if r.fields[1] == vcpu] for vcpu in range(2))
     assert len(first) > 300 and len(second) > 300
     assert max(first) < BUFFER_GFN + pages <= min(second), "one virtual address, two guest pages"
@@ -299,23 +310,6 @@ def test_t13_page_ready_brings_a_back(pv: Ran) -> None:
     assert result.corrupt_pages == 0 and result.lost_writes == 0, "what A then reads is what it wrote"
 
 
-PAGES = ("host only", "swap cache", "under read", "swapped out")
-
-
-def reply_in(gup: GupVariant, page: str) -> tuple[SmallHost, Any]:
-    """The answer to a non-sleeping fault of vCPU 1 on page 0, which is in state ``page``."""
-    host = SmallHost(gup)
-    host.evict_page_0()
-    if page != "swap cache":
-        host.let_io_end()
-    if page in ("host only", "under read"):
-        first = host.fault(0, FaultMode.NOWAIT)
-        assert isinstance(first, InProgress) and host.read
-        # When the worker's get_user_pages is over, the host maps the page; no EPT does yet.
-        host.now_ns = first.ready_at_ns if page == "host only" else first.at_ns
-    return host, host.fault(0, FaultMode.NOWAIT, vcpu=1)
-
-
 @pytest.mark.parametrize("page", PAGES)
 @pytest.mark.parametrize("gup", list(GupVariant))
 def test_t14_which_get_user_pages_succeeds_without_io(gup: GupVariant, page: str) -> None:
@@ -349,8 +343,7 @@ def test_t14_with_get_user_pages_fast_even_an_empty_page_needs_the_worker(pv: Ra
 def test_t15_the_benchmark_is_four_threads_that_access_and_four_that_count(off: Ran) -> None:
     tasks = guest_image(Scenario()).tasks
     assert Counter(task.program for task in tasks) == {"fault_thread": 4, "work_thread": 4}
-    assert Scenario().bench.fault_threads == published.FAULT_THREADS
-    assert Scenario().bench.work_threads == published.WORK_THREADS
+    assert published.FAULT_THREADS == published.WORK_THREADS == 4
     # At random: the buffer's quarters get their shares, and hardly ever does the next page follow.
     pages = [fault.fields[2] - BUFFER_GFN for fault in off.first_touches().values()]
     quarters = np.bincount(np.array(pages) // (len(off.buffer_ept()) // 4), minlength=4) / len(pages)
@@ -391,17 +384,7 @@ def test_t17_a_reduced_run_has_the_ratio_too() -> None:
     The tolerance of 0.1 is for what is unfinished at the end: a stall is some 25 ms, and one more or less on each of
     the four vCPUs is 2.5 % of the second, and 5 % of B's half of it.
     """
-    scenario = load(
-        None,
-        {
-            "seed": SEED,
-            "duration_s": 1,
-            "vm.guest_memory": "128MiB",
-            "vm.group_memory": "16MiB",
-            "bench.buffer": "64MiB",
-            "host.reserve_frames": 256,
-        },
-    )
+    scenario = reduced()
     without, with_apf = (on_processes(scenario.for_mode(mode)).journals.result for mode in scenario.apf)
     assert with_apf.total / without.total == pytest.approx(2, abs=0.1)
     alone_ns = scenario.duration_ns
