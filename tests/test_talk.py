@@ -52,9 +52,6 @@ def roomy() -> Ran:
     return on_processes(small_run(duration_s__="0.0025", vm__group_memory="16MiB").for_mode("off"))
 
 
-# Part I ------------------------------------------------------------------------------------------------------------
-
-
 def test_t01_nothing_is_mapped_before_it_is_used(roomy: Ran) -> None:
     touched = {gfn - BUFFER_GFN for gfn in roomy.first_touches()}
     mapped = set(np.flatnonzero(roomy.buffer_ept()).tolist())
@@ -149,9 +146,6 @@ def test_t06_its_next_access_finds_a_swap_entry_and_the_vcpu_thread_sleeps(off: 
     )
 
 
-# Part II -----------------------------------------------------------------------------------------------------------
-
-
 def test_t07_different_guest_pages_belong_to_different_processes(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,9 +179,6 @@ def test_t08_while_the_vcpu_stands_still_b_could_run_but_does_not(off: Ran) -> N
     for vcpu in journals.result.vcpus:
         assert vcpu["time_ns"]["idle"] == 0
         assert sum(vcpu["time_ns"].values()) == duration_ns
-
-
-# Part III ----------------------------------------------------------------------------------------------------------
 
 
 def test_t09_two_exceptions_not_present_and_then_ready(pv: Ran) -> None:
@@ -337,9 +328,6 @@ def test_t14_with_get_user_pages_fast_even_an_empty_page_needs_the_worker(pv: Ra
     assert fast.corrupt_pages == 0
 
 
-# Part IV -----------------------------------------------------------------------------------------------------------
-
-
 def test_t15_the_benchmark_is_four_threads_that_access_and_four_that_count(off: Ran) -> None:
     tasks = guest_image(Scenario()).tasks
     assert Counter(task.program for task in tasks) == {"fault_thread": 4, "work_thread": 4}
@@ -392,9 +380,6 @@ def test_t17_a_reduced_run_has_the_ratio_too() -> None:
         assert counted == pytest.approx(alone_ns / 2, rel=0.1)
         assert counted_apf > 0.97 * alone_ns
     assert without.corrupt_pages == with_apf.corrupt_pages == 0
-
-
-# apf walk ----------------------------------------------------------------------------------------------------------
 
 
 def test_walk_tells_the_same_story_from_the_processes(off: Ran, pv: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
