@@ -1,4 +1,4 @@
-"""The published results of 2010 that the emulator's are put beside: T17 to T19 of the talk on asynchronous page faults.
+"""The published results of 2010 that the emulator's are put beside: T17 to T19 of the talk.
 
 Counters after one minute: 4 vCPUs, 2 GiB of guest memory in a memory group of 512 MiB, 4 faulting and 4 working
 threads.
