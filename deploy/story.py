@@ -15,6 +15,10 @@ from typing import Any
 from deploy.result import RunResult
 
 
+_EVICTIONS = ("write", "drop")
+"""What a border does to a page that was picked: its bytes go to the swap file, or are there already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A line of a journal. ``fields`` are integers where they look like one."""
@@ -173,7 +177,7 @@ def _gfn_of(record: Record) -> int | None:
     match record.kind:
         case "fault" | "prefault":
             return int(record.fields[2])
-        case "evict" | "completed":
+        case "write" | "drop" | "completed":
             return int(record.fields[1])
         case _:
             return None
@@ -192,8 +196,8 @@ def _life(journals: Journals, gfn: int, places: list[int]) -> Life | None:
         mapped_ns=first.fields[5],
         pfn=first.fields[6],
     )
-    away = next((n for n, place in enumerate(places) if host[place].kind == "evict"), None)
-    if away is None or host[places[away]].fields[2] != "write":
+    away = next((n for n, place in enumerate(places) if host[place].kind in _EVICTIONS), None)
+    if away is None or host[places[away]].kind != "write":
         return None
     out = _swap_out(host, places[away])
     later = places[away + 1 :]
@@ -217,17 +221,14 @@ def _swap_out(host: list[Record], place: int) -> SwapOut | None:
     one: None then.
     """
     border = next(n for n in range(place, -1, -1) if host[n].kind == "border")
-    number = sum(1 for record in host[border:place] if record.kind == "evict")
+    number = sum(1 for record in host[border:place] if record.kind in _EVICTIONS)
     opened = next((n for n in range(border - 1, -1, -1) if host[n].kind == "border"), -1)
     reclaims = [record for record in host[opened + 1 : border] if record.kind == "reclaim"]
     if sum(record.fields[4] for record in reclaims) != host[border].fields[2]:
         return None
     for reclaim in reclaims:
         if number < reclaim.fields[4]:
-            write = host[place + 1]
-            assert write.kind == "write", f"a dirty page's eviction without its write: {write}"
-            _slot, _pfn, start_ns, done_ns = write.fields
-            slot = host[place].fields[3]
+            _vm, _gfn, slot, _pfn, start_ns, done_ns = host[place].fields
             return SwapOut(reclaim.time_ns, reclaim.fields[4], host[place].time_ns, slot, start_ns, done_ns)
         number -= reclaim.fields[4]
     return None
@@ -251,7 +252,7 @@ def _stall(journals: Journals, place: int) -> Stall | None:
     )
     if not task or not ready or heard:
         return None
-    slot, _pfn, _arrival_ns, start_ns, done_ns = read.fields
+    _vm, _gfn, slot, _pfn, _arrival_ns, start_ns, done_ns = read.fields
     return Stall(fault.time_ns, vcpu, task, ready, slot, start_ns, done_ns, stall_ns, at_ns, pfn)
 
 
@@ -277,7 +278,7 @@ def _async(journals: Journals, places: list[int]) -> Async | None:
         return None
     mapped_ns = prefault.fields[5]
     ready = [r for r in journals.vcpu(vcpu) if r.kind == "async_pf_ready" and r.fields == (token, gfn)]
-    slot, _pfn, _arrival_ns, start_ns, done_ns = read.fields
+    _vm, _gfn, slot, _pfn, _arrival_ns, start_ns, done_ns = read.fields
     return Async(
         fault_ns=fault.time_ns,
         vcpu=vcpu,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apf.hostmem import HostMemory
+from apf.hostmem import Geometry, HostMemory
 from apf.messages import Access, AddressSpace, FaultMode, FaultRaised, GupVariant, HostReply, InProgress, Mapped
 from apf.scenario import Scenario, load
 from deploy import twin
@@ -19,7 +19,6 @@ from deploy.story import Journals, Record
 from deploy.walk import small
 from guestsched.core.image import BUFFER_GFN, BUFFER_GVA, Image
 from hostd import device_profiles
-from hostd.build import geometry
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.events import BorderReached, ReadSlot, Reply, RequestTaken
 from hostd.core.host import HostCore
@@ -76,7 +75,7 @@ class Ran:
 def on_processes(scenario: Scenario) -> Ran:
     with LocalCluster(scenario, journals=True) as cluster:
         result = cluster.wait()
-        memory = HostMemory.attach(geometry(scenario), cluster.run.host_memory)
+        memory = HostMemory.attach(Geometry.of(scenario), cluster.run.host_memory)
         return Ran(Journals.read(result, cluster.journals()), memory.epts[0].copy())
 
 

@@ -115,19 +115,18 @@ def test_t04_in_the_end_all_pages_in_use_are_mapped(roomy: Ran) -> None:
 
 def test_t05_a_page_swapped_out_is_removed_from_the_nested_page_table(off: Ran) -> None:
     gone: dict[int, bool] = {}
-    for record in off.host("fault", "evict"):
-        gone[record.fields[2 if record.kind == "fault" else 1]] = record.kind == "evict"
+    for record in off.host("fault", "write", "drop"):
+        gone[record.fields[2 if record.kind == "fault" else 1]] = record.kind != "fault"
     away = [gfn for gfn, evicted in gone.items() if evicted]
     assert len(away) > 300
     assert not off.ept[away].any()
-    written = [r for r in off.host("evict") if r.fields[2] == "write"]
-    assert len(written) == off.journals.result.host_counters["pswpout"] > 500
+    assert len(list(off.host("write"))) == off.journals.result.host_counters["pswpout"] > 500
 
 
 def test_t06_its_next_access_finds_a_swap_entry_and_the_vcpu_thread_sleeps(off: Ran) -> None:
     journals = off.journals
     stalls_ns = 0
-    reads = {(r.time_ns, r.fields[1]): r.fields[4] for r in off.host("read")}
+    reads = {(r.time_ns, r.fields[3]): r.fields[6] for r in off.host("read")}
     majors = [r for r in off.host("fault") if r.fields[4] == "major"]
     assert len(majors) > 100
     for fault in majors:
