@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -47,8 +46,7 @@ def run(name: str, arguments: argparse.Namespace, target: Callable[[Scenario, Ru
         sys.exit(EXIT_BAD_INPUT)
     process.start_logging(arguments.log_level)
     directories = RunDir(arguments.memory, arguments.files)
-    signal.signal(signal.SIGTERM, process.request_stop)
-    signal.signal(signal.SIGINT, process.request_stop)
+    process.heed_signals()
     code = process.guarded(target, (scenario, directories), directories, name)
     report = directories.read_report(f"failed-{name}") if code == process.EXIT_FAILED else None
     if report is not None:

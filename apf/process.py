@@ -64,8 +64,15 @@ def die_with_parent(how: signal.Signals) -> None:
 
 
 def request_stop(signum: int, frame: FrameType | None) -> None:
-    """Signal handler: end this process in good order."""
+    """Signal handler: end this process in good order. Once: a parent that dies as well must not disturb it."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise StopRequested
+
+
+def heed_signals() -> None:
+    """Let Ctrl-C and SIGTERM end this process in good order, also where a shell has it ignore them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, request_stop)
 
 
 def leave(code: int) -> NoReturn:
@@ -105,15 +112,13 @@ def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, rep
     try:
         target(*args)
         return 0
-    except StopRequested:
+    except (StopRequested, KeyboardInterrupt):
         why, code = describe_exit(EXIT_STOPPED), EXIT_STOPPED
     except Failure as failure:
         why, secondary = str(failure), isinstance(failure, PeerLost)
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
-        if os.environ.get("APF_TRACEBACK"):
-            traceback.print_exc()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if run.files.is_dir():
         run.write_report(f"failed-{report}", {"name": report, "why": why, "secondary": secondary})

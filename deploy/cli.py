@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from apf import process
-from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, Failure
+from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested
 from apf.scenario import Scenario, ScenarioError, load
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -114,6 +114,7 @@ def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: 
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
         process.start_logging(log_level)
+        process.heed_signals()
         try:
             with BenchProgress(Console(stderr=True)) as progress:
                 results = benchmark.run_modes(scenario, in_twin=twin, journal=outputs[1], progress=progress)
@@ -121,6 +122,8 @@ def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: 
             _fail(str(failure), EXIT_FAILED)
         except KeyboardInterrupt:
             _fail("interrupted", _EXIT_INTERRUPTED)
+        except StopRequested:
+            _fail("ended by SIGTERM", EXIT_STOPPED)
         report.show(_console(), scenario, results)
         if outputs[0] is not None:
             document: dict[str, Any] = benchmark.document(scenario, results)

@@ -14,7 +14,6 @@ from typing import Any
 
 from deploy.result import RunResult
 
-
 _EVICTIONS = ("write", "drop")
 """What a border does to a page that was picked: its bytes go to the swap file, or are there already."""
 
