@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -23,6 +24,7 @@ import multiprocessing_logging
 from apf.rundir import RunDir
 
 _PR_SET_PDEATHSIG = 1
+_FLUSH_S = 2.0
 _fork = multiprocessing.get_context("fork")
 
 EXIT_FAILED = 1
@@ -82,9 +84,20 @@ def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, repor
     code = guarded(target, args, run, report)
     if testator and os.getppid() != testator:
         run.remove()
-    logging.shutdown()
-    sys.stderr.flush()
+    _flush_logging()
     os._exit(code)  # gRPC's threads must not hold up, or crash, the end
+
+
+def _flush_logging() -> None:
+    """Let this process's last lines reach the log queue; nobody may be left to read it, so not for ever."""
+    logging.shutdown()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, multiprocessing_logging.MultiProcessingHandler):
+            handler.queue.close()
+            flushing = threading.Thread(target=handler.queue.join_thread, daemon=True)
+            flushing.start()
+            flushing.join(_FLUSH_S)
+    sys.stderr.flush()
 
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
