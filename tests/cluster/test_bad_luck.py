@@ -63,7 +63,7 @@ def test_a_stopped_process_does_not_hold_up_the_end() -> None:
         os.kill(victim(cluster, "guest-0"), signal.SIGSTOP)
         os.kill(victim(cluster, "hostd"), signal.SIGKILL)
         end_s = time.monotonic() + END_S
-        with pytest.raises(Failure, match="hostd.*SIGKILL"):
+        with pytest.raises(Failure, match=r"hostd.*SIGKILL"):
             cluster.wait()
         cluster.close()
     until(f"the end of {pids}", lambda: gone(pids), end_s - time.monotonic())

@@ -74,7 +74,9 @@ class Witness(Twin):
         return super().run_window()
 
 
-@pytest.mark.parametrize(("apf", "duration_s", "window_ns"), [("off", "0.1", 10_000_000), ("pv2010", "0.04", 4_000_000)])
+@pytest.mark.parametrize(
+    ("apf", "duration_s", "window_ns"), [("off", "0.1", 10_000_000), ("pv2010", "0.04", 4_000_000)]
+)
 def test_pages_that_another_vcpu_uses_in_the_same_window(
     apf: str, duration_s: str, window_ns: int, tmp_path: Path
 ) -> None:
