@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -23,6 +24,7 @@ import multiprocessing_logging
 from apf.rundir import RunDir
 
 _PR_SET_PDEATHSIG = 1
+_FLUSH_S = 2.0
 _fork = multiprocessing.get_context("fork")
 
 _GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
@@ -77,9 +79,8 @@ def heed_signals() -> None:
 
 def leave(code: int) -> NoReturn:
     """Exit at once: gRPC's threads must not hold up, or crash, the end."""
-    logging.shutdown()
+    _flush_logging()
     sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
 
 
@@ -103,6 +104,18 @@ def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, repor
     if testator and os.getppid() != testator:
         run.remove()
     leave(code)
+
+
+def _flush_logging() -> None:
+    """Let this process's last lines reach the log queue; nobody may be left to read it, so not for ever."""
+    logging.shutdown()
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, multiprocessing_logging.MultiProcessingHandler):
+            handler.queue.close()
+            flushing = threading.Thread(target=handler.queue.join_thread, daemon=True)
+            flushing.start()
+            flushing.join(_FLUSH_S)
+    sys.stderr.flush()
 
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:

@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: small scenarios, runs on real processes, waiting for a condition, own guests."""
+"""What tests of whole runs share: small scenarios, runs on real processes, waiting for a condition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Another digest for another seed, for any one cost changed by 1 ns, and for whatever is dropped, doubled or swapped."""
+"""Another digest for another seed, any cost changed by 1 ns, and whatever is dropped, doubled or swapped."""
 
 from __future__ import annotations
 

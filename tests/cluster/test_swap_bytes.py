@@ -1,0 +1,155 @@
+"""The swap file is real: a byte flipped in it during a run comes out as a corrupt page; otherwise there is none."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cluster_runs import small, state_of, until, until_running
+
+from apf.messages import CHECK_MULTIPLIER, PAGE_SIZE
+from apf.scenario import Scenario
+from deploy import twin
+from deploy.local import LocalCluster
+from deploy.twin import Twin
+
+SCENARIO = {"duration_s": "0.04"}
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Of an undisturbed run: when each slot was first read, and the slots nobody read or wrote."""
+
+    first_read_ns: dict[int, int]
+    untouched: list[int]
+    digest: str
+
+    def last_read_before(self, time_ns: int) -> tuple[int, int]:
+        """A slot with a page of the buffer and when it is first read, the last such before ``time_ns``."""
+        early = {slot: at for slot, at in self.first_read_ns.items() if at < time_ns}
+        return max(early.items(), key=lambda item: item[1])
+
+    @classmethod
+    def of(cls, scenario: Scenario, directory: Path) -> Slots:
+        """Learn it from the twin's journal."""
+        result = twin.run(scenario, journals=directory)
+        read: dict[int, int] = {}
+        written: set[int] = set()
+        swapped = 0
+        for line in (directory / "host.journal").read_text().splitlines():
+            time_ns, kind, *fields = line.split()
+            if kind == "segment" and int(fields[4]):
+                swapped = int(fields[4])
+            elif kind == "read":
+                read.setdefault(int(fields[0]), int(time_ns))
+            elif kind == "write":
+                written.add(int(fields[0]))
+        loaded = {slot: at for slot, at in read.items() if slot < swapped and slot not in written}
+        untouched = [slot for slot in range(swapped) if slot not in read and slot not in written]
+        assert result.corrupt_pages == result.lost_writes == 0
+        return cls(loaded, untouched, result.digest)
+
+
+def is_stamped(page: bytes) -> bool:
+    """Whether the page's first stamp is there and right."""
+    word, check = np.frombuffer(page[:16], np.uint64)
+    return bool(word) and int(check) == int(word) * CHECK_MULTIPLIER % (1 << 64)
+
+
+def flip(swap: Path, slot: int, offset: int, stamped: bool = True) -> None:
+    """Flip a bit of one byte of a stamped page in the swap file (``stamped`` False: of one already spoilt)."""
+    with swap.open("r+b", buffering=0) as file:
+        file.seek(slot * PAGE_SIZE)
+        page = file.read(PAGE_SIZE)
+        assert is_stamped(page) is stamped, f"slot {slot} holds no stamped page"
+        file.seek(slot * PAGE_SIZE + offset)
+        file.write(bytes([page[offset] ^ 0x10]))
+
+
+def flip_check_of_each_thread(swap: Path, slot: int, threads: int) -> None:
+    """Whichever thread reads the page next looks at its own stamp only: spoil that of each."""
+    for thread in range(threads):
+        flip(swap, slot, 0x40 * thread + 12, stamped=thread == 0)
+
+
+def guest_found(tasks: tuple[dict[str, dict[str, int]], ...]) -> int:
+    """Corrupt pages that the guest's own programs met."""
+    return sum(task["values"].get("corrupt", 0) for task in tasks)
+
+
+@pytest.mark.parametrize("apf", ["off", "pv2010"])
+def test_on_the_processes(apf: str, tmp_path: Path) -> None:
+    """One byte in a page that a guest program reads later, one in a page that only the audit sees."""
+    scenario = small(apf, **SCENARIO)
+    slots = Slots.of(scenario, tmp_path)
+    slot, read_ns = slots.last_read_before(scenario.duration_ns * 2 // 3)
+    with LocalCluster(scenario) as cluster:
+        until_running(cluster)
+        hostd = cluster.processes[0].pid or 0
+        os.kill(hostd, signal.SIGSTOP)
+        until("hostd stopped", lambda: state_of(hostd) == "T")
+        snapshot = cluster.snapshot()
+        assert snapshot is not None and snapshot.now_ns < read_ns, "too late: the page has been read already"
+        flip_check_of_each_thread(cluster.run.swap, slot, scenario.bench.fault_threads)
+        flip(cluster.run.swap, slots.untouched[len(slots.untouched) // 2], 3000)
+        os.kill(hostd, signal.SIGCONT)
+        result = cluster.wait()
+    assert guest_found(result.tasks) >= 1
+    assert result.audit["corrupt"] >= 1
+    assert result.corrupt_pages >= 2
+
+
+def test_one_byte_on_the_processes_is_enough(tmp_path: Path) -> None:
+    scenario = small("off", **SCENARIO)
+    slots = Slots.of(scenario, tmp_path)
+    with LocalCluster(scenario) as cluster:
+        until_running(cluster)
+        flip(cluster.run.swap, slots.untouched[0], 5)
+        result = cluster.wait()
+    assert result.corrupt_pages == 1
+    assert result.digest == slots.digest, "a page nobody looked at changed the course of the run"
+
+
+@pytest.mark.parametrize(
+    ("window", "offset"), [(1, 0), (10, 7), (100, 12), (400, 0x40 * 3 + 2), (600, 2048), (700, 4095)]
+)
+def test_in_the_twin_at_any_time_anywhere_in_a_page(window: int, offset: int, tmp_path: Path) -> None:
+    scenario = small("off")
+    slots = Slots.of(scenario, tmp_path)
+    machine = Twin(scenario, tmp_path / "swap")
+    try:
+        machine.start()
+        while machine.run_window():
+            if machine.windows == window:
+                flip(tmp_path / "swap", slots.untouched[window], offset)
+        result = machine.result(0.0)
+    finally:
+        machine.close()
+    assert machine.windows > window
+    assert result.corrupt_pages == 1
+
+
+@pytest.mark.parametrize(("apf", "before_ns"), [("off", 7_000_000), ("pv2010", 15_000_000)])
+def test_in_the_twin_the_guest_finds_it(apf: str, before_ns: int, tmp_path: Path) -> None:
+    scenario = small(apf)
+    slots = Slots.of(scenario, tmp_path)
+    slot, read_ns = slots.last_read_before(before_ns)
+    machine = Twin(scenario, tmp_path / "swap")
+    flipped = False
+    try:
+        machine.start()
+        while machine.run_window():
+            if machine.windows == 20:
+                assert machine.border_ns < read_ns
+                flipped = True
+                flip_check_of_each_thread(tmp_path / "swap", slot, scenario.bench.fault_threads)
+        result = machine.result(0.0)
+    finally:
+        machine.close()
+    assert flipped
+    assert guest_found(result.tasks) >= 1
+    assert result.corrupt_pages >= 1
