@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import grpc
 
 from apf import metrics, wire
-from apf.clockpage import ClockPage, Waited
+from apf.clockpage import ClockPage, Waited, due_border_ns
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
+from apf.messages import NEVER_NS
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -73,7 +74,9 @@ class HostService(HostServiceServicer):
     ) -> host_pb2.LoadVmResponse:
         async with self._load_lock:
             if request.vm >= self._config.vms:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}")
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}"
+                )
             if request.vm in self._loaded:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
             try:
@@ -160,13 +163,16 @@ class _Opener(threading.Thread):
         if not self._everybody_is_here():
             return
         clock, shell = self._clock, self._service._shell
-        window_ns = shell.core.config.window_ns
+        window_ns, end_ns = shell.core.config.window_ns, self._config.scenario.duration_ns
         patience = Patience(self._config.scenario.host.patience_s)
         began_s = time.monotonic()
         while not self._turns.is_over:
-            match clock.run_openings(window_ns):
+            match clock.run_openings(window_ns, end_ns):
                 case Waited.BORDER_WORK:
-                    shell.border(clock.border_ns)
+                    due_ns = shell.core.border_due_ns()
+                    border_ns = due_border_ns(due_ns, clock.border_ns, NEVER_NS, window_ns, end_ns)
+                    assert border_ns is not None
+                    shell.border(border_ns)
                     clock.set_border_due(shell.core.border_due_ns())
                 case Waited.FINISHED:
                     self.run_seconds = time.monotonic() - began_s
@@ -193,9 +199,7 @@ class _Opener(threading.Thread):
         return True
 
 
-def _report(
-    config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage, run_seconds: float
-) -> None:
+def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage, run_seconds: float) -> None:
     shell.core.finish(config.scenario.duration_ns)
     report = {
         "digest": shell.core.journal.digest(),
