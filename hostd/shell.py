@@ -41,6 +41,7 @@ class HostShell:
         self._memory = memory
         self._swap = swap
         self._loaded: dict[int, tuple[Segment, ...]] = {}
+        self._found = np.empty(len(memory.accessed), np.int64)
 
     def load(self, vm: int, segments: tuple[Segment, ...]) -> None:
         """Fill a VM's memory before window 0."""
@@ -55,9 +56,13 @@ class HostShell:
 
     def border(self, now_ns: int) -> None:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
-        accessed = _collect(self._memory.accessed)
-        dirty = _collect(self._memory.dirty)
+        accessed = self._collect(self._memory.accessed)
+        dirty = self._collect(self._memory.dirty)
         self._carry_out(self.core.step(BorderReached(accessed, dirty), now_ns))
+
+    def _collect(self, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Numbers of the set bytes, ascending; clears them."""
+        return self._found[: _take_set(flags, self._found)].copy()
 
     def audit(self) -> Audit:
         """Check the stamps of every page of every VM, wherever it is. Changes nothing."""
@@ -126,12 +131,6 @@ class HostShell:
             memory.generation[pfns] += 1
             entries = pfns.astype(np.uint64) << np.uint64(12) | np.uint64(ept_entry(0, True))
             memory.epts[effect.vm][segment.gfn + numbers] = entries
-
-
-def _collect(flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Numbers of the set bytes, ascending; clears them."""
-    found = np.empty(len(flags), np.int64)
-    return found[: _take_set(flags, found)].copy()
 
 
 @njit("int64(uint8[::1], int64[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]

@@ -29,7 +29,9 @@ def ping_pong(streams: int, seconds: float, stack: Stack = "aio") -> tuple[float
     fork = multiprocessing.get_context("fork")
     run = RunDir.make()
     ours, theirs = zip(*(fork.Pipe() for _ in range(streams + 1)), strict=True)
-    children = [process.spawn("bare-server", _serve, run.host_address, stack, streams, theirs[0], run=run, report="s")]
+    children = [
+        process.spawn("bare-server", _serve, run.host_address, stack, streams, theirs[0], run=run, report="s")
+    ]
     try:
         _receive(ours[0])
         for index, connection in enumerate(theirs[1:]):

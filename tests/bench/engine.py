@@ -11,7 +11,10 @@ def engine_mips() -> list[Figure]:
 
     return [
         Figure(
-            f"engine, {speed.name}", f"{speed.engine_mips:,.0f} MIPS", speed.ratio, f"Unicorn, {speed.plain_mips:,.0f}"
+            f"engine, {speed.name}",
+            f"{speed.engine_mips:,.0f} MIPS",
+            speed.ratio,
+            f"Unicorn, {speed.plain_mips:,.0f}",
         )
         for speed in loop_speeds()
     ]
