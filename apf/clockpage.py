@@ -4,16 +4,16 @@ One page in shared memory holds, for every participant (vCPU) of the host, its *
 its next request. Everything about order follows from the slots:
 
 - a server may take the request ``(time, participant)`` once no other participant can still issue an earlier one, that
-  is once every other slot is beyond it (``wait_turn``);
+  is once every other slot is beyond it (``has_turn``);
 - a window ends when every slot has reached its border (``run_openings``, the one opener, a native thread of hostd);
 - a participant goes on at time t once the window that holds t is open (``wait_window``).
 
-A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, before the reply leaves:
-the two never overlap, since a vCPU has one request under way at most. A stalled or idle vCPU's slot is the time it
+A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, which replaces the time of
+the request it has answered and nothing else (``settle``), so that reply and slot may overtake each other. A stalled or idle vCPU's slot is the time it
 will go on, so nobody waits for it and nobody wakes it before; when all wait, the opener jumps to the earliest.
 
-Nobody polls. Who waits announces what for (its slot, or a *want* entry), looks once more, and sleeps on a futex of its
-own; who stores a slot looks for those whom this lets pass. Every wait returns after a while, and at a signal, so that
+Nobody polls. Who waits announces what for (its slot, or a *want* entry: a server's next request), looks once more, and
+sleeps on a futex of its own; who stores a slot looks for those whom this lets pass. Every wait returns after a while, and at a signal, so that
 the caller can look at the world; the page's ``abort`` word ends all of them.
 """
 
@@ -32,7 +32,7 @@ import numpy as np
 from numba import njit
 
 from apf.messages import NEVER_NS
-from apf.native import add_i64, futex_wait, futex_wake, load_i64, store_i64
+from apf.native import add_i64, futex_wait, futex_wake, load_i64, replace_i64, store_i64, write_fd
 
 
 class Waited(IntEnum):
@@ -67,7 +67,7 @@ _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
 SERVERS: Final = 2
-"""Want entries a participant can hold: one at hostd, one at guestsched."""
+"""Kinds of servers, which have want entries of their own: hostd and guestsched. A server uses its first vCPU's."""
 
 
 @njit("int64(int64, int64)", cache=True, nogil=True, inline="always")
@@ -94,12 +94,8 @@ def _all_reached(page, border):
     return True
 
 
-@njit("void(int64, int64, int64)", cache=True, nogil=True)
-def publish(page, participant, time_ns):
-    """Store a slot and wake whoever this lets pass: a server waiting for its turn, or the opener."""
-    slot = _slot(page, participant)
-    before = load_i64(slot)
-    store_i64(slot, time_ns)
+@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
+def _wake_passed(page, participant, before, time_ns):
     if load_i64(_cell(page, _WAITERS)) > 0:
         for entry in range(SERVERS * load_i64(page)):
             want = _want(page, entry)
@@ -114,6 +110,21 @@ def publish(page, participant, time_ns):
         futex_wake(_cell(page, _OPENER), 1)
 
 
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def publish(page, participant, time_ns):
+    """Store a slot and wake whoever this lets pass: a server waiting for its turn, or the opener."""
+    slot = _slot(page, participant)
+    before = load_i64(slot)
+    store_i64(slot, time_ns)
+    _wake_passed(page, participant, before, time_ns)
+
+
+@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
+def _settle(page, participant, asked_ns, time_ns):
+    if replace_i64(_slot(page, participant), asked_ns, time_ns):
+        _wake_passed(page, participant, asked_ns, time_ns)
+
+
 @njit("boolean(int64, int64, int64)", cache=True, nogil=True)
 def _has_turn(page, time_ns, participant):
     for other in range(load_i64(page)):
@@ -124,30 +135,38 @@ def _has_turn(page, time_ns, participant):
     return True
 
 
-@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
-def _wait_turn(page, server, participant, time_ns):
-    if _has_turn(page, time_ns, participant):
-        return _DONE
-    want = _want(page, server * load_i64(page) + participant)
-    futex = want + 8 * _WANT_FUTEX
-    timespec = np.empty(2, np.int64)
-    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+@njit("boolean(int64, int64, int64, int64)", cache=True, nogil=True)
+def _announce(page, entry, participant, time_ns):
+    want = _want(page, entry)
+    before = load_i64(want)
     store_i64(want + 8 * _WANT_WHO, participant)
     store_i64(want, time_ns)
-    add_i64(_cell(page, _WAITERS), 1)
-    seen = load_i64(futex)
-    result = _LATER
-    if _has_turn(page, time_ns, participant):
-        result = _DONE
-    elif load_i64(_cell(page, _ABORT)) == 0:
-        futex_wait(futex, seen, timespec.ctypes.data)
-        if _has_turn(page, time_ns, participant):
-            result = _DONE
-    add_i64(_cell(page, _WAITERS), -1)
-    store_i64(want, _NEVER)
-    if result != _DONE and load_i64(_cell(page, _ABORT)) != 0:
-        result = _ABORTED
-    return result
+    if before == _NEVER:
+        add_i64(_cell(page, _WAITERS), 1)
+    return _has_turn(page, time_ns, participant)
+
+
+@njit("void(int64, int64)", cache=True, nogil=True)
+def _withdraw(page, entry):
+    want = _want(page, entry)
+    if load_i64(want) != _NEVER:
+        store_i64(want, _NEVER)
+        add_i64(_cell(page, _WAITERS), -1)
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
+def _wait_passed(page, entry, seen, descriptor):
+    futex = _want(page, entry) + 8 * _WANT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    one = np.ones(1, np.int64)
+    while True:
+        now = load_i64(futex)
+        if now != seen:
+            seen = now
+            write_fd(descriptor, one.ctypes.data, 8)
+        elif futex_wait(futex, seen, timespec.ctypes.data) != 0 and load_i64(futex) == seen:
+            return seen
 
 
 @njit("int64(int64, int64, int64)", cache=True, nogil=True)
@@ -169,8 +188,8 @@ def _wait_window(page, participant, time_ns):
     return _LATER
 
 
-@njit("int64(int64, int64)", cache=True, nogil=True)
-def _run_openings(page, window_ns):
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def _run_openings(page, window_ns, end_ns):
     opener = _cell(page, _OPENER)
     border_cell = _cell(page, _BORDER)
     timespec = np.empty(2, np.int64)
@@ -187,10 +206,11 @@ def _run_openings(page, window_ns):
         earliest = _NEVER
         for participant in range(load_i64(page)):
             earliest = min(earliest, load_i64(_slot(page, participant)))
+        due = load_i64(_cell(page, _BORDER_WORK))  # see due_border_ns
+        if max(border, due) <= min(earliest, end_ns) // window_ns * window_ns:
+            return _WORK
         if earliest >= _NEVER:
             return _FINISHED
-        if load_i64(_cell(page, _BORDER_WORK)) <= border:
-            return _WORK
         opened = (earliest // window_ns + 1) * window_ns
         add_i64(_cell(page, _WINDOWS), 1)
         store_i64(border_cell, opened)
@@ -213,6 +233,19 @@ def _wake_everybody(page):
 def next_border_ns(earliest_ns: int, window_ns: int) -> int:
     """End of the window that holds ``earliest_ns``; the twin opens by the same rule as ``run_openings``."""
     return (earliest_ns // window_ns + 1) * window_ns
+
+
+def due_border_ns(due_ns: int | None, border_ns: int, earliest_ns: int, window_ns: int, end_ns: int) -> int | None:
+    """The border that needs hostd before the window that holds ``earliest_ns`` opens; None: there is none.
+
+    All vCPUs have reached ``border_ns``. A border that is jumped over counts like any other, or the outcome would depend
+    on whether the opener looks at a stalled vCPU's slot before it gets its reply (which may promise less than the
+    vCPU then makes of it: a late tick) or after. Past the run's end there are no borders.
+    """
+    if due_ns is None:
+        return None
+    border_ns = max(border_ns, -(-due_ns // window_ns) * window_ns)
+    return border_ns if border_ns <= min(earliest_ns, end_ns) // window_ns * window_ns else None
 
 
 class ClockPage:
@@ -278,17 +311,46 @@ class ClockPage:
         """Store a slot and wake whoever this lets pass."""
         publish(self.address, participant, time_ns)
 
-    def wait_turn(self, server: int, participant: int, time_ns: int) -> Waited:
-        """Wait until ``server`` may take the request ``(time_ns, participant)``; returns at least every 200 ms."""
-        return Waited(_wait_turn(self.address, server, participant, time_ns))
+    def settle(self, participant: int, asked_ns: int, time_ns: int) -> None:
+        """The request of ``asked_ns`` is answered for ``time_ns``: publish that, unless its vCPU has gone on already.
+
+        What a vCPU stores after the reply is later than its request, so the slot never goes back.
+        """
+        _settle(self.address, participant, asked_ns, time_ns)
+
+    def want_entry(self, server: int, first_participant: int) -> int:
+        """The want entry of a server whose vCPUs have the slots from ``first_participant`` on."""
+        return server * self.participants + first_participant
+
+    def has_turn(self, participant: int, time_ns: int) -> bool:
+        """Whether nobody else can still issue a request before ``(time_ns, participant)``."""
+        return bool(_has_turn(self.address, time_ns, participant))
+
+    def announce(self, entry: int, participant: int, time_ns: int) -> bool:
+        """Say in ``entry`` which request is next for its server; returns whether it has its turn already.
+
+        If not, ``wait_passed`` of that entry will tell when to look again.
+        """
+        return bool(_announce(self.address, entry, participant, time_ns))
+
+    def withdraw(self, entry: int) -> None:
+        """Nothing is waiting at ``entry``'s server."""
+        _withdraw(self.address, entry)
+
+    def wait_passed(self, entry: int, seen: int, descriptor: int) -> int:
+        """Write to eventfd ``descriptor`` when a slot passed what ``entry`` announces.
+
+        Runs natively; returns when nothing happened for 200 ms, with what to call it with (``seen``) next.
+        """
+        return int(_wait_passed(self.address, entry, seen, descriptor))
 
     def wait_window(self, participant: int, time_ns: int) -> Waited:
         """Wait until a window holding ``time_ns`` is open; the slot must be at ``time_ns`` or a bound below it."""
         return Waited(_wait_window(self.address, participant, time_ns))
 
-    def run_openings(self, window_ns: int) -> Waited:
+    def run_openings(self, window_ns: int, end_ns: int) -> Waited:
         """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
-        return Waited(_run_openings(self.address, window_ns))
+        return Waited(_run_openings(self.address, window_ns, end_ns))
 
     def set_border_due(self, due_ns: int | None) -> None:
         """The first border at or after ``due_ns`` needs hostd (None: none does).

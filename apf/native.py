@@ -17,6 +17,8 @@ _SYS_FUTEX = 202  # x86-64
 _FUTEX_WAIT = 0  # not PRIVATE: the words are shared between processes
 _FUTEX_WAKE = 1
 
+_SYS_WRITE = 1
+
 _syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
 
 
@@ -55,6 +57,17 @@ def add_i64(typingctx, address, value):
     return types.int64(types.int64, types.int64), codegen
 
 
+@intrinsic
+def replace_i64(typingctx, address, before, value):
+    """Atomically store ``value`` if the int64 at ``address`` is ``before``; whether it was."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _pointer(builder, args[0], 64)
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
 @njit("void(int64, int64)", cache=True, nogil=True)
 def futex_wake(address, count):
     """Count the futex up (the low half of an int64 cell) and wake up to ``count`` of its waiters."""
@@ -69,3 +82,9 @@ def futex_wait(address, seen, timespec):
     Returns 0 or -1 (woken, timed out, interrupted, or it counted on already): the caller looks again in any case.
     """
     return _syscall(_SYS_FUTEX, address, _FUTEX_WAIT, seen & 0xFFFFFFFF, timespec, 0, 0)
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def write_fd(descriptor, address, size):
+    """Write ``size`` bytes at ``address`` to a file descriptor."""
+    return _syscall(_SYS_WRITE, descriptor, address, size, 0, 0, 0)

@@ -45,8 +45,8 @@ class PeerLost(Failure):
     """A process cannot go on because another one ended: not the reason a user wants to hear first."""
 
 
-class StopRequested(BaseException):
-    """SIGTERM arrived."""
+class StopRequested(SystemExit):
+    """SIGTERM arrived. A SystemExit, since those pass through an event loop wherever they are raised."""
 
 
 def start_logging(level: str = "WARNING") -> None:

@@ -1,22 +1,25 @@
 """How a server takes requests of vCPUs in the order of virtual time, and nothing else: shared by hostd and guestsched.
 
-One stream a vCPU, one thread a stream (gRPC's sync stack). The thread that holds a request waits for its turn on the
-clock page; the slots alone decide, so no queue is needed and exactly one thread at a time finds it has the turn.
+One stream a vCPU, all on one event loop (gRPC's asyncio stack). A request that does not have its turn yet waits in a
+heap; the earliest of them stands on the clock page. Whoever stores a slot that lets it pass wakes a native thread, which
+pokes the loop. The slots alone decide: at most one request at a time finds that it has the turn.
 """
 
 from __future__ import annotations
 
+import asyncio
+import heapq
 import logging
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent import futures
-from typing import NoReturn, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
-from apf.clockpage import ClockPage, Waited
+from apf.clockpage import ClockPage
 from apf.messages import NEVER_NS
 from apf.process import Failure, PeerLost
 from apf.v1 import types_pb2
@@ -30,6 +33,7 @@ _OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     ("grpc.so_reuseport", 0),
 )
+_POLL_S = 0.2
 
 
 class Request(Protocol):
@@ -53,117 +57,178 @@ ResponseT = TypeVar("ResponseT")
 
 
 class TurnServer:
-    """Attachment, order and the end of the run, for one server process."""
+    """Attachment, order and the end of the run, for one server process. Made inside its event loop."""
 
     def __init__(self, server: int, scenario_digest: str, patience_s: int) -> None:
         self._server = server
         self._scenario_digest = scenario_digest
         self._patience_s = patience_s
-        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
         self._participants: dict[tuple[int, int], int] = {}  # (vm, vcpu) -> participant
         self._clock: ClockPage | None = None
+        self._entry = 0
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (time, participant, turn)
         self._attached: set[tuple[int, int]] = set()
         self.messages: Counter[str] = Counter()  # "in.<kind>" and "out.<kind>", counted where they pass
         self.all_attached = threading.Event()
-        self.over = threading.Event()  # finished or failed: see ``raise_failure``
+        self._over = asyncio.Event()
         self._failure: Failure | None = None
+        self.is_over = False
 
     def open(self, clock: ClockPage, participants: dict[tuple[int, int], int]) -> None:
         """Let vCPUs attach: ``participants`` maps (vm, vcpu) to its slot."""
         self._clock = clock
+        self._entry = clock.want_entry(self._server, min(participants.values()))
         self._participants = participants
+        poke = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._loop.add_reader(poke, self._poked, poke)
+        threading.Thread(target=self._bridge, args=(clock, poke), name="turns", daemon=True).start()
+
+    def _bridge(self, clock: ClockPage, poke: int) -> None:
+        seen = 0
+        while not self.is_over and not clock.aborted:
+            seen = clock.wait_passed(self._entry, seen, poke)
+
+    def _poked(self, poke: int) -> None:
+        os.eventfd_read(poke)
+        self._pass_turn()
+
+    # The end of the run; both may be called from any thread. ---------------------------------------------------------
+
+    def finish(self) -> None:
+        """The run has ended for this server."""
+        self.is_over = True
+        self._loop.call_soon_threadsafe(self._over.set)
 
     def fail(self, failure: Failure) -> None:
         """End the run for everybody; the first reason stays."""
-        if self._failure is None and not self.over.is_set():
+        if self._failure is None and not self.is_over:
             self._failure = failure
-        self.over.set()
         if self._clock is not None:
             self._clock.abort()
+        self.finish()
 
     def raise_failure(self) -> None:
         """Raise why the run failed, if it did."""
         if self._failure is not None:
             raise self._failure
 
-    def serve_vcpu(
+    async def wait_over(self, poll: Callable[[], None]) -> None:
+        """Wait until the run is over for this server; ``poll`` is called now and then and may raise."""
+        patience = Patience(self._patience_s)
+        while not self.is_over:
+            poll()
+            clock = self._clock
+            if clock is not None and self._waiting and patience.lost(clock.virtual_ns()):
+                self.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
+            try:
+                await asyncio.wait_for(self._over.wait(), _POLL_S)
+            except TimeoutError:
+                continue
+        for _, _, turn in self._waiting:
+            turn.cancel()
+
+    # One stream ------------------------------------------------------------------------------------------------------
+
+    async def serve_vcpu(
         self,
-        requests: Iterator[RequestT],
-        context: grpc.ServicerContext,
+        context: grpc.aio.ServicerContext[RequestT, ResponseT],
         attached: Callable[[int], ResponseT],
         take: Callable[[int, int, RequestT], tuple[int, ResponseT]],
-    ) -> Iterator[ResponseT]:
+    ) -> None:
         """The life of one stream. ``take(vm, vcpu, request)`` is called in order; returns (at_ns, response)."""
-        try:
-            first = next(requests)
-        except (StopIteration, grpc.RpcError):
+        first: Any = await context.read()
+        if first is grpc.aio.EOF:
             return
-        vm, vcpu, participant = self._attach(first, context)
+        vm, vcpu, participant = await self._attach(first, context)
         clock = self._clock
         assert clock is not None
+        read, write = context.read, context.write
+        create_task, call_soon = self._loop.create_task, self._loop.call_soon
         try:
-            yield attached(first.seq)
+            await write(attached(first.seq))
             seq, at_ns = first.seq, 0
-            for request in requests:
+            while True:
+                request: Any = await read()
+                if request is grpc.aio.EOF:
+                    return
                 seq += 1
-                if request.seq != seq or request.time_ns < at_ns:
-                    why = f"seq = {request.seq}, time_ns = {request.time_ns}: expected {seq} and at least {at_ns}"
-                    self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
-                self._wait_turn(clock, participant, request.time_ns, context)
+                time_ns = request.time_ns
+                if request.seq != seq or time_ns < at_ns:
+                    why = f"seq = {request.seq}, time_ns = {time_ns}: expected {seq} and at least {at_ns}"
+                    await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+                if not clock.has_turn(participant, time_ns):
+                    await self._turn(clock, participant, time_ns)
                 try:
-                    with self._lock:
-                        at_ns, response = take(vm, vcpu, request)
-                        clock.publish(participant, at_ns)
+                    at_ns, response = take(vm, vcpu, request)
                 except WireError as error:
-                    self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                    await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 except Exception as error:
                     self.fail(Failure(f"{type(error).__name__}: {error}"))
                     raise
-                yield response
+                # First the reply, then the slot: border work that the slot sets off wants this process's interpreter.
+                sending = create_task(write(response))
+                call_soon(self._settle, clock, participant, time_ns, at_ns)
+                await sending
         finally:
-            if clock.slot_ns(participant) < NEVER_NS and not self.over.is_set():
+            if clock.slot_ns(participant) < NEVER_NS and not self.is_over:
                 self.fail(PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
 
-    def _attach(self, request: RequestT, context: grpc.ServicerContext) -> tuple[int, int, int]:
+    def _settle(self, clock: ClockPage, participant: int, asked_ns: int, at_ns: int) -> None:
+        clock.settle(participant, asked_ns, at_ns)
+        if self._waiting:
+            self._pass_turn()
+
+    async def _turn(self, clock: ClockPage, participant: int, time_ns: int) -> None:
+        """Wait for the request's turn."""
+        turn: asyncio.Future[None] = self._loop.create_future()
+        waiting = (time_ns, participant, turn)
+        heapq.heappush(self._waiting, waiting)
+        if self._waiting[0] is waiting:
+            self._pass_turn()
+        await turn
+
+    def _pass_turn(self) -> None:
+        """Let the earliest waiting request go on if it has its turn; else, or if there is none, say so on the page."""
+        clock, waiting = self._clock, self._waiting
+        assert clock is not None
+        while waiting:
+            time_ns, participant, turn = waiting[0]
+            if not turn.cancelled() and not clock.announce(self._entry, participant, time_ns):
+                return
+            heapq.heappop(waiting)
+            if not turn.cancelled():
+                turn.set_result(None)
+                break
+        clock.withdraw(self._entry)
+
+    async def _attach(self, request: Request, context: Any) -> tuple[int, int, int]:
         attach = request.attach
         key = (attach.vm, attach.vcpu)
         if attach.scenario_digest != self._scenario_digest:
             why = f"attach.scenario_digest = {attach.scenario_digest!r}: this run has {self._scenario_digest!r}"
-            self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, why)
-        with self._lock:
-            if key not in self._participants:
-                why = f"attach: no vCPU {attach.vcpu} of VM {attach.vm} here"
-                self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
-            if key in self._attached:
-                why = f"attach: vCPU {attach.vcpu} of VM {attach.vm} is attached already"
-                self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, why)
-            self._attached.add(key)
-            if len(self._attached) == len(self._participants):
-                self.all_attached.set()
+            await self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, why)
+        if key not in self._participants:
+            why = f"attach: no vCPU {attach.vcpu} of VM {attach.vm} here"
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+        if key in self._attached:
+            why = f"attach: vCPU {attach.vcpu} of VM {attach.vm} is attached already"
+            await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, why)
+        self._attached.add(key)
+        if len(self._attached) == len(self._participants):
+            self.all_attached.set()
         return attach.vm, attach.vcpu, self._participants[key]
 
-    def _wait_turn(self, clock: ClockPage, participant: int, time_ns: int, context: grpc.ServicerContext) -> None:
-        progress_ns, since_s = -1, time.monotonic()
-        while (waited := clock.wait_turn(self._server, participant, time_ns)) is not Waited.DONE:
-            if waited is Waited.ABORTED or self.over.is_set() or not context.is_active():
-                context.abort(grpc.StatusCode.ABORTED, "the run has ended")
-            if clock.virtual_ns() != progress_ns:
-                progress_ns, since_s = clock.virtual_ns(), time.monotonic()
-            elif time.monotonic() - since_s > self._patience_s:
-                why = f"no progress for {self._patience_s} s at {progress_ns} ns; {slowest(clock)}"
-                self.fail(Failure(why))
-
-    def _refuse(self, context: grpc.ServicerContext, code: grpc.StatusCode, why: str) -> NoReturn:
+    async def _refuse(self, context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
         log.warning("refused: %s", why)
-        context.abort(code, why)
+        await context.abort(code, why)
         raise AssertionError("abort raises")
 
-    def server(self, streams: int) -> grpc.Server:
-        """A gRPC server with a thread for each stream, and some to refuse others with."""
-        pool = futures.ThreadPoolExecutor(max_workers=streams + 4, thread_name_prefix="stream")
-        return grpc.server(pool, options=_OPTIONS, maximum_concurrent_rpcs=streams + 4)
+    def server(self, streams: int) -> grpc.aio.Server:
+        """A gRPC server for so many streams, and some to refuse others with."""
+        return grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=streams + 4)
 
-    def listen(self, server: grpc.Server, addresses: tuple[str, ...]) -> None:
+    def listen(self, server: grpc.aio.Server, addresses: tuple[str, ...]) -> None:
         """Bind ``server`` to gRPC addresses: ``unix:PATH``, or ``HOST:PORT`` of the loopback or a private network."""
         for address in addresses:
             try:
@@ -173,10 +238,20 @@ class TurnServer:
             if not bound:
                 raise Failure(f"cannot listen at {address}")
 
-    def wait_over(self, poll: Callable[[], None]) -> None:
-        """Block until the run is over for this server; ``poll`` is called now and then and may raise."""
-        while not self.over.wait(0.2):
-            poll()
+
+class Patience:
+    """Notices when virtual time has stood still for ``seconds`` of wall time."""
+
+    def __init__(self, seconds: int) -> None:
+        self.seconds = seconds
+        self._at_ns = -1
+        self._since_s = time.monotonic()
+
+    def lost(self, now_ns: int) -> bool:
+        """Whether ``now_ns`` has not moved for that long."""
+        if now_ns != self._at_ns:
+            self._at_ns, self._since_s = now_ns, time.monotonic()
+        return time.monotonic() - self._since_s > self.seconds
 
 
 def slowest(clock: ClockPage) -> str:

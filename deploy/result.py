@@ -30,6 +30,8 @@ class RunResult:
     audit: dict[str, int]
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     wall_seconds: float = 0.0
+    run_seconds: float = 0.0
+    """The part of ``wall_seconds`` from window 0 to the last one: without start, loading and audit (processes only)."""
 
     @classmethod
     def of(
@@ -61,6 +63,7 @@ class RunResult:
             audit=host["audit"],
             messages=messages or {},
             wall_seconds=wall_seconds,
+            run_seconds=float(host.get("run_seconds", 0.0)),
         )
 
     @property
@@ -111,6 +114,7 @@ class RunResult:
             "total": self.total,
             "virtual_seconds": self.virtual_seconds,
             "wall_seconds": round(self.wall_seconds, 3),
+            "run_seconds": round(self.run_seconds, 3),
             "window_ns": self.window_ns,
             "windows": self.windows,
             "faults": {kind: self.counter(f"faults_{kind}") for kind in ("minor", "major", "async")},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
@@ -55,10 +56,12 @@ class GuestService(GuestServiceServicer):
         self._turns = turns
         self._shell = shell
 
-    def TakeTraps(  # noqa: N802, D102 - the generated base names and documents it
-        self, request_iterator: Iterator[guest_pb2.TakeTrapsRequest], context: grpc.ServicerContext
-    ) -> Iterator[guest_pb2.TakeTrapsResponse]:
-        return self._turns.serve_vcpu(request_iterator, context, self._attached, self._take)
+    async def TakeTraps(  # noqa: N802, D102 - the generated base names and documents it
+        self,
+        request_iterator: object,
+        context: grpc.aio.ServicerContext[guest_pb2.TakeTrapsRequest, guest_pb2.TakeTrapsResponse],
+    ) -> None:
+        await self._turns.serve_vcpu(context, self._attached, self._take)
 
     def _attached(self, seq: int) -> guest_pb2.TakeTrapsResponse:
         return guest_pb2.TakeTrapsResponse(seq=seq, attached=types_pb2.Attached())
@@ -76,9 +79,13 @@ class GuestService(GuestServiceServicer):
 
 def main(config: GuestschedConfig) -> None:
     """Serve one run to its end; leaves the guest's results as a report."""
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: GuestschedConfig) -> None:
     scenario, run = config.scenario, config.run
     image = guest_image(scenario)
-    _load(config, image.segments)
+    await _load(config, image.segments)
     clock = ClockPage.attach(run.clock)
     sink = run.journal(config.name).open("w") if config.journal else None
     shell = GuestShell(scenario, image, Journal(sink))
@@ -88,19 +95,20 @@ def main(config: GuestschedConfig) -> None:
     server = turns.server(len(vcpus))
     add_GuestServiceServicer_to_server(GuestService(turns, shell), server)
     turns.listen(server, config.listen)
-    server.start()
+    await server.start()
+    gc.freeze()
     metrics.serve(_metrics(shell), run, config.name)
 
     def poll() -> None:
         if shell.all_stopped:
-            turns.over.set()
+            turns.finish()
         elif clock.aborted:
             raise PeerLost("the run was ended by another process")
 
     try:
-        turns.wait_over(poll)
+        await turns.wait_over(poll)
         turns.raise_failure()
-        server.stop(_STOP_S).wait()
+        await server.stop(_STOP_S)
         report = {
             "digest": "",
             "messages": dict(sorted(turns.messages.items())),
@@ -109,20 +117,20 @@ def main(config: GuestschedConfig) -> None:
         report["digest"] = shell.core_digest()
         run.write_report(config.name, report)
     finally:
-        server.stop(0)
+        await server.stop(0)
 
 
-def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
+async def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
     """Fill the VM's memory through hostd."""
     options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
-    with grpc.insecure_channel(config.host_address, options=options) as channel:
+    async with grpc.aio.insecure_channel(config.host_address, options=options) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=_CONNECT_S)
-        except grpc.FutureTimeoutError:
+            await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
+        except TimeoutError:
             raise Failure(f"hostd did not answer within {_CONNECT_S} s") from None
         try:
-            HostServiceStub(channel).LoadVm(wire.segments_out(config.vm, list(segments)), timeout=_LOAD_S)
-        except grpc.RpcError as error:
+            await HostServiceStub(channel).LoadVm(wire.segments_out(config.vm, list(segments)), timeout=_LOAD_S)
+        except grpc.aio.AioRpcError as error:
             raise Failure(f"hostd refused to load VM {config.vm}: {error.code().name}: {error.details()}") from error
 
 

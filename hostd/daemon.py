@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
+import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
 
 from apf import metrics, wire
-from apf.clockpage import ClockPage, Waited
+from apf.clockpage import ClockPage, Waited, due_border_ns
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import PAGE_SIZE
-from apf.process import Failure
+from apf.messages import NEVER_NS, PAGE_SIZE
+from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import TurnServer, slowest
+from apf.serving import Patience, TurnServer, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_core
@@ -31,6 +33,8 @@ SERVER = 0
 """hostd's want entries on the clock page."""
 _START_S = 60
 _STOP_S = 2.0
+_SWITCH_S = 0.0005
+"""How long the event loop may keep the opener from its border work: all vCPUs wait for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +57,34 @@ class HostService(HostServiceServicer):
         self._shell = shell
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
-        self._load_lock = threading.Lock()
+        self._load_lock = asyncio.Lock()
         self._loaded: set[int] = set()
         self.all_loaded = threading.Event()
 
-    def RunVcpu(  # noqa: N802, D102 - the generated base names and documents it
-        self, request_iterator: Iterator[host_pb2.RunVcpuRequest], context: grpc.ServicerContext
-    ) -> Iterator[host_pb2.RunVcpuResponse]:
-        return self._turns.serve_vcpu(request_iterator, context, self._attached, self._take)
+    async def RunVcpu(  # noqa: N802, D102 - the generated base names and documents it
+        self,
+        request_iterator: object,
+        context: grpc.aio.ServicerContext[host_pb2.RunVcpuRequest, host_pb2.RunVcpuResponse],
+    ) -> None:
+        await self._turns.serve_vcpu(context, self._attached, self._take)
 
-    def LoadVm(  # noqa: N802, D102 - the generated base names and documents it
-        self, request: host_pb2.LoadVmRequest, context: grpc.ServicerContext
+    async def LoadVm(  # noqa: N802, D102 - the generated base names and documents it
+        self,
+        request: host_pb2.LoadVmRequest,
+        context: grpc.aio.ServicerContext[host_pb2.LoadVmRequest, host_pb2.LoadVmResponse],
     ) -> host_pb2.LoadVmResponse:
-        with self._load_lock:
+        async with self._load_lock:
             if request.vm >= self._config.vms:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}")
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}"
+                )
             if request.vm in self._loaded:
-                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
+                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
             try:
                 segments = wire.segments_in(request, self._guest_pages)
             except wire.WireError as error:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            self._shell.load(request.vm, tuple(segments))
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            await asyncio.to_thread(self._shell.load, request.vm, tuple(segments))
             self._loaded.add(request.vm)
             if len(self._loaded) == self._config.vms:
                 self.all_loaded.set()
@@ -97,6 +107,11 @@ class HostService(HostServiceServicer):
 
 def main(config: HostdConfig) -> None:
     """Serve one run to its end; leaves the host's results as report ``hostd``."""
+    sys.setswitchinterval(_SWITCH_S)
+    asyncio.run(_serve(config))
+
+
+async def _serve(config: HostdConfig) -> None:
     scenario, run = config.scenario, config.run
     vcpus = scenario.vm.vcpus
     memory = HostMemory.create(Geometry.of(scenario, config.vms), run.host_memory)
@@ -109,19 +124,20 @@ def main(config: HostdConfig) -> None:
     server = turns.server(config.vms * vcpus)
     add_HostServiceServicer_to_server(service, server)
     turns.listen(server, config.listen)
-    server.start()
+    await server.start()
+    gc.freeze()
     metrics.serve(_metrics(shell, clock), run, "hostd")
     try:
         opener = _Opener(config, turns, service, clock)
         opener.start()
-        turns.wait_over(lambda: None)
+        await turns.wait_over(lambda: None)
         turns.raise_failure()
         opener.join(_STOP_S)
-        server.stop(_STOP_S).wait()
-        _report(config, shell, turns, clock)
+        await server.stop(_STOP_S)
+        _report(config, shell, turns, clock, opener.run_seconds)
     finally:
         clock.abort()
-        server.stop(0)
+        await server.stop(0)
         if sink:
             shell.core.journal.flush()
 
@@ -135,6 +151,7 @@ class _Opener(threading.Thread):
         self._turns = turns
         self._service = service
         self._clock = clock
+        self.run_seconds = 0.0  # wall time of all windows
 
     def run(self) -> None:
         try:
@@ -147,15 +164,22 @@ class _Opener(threading.Thread):
         if not self._everybody_is_here():
             return
         clock, shell = self._clock, self._service._shell
-        window_ns = shell.core.config.window_ns
+        window_ns, end_ns = shell.core.config.window_ns, self._config.scenario.duration_ns
         patience = Patience(self._config.scenario.host.patience_s)
-        while not self._turns.over.is_set():
-            match clock.run_openings(window_ns):
+        began_s = time.monotonic()
+        while not self._turns.is_over:
+            match clock.run_openings(window_ns, end_ns):
                 case Waited.BORDER_WORK:
-                    shell.border(clock.border_ns)
+                    due_ns = shell.core.border_due_ns()
+                    border_ns = due_border_ns(due_ns, clock.border_ns, NEVER_NS, window_ns, end_ns)
+                    assert border_ns is not None
+                    shell.border(border_ns)
                     clock.set_border_due(shell.core.border_due_ns())
                 case Waited.FINISHED:
-                    self._turns.over.set()
+                    self.run_seconds = time.monotonic() - began_s
+                    self._turns.finish()
+                case Waited.ABORTED:
+                    self._turns.fail(PeerLost("the run was ended by another process"))
                 case Waited.LATER:
                     if patience.lost(clock.virtual_ns()):
                         self._turns.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
@@ -168,7 +192,7 @@ class _Opener(threading.Thread):
             (self._turns.all_attached, "a vCPU to attach"),
         ):
             while not event.wait(0.2):
-                if self._turns.over.is_set():
+                if self._turns.is_over:
                     return False
                 if time.monotonic() > deadline_s:
                     self._turns.fail(Failure(f"waited in vain for {what}"))
@@ -176,27 +200,13 @@ class _Opener(threading.Thread):
         return True
 
 
-class Patience:
-    """Notices when virtual time has stood still for ``seconds`` of wall time."""
-
-    def __init__(self, seconds: int) -> None:
-        self.seconds = seconds
-        self._at_ns = -1
-        self._since_s = time.monotonic()
-
-    def lost(self, now_ns: int) -> bool:
-        """Whether ``now_ns`` has not moved for that long."""
-        if now_ns != self._at_ns:
-            self._at_ns, self._since_s = now_ns, time.monotonic()
-        return time.monotonic() - self._since_s > self.seconds
-
-
-def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage) -> None:
+def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage, run_seconds: float) -> None:
     shell.core.finish(config.scenario.duration_ns)
     report = {
         "digest": shell.core.journal.digest(),
         "messages": dict(sorted(turns.messages.items())),
         "windows": clock.windows,
+        "run_seconds": run_seconds,
         **host_report(shell),
     }
     config.run.write_report("hostd", report)
