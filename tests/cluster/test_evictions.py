@@ -95,14 +95,14 @@ def test_pages_that_another_vcpu_uses_in_the_same_window(
     assert result.host_counters["eviction_cancelled"] >= 10
 
 
-def walkers(apf: str, **overrides: object) -> Scenario:
+def walkers(apf: str, **overrides: str) -> Scenario:
     return small(
         apf,
         vm__vcpus=2,
         vm__guest_memory=GUEST_KERNEL_BYTES + (32 << 20),
         vm__group_memory="4MiB",
         bench__buffer="4MiB",
-        **{"duration_s": "0.05", **overrides},
+        **overrides,
     )
 
 
@@ -110,7 +110,7 @@ def walkers(apf: str, **overrides: object) -> Scenario:
 def test_code_pages_refilled_with_other_code(apf: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs at one address, more code than memory: whoever runs another's stale code gets another sum."""
     use_image(monkeypatch, code_walkers)
-    scenario = walkers(apf)
+    scenario = walkers(apf, duration_s="0.1" if apf == "off" else "0.04")
     result = twin.run(scenario)
     assert evictions(result) >= 800
     if apf == "off":  # the fault-in worker of the other mode always asks for a writable page, which is never clean
@@ -123,7 +123,7 @@ def test_code_pages_refilled_with_other_code(apf: str, monkeypatch: pytest.Monke
 
 def test_code_pages_on_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     use_image(monkeypatch, code_walkers)
-    scenario = walkers("pv2010", duration_s="0.02")
+    scenario = walkers("pv2010", duration_s="0.015")
     expected = twin.run(scenario)
     assert evictions(expected) >= 300
     result = on_processes(scenario)

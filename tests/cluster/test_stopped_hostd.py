@@ -43,7 +43,7 @@ class Watch:
 
 @pytest.mark.parametrize(("apf", "device"), [("off", "nvme"), ("pv2010", "nvme"), ("pv2010", "hdd-7200")])
 def test_sigstop_and_sigcont(apf: str, device: str) -> None:
-    scenario = small(apf, device, duration_s={"nvme": "0.06", "hdd-7200": "1"}[device])
+    scenario = small(apf, device, duration_s={"nvme": "0.03", "hdd-7200": "0.5"}[device])
     expected = twin.run(scenario)
     with LocalCluster(scenario) as cluster:
         until_running(cluster, scenario.duration_ns // 20)
@@ -74,7 +74,7 @@ def test_sigstop_and_sigcont(apf: str, device: str) -> None:
 
 def test_a_stopped_worker_stops_all_too() -> None:
     """Virtual time waits for everybody: nobody is left behind, nobody runs ahead."""
-    scenario = small(duration_s="0.06")
+    scenario = small(duration_s="0.03")
     expected = twin.run(scenario)
     with LocalCluster(scenario) as cluster:
         until_running(cluster, scenario.duration_ns // 20)
