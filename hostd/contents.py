@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from apf.messages import CHECK_MULTIPLIER, PAGE_SIZE, Segment, Stamp
 
@@ -43,6 +44,17 @@ def _first_words(stamp: Stamp, numbers: Numbers) -> npt.NDArray[np.uint64]:
     return np.uint64(stamp.base) + np.uint64(stamp.stride) * numbers.astype(np.uint64)
 
 
+@njit("void(uint64[:, ::1], int64[::1], boolean[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def _find_nonzero(words: npt.NDArray[np.uint64], columns: Numbers, bad: npt.NDArray[np.bool_]) -> None:
+    """Mark the rows that have anything in one of ``columns``, which ascend."""
+    for row in range(len(words)):
+        found = np.uint64(0)
+        page = words[row]
+        for column in columns:
+            found |= page[column]
+        bad[row] |= found != 0
+
+
 @dataclass(slots=True)
 class Audit:
     """What an audit of stamped pages found."""
@@ -70,6 +82,6 @@ class Audit:
             rest[column : column + 3] = False
             writes = int((word & _COUNT_BITS).sum())
             self.writes[stamp.offset] = self.writes.get(stamp.offset, 0) + writes
-        bad |= words[:, rest].any(axis=1)
+        _find_nonzero(words, np.flatnonzero(rest), bad)
         self.pages += len(numbers)
         self.corrupt += int(bad.sum())

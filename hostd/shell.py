@@ -30,7 +30,8 @@ from hostd.core.events import (
 from hostd.core.host import HostCore
 from hostd.swapfile import SwapFile
 
-_BULK_PAGES = 8192
+_BULK_PAGES = 512
+"""Pages handled at once: 2 MiB, which stay in a core's cache between two passes over them."""
 
 
 class HostShell:
