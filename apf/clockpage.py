@@ -9,12 +9,13 @@ its next request. Everything about order follows from the slots:
 - a participant goes on at time t once the window that holds t is open (``wait_window``).
 
 A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, which replaces the time of
-the request it has answered and nothing else (``settle``), so that reply and slot may overtake each other. A stalled or idle vCPU's slot is the time it
-will go on, so nobody waits for it and nobody wakes it before; when all wait, the opener jumps to the earliest.
+the request it has answered and nothing else (``settle``), so that reply and slot may overtake each other. A stalled or idle vCPU's slot
+is the time it will go on, so nobody waits for it and nobody wakes it before; when all wait, the opener jumps to the
+earliest.
 
-Nobody polls. Who waits announces what for (its slot, or a *want* entry: a server's next request), looks once more, and
-sleeps on a futex of its own; who stores a slot looks for those whom this lets pass. Every wait returns after a while, and at a signal, so that
-the caller can look at the world; the page's ``abort`` word ends all of them.
+Nobody polls. Who waits announces what for (its slot, or a *want* entry: a server's next request), looks once more,
+and sleeps on a futex of its own; who stores a slot looks for those whom this lets pass. Every wait returns after a
+while, and at a signal, so that the caller can look at the world; the page's ``abort`` word ends all of them.
 """
 
 # numba's decorators are untyped; what they decorate is typed here by signature strings instead.
@@ -237,9 +238,9 @@ def next_border_ns(earliest_ns: int, window_ns: int) -> int:
 def due_border_ns(due_ns: int | None, border_ns: int, earliest_ns: int, window_ns: int, end_ns: int) -> int | None:
     """The border that needs hostd before the window that holds ``earliest_ns`` opens; None: there is none.
 
-    All vCPUs have reached ``border_ns``. A border that is jumped over counts like any other, or the outcome would depend
-    on whether the opener looks at a stalled vCPU's slot before it gets its reply (which may promise less than the
-    vCPU then makes of it: a late tick) or after. Past the run's end there are no borders.
+    All vCPUs have reached ``border_ns``. A border that is jumped over counts like any other, or the outcome would
+    depend on whether the opener looks at a stalled vCPU's slot before it gets its reply (which may promise less than
+    the vCPU then makes of it: a late tick) or after. Past the run's end there are no borders.
     """
     if due_ns is None:
         return None
