@@ -1,8 +1,8 @@
-"""How a server takes requests of vCPUs in the order of virtual time, and nothing else: shared by hostd and guestsched.
+"""How a server takes requests of vCPUs in the order of virtual time; shared by hostd and guestsched.
 
 One stream a vCPU, all on one event loop (gRPC's asyncio stack). A request that does not have its turn yet waits in a
-heap; the earliest of them stands on the clock page. Whoever stores a slot that lets it pass wakes a native thread, which
-pokes the loop. The slots alone decide: at most one request at a time finds that it has the turn.
+heap; the earliest of them stands on the clock page. Whoever stores a slot that lets it pass wakes a native thread,
+which pokes the loop. The slots alone decide: at most one request at a time finds that it has the turn.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class TurnServer:
         os.eventfd_read(poke)
         self._pass_turn()
 
-    # The end of the run; both may be called from any thread. ---------------------------------------------------------
+    # The end of the run; both may be called from any thread. -------------------------------------------------------
 
     def finish(self) -> None:
         """The run has ended for this server."""
@@ -128,7 +128,7 @@ class TurnServer:
         for _, _, turn in self._waiting:
             turn.cancel()
 
-    # One stream ------------------------------------------------------------------------------------------------------
+    # One stream -----------------------------------------------------------------------------------------------------
 
     async def serve_vcpu(
         self,
@@ -189,7 +189,7 @@ class TurnServer:
         await turn
 
     def _pass_turn(self) -> None:
-        """Let the earliest waiting request go on if it has its turn; else, or if there is none, say so on the page."""
+        """Let the earliest waiting request go on if it has its turn; what stands on the page follows."""
         clock, waiting = self._clock, self._waiting
         assert clock is not None
         while waiting:

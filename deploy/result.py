@@ -31,7 +31,7 @@ class RunResult:
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     wall_seconds: float = 0.0
     run_seconds: float = 0.0
-    """The part of ``wall_seconds`` from window 0 to the last one: without start, loading and audit (processes only)."""
+    """Part of ``wall_seconds`` from window 0 to the last one: without start, loading and audit (of processes)."""
 
     @classmethod
     def of(
