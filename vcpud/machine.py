@@ -1,7 +1,7 @@
 """A vCPU as both shells run it: its core, its engine, and the rule of windows between them.
 
-The worker process and the twin call ``proceed(border_ns)``; it runs until the vCPU needs something that is not its own
-and says what, and when (``Need``). Everything that touches the engine happens in the window that holds the vCPU's
+The worker process and the twin call ``proceed(border_ns)``; it runs until the vCPU needs something that is not its
+own and says what, and when (``Need``). Everything that touches the engine happens in the window that holds the vCPU's
 time: at the first touch in a new window the engine's TLB is flushed and its overlay dropped.
 """
 
