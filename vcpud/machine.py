@@ -53,6 +53,18 @@ class Need:
     request: HostRequest | TrapRaised | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A server's answer, which the core hears of in the window that holds the time it goes on at.
+
+    Not before: that time is what the server has put into the slot, and windows open by slots. What the core makes of
+    the answer may be later at once (a late tick's cost), and the opener must not see now the one, now the other.
+    """
+
+    event: HostReplied | GuestReplied
+    at_ns: int
+
+
 class Machine:
     """One vCPU. ``proceed`` and the two ``*_replied`` methods alternate."""
 
@@ -61,7 +73,7 @@ class Machine:
         self.engine = engine
         self._mips = cpu_mips
         self._window_ns = 0  # border of the window the engine was last opened for
-        self._todo: deque[Effect] = deque()
+        self._todo: deque[Effect | _Answer] = deque()
 
     def start(self) -> None:
         """Both servers know the vCPU."""
@@ -69,19 +81,19 @@ class Machine:
 
     def host_replied(self, reply: HostReply) -> None:
         """Hostd has answered the last need."""
-        self._todo.extend(self.core.step(HostReplied(reply), self.core.now_ns))
+        self._todo.append(_Answer(HostReplied(reply), reply.at_ns))
 
     def guest_replied(self, dispatch: Dispatch) -> None:
         """Guestsched has answered the last need."""
-        self._todo.extend(self.core.step(GuestReplied(dispatch), self.core.now_ns))
+        self._todo.append(_Answer(GuestReplied(dispatch), dispatch.at_ns))
 
     def proceed(self, border_ns: int) -> Need:
         """Carry out effects until one needs somebody else, in the window that ends at ``border_ns``."""
         todo = self._todo
         while True:
             effect = todo[0]
-            time_ns = effect.at_ns if isinstance(effect, WaitUntil) else self.core.now_ns
-            if time_ns >= border_ns and not isinstance(effect, Finish):
+            time_ns = effect.at_ns if isinstance(effect, WaitUntil | _Answer) else self.core.now_ns
+            if time_ns >= border_ns:
                 return Need(NeedKind.WINDOW, time_ns)
             if border_ns != self._window_ns:
                 self._window_ns = border_ns
@@ -90,7 +102,7 @@ class Machine:
             if need is not None:
                 return need
 
-    def _carry_out(self, effect: Effect, border_ns: int) -> Need | None:
+    def _carry_out(self, effect: Effect | _Answer, border_ns: int) -> Need | None:
         todo, core, engine = self._todo, self.core, self.engine
         match effect:
             case EnterGuest():
@@ -109,6 +121,10 @@ class Machine:
                 engine.load_registers(registers)
             case SetSpace(space=space):
                 engine.set_space(space)
+            case _Answer(event=event):
+                todo.popleft()
+                todo.extend(core.step(event, core.now_ns))
+                return None
             case WaitUntil(at_ns=at_ns):
                 todo.popleft()
                 todo.extend(core.step(TimeReached(), at_ns))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import select
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -12,11 +14,12 @@ from tempfile import TemporaryDirectory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apf.clockpage import _WAITERS, ClockPage, Waited, next_border_ns
+from apf.clockpage import _WAITERS, ClockPage, Waited, due_border_ns, next_border_ns
 from apf.messages import NEVER_NS
 
 _fork = multiprocessing.get_context("fork")
 DEADLINE_S = 60
+END_NS = 10**15
 Request = tuple[int, int]
 """(guest ns the participant runs before it asks, guest ns until it goes on after the reply)"""
 
@@ -35,6 +38,42 @@ def participant(path: Path, who: int, requests: list[Request], pipe: Connection)
         now_ns = pipe.recv()
     clock.publish(who, NEVER_NS)
     pipe.send(None)
+
+
+class Turns:
+    """Waits for turns of one participant, by a want entry and an eventfd of its own."""
+
+    def __init__(self, clock: ClockPage, server: int, who: int) -> None:
+        self._clock, self._who = clock, who
+        self._entry = clock.want_entry(server, who)
+        self._poke = os.eventfd(0, os.EFD_NONBLOCK)
+        self._closed = False
+        self._bridge = threading.Thread(target=self._run)
+        self._bridge.start()
+
+    def _run(self) -> None:
+        seen = 0
+        while not self._closed and not self._clock.aborted:
+            seen = self._clock.wait_passed(self._entry, seen, self._poke)
+
+    def wait(self, time_ns: int) -> bool:
+        """Wait for the turn of the request of ``time_ns``; False if the run is aborted."""
+        if self._clock.has_turn(self._who, time_ns):
+            return True
+        try:
+            while not self._clock.announce(self._entry, self._who, time_ns):
+                if self._clock.aborted:
+                    return False
+                if select.select([self._poke], [], [], 0.2)[0]:
+                    os.eventfd_read(self._poke)
+            return True
+        finally:
+            self._clock.withdraw(self._entry)
+
+    def close(self) -> None:
+        self._closed = True
+        self._bridge.join()
+        os.close(self._poke)
 
 
 class Server:
@@ -64,20 +103,24 @@ class Server:
         assert not late
 
     def _serve(self, who: int, script: list[Request], pipe: Connection) -> None:
-        for _, delay_ns in script:
-            time_ns = pipe.recv()
-            while self.clock.wait_turn(0, who, time_ns) is not Waited.DONE:
-                if self.clock.aborted:
+        turns = Turns(self.clock, 0, who)
+        try:
+            for _, delay_ns in script:
+                time_ns = pipe.recv()
+                if not turns.wait(time_ns):
                     return
-            with self._lock:
-                self.taken.append((time_ns, who))
-                assert time_ns < self.clock.border_ns
-                self.clock.publish(who, time_ns + delay_ns)
-            pipe.send(time_ns + delay_ns)
-        assert pipe.recv() is None
+                with self._lock:
+                    self.taken.append((time_ns, who))
+                    assert time_ns < self.clock.border_ns
+                # The reply may overtake the slot: what the participant stores after it must not be overwritten.
+                pipe.send(time_ns + delay_ns)
+                self.clock.settle(who, time_ns, time_ns + delay_ns)
+            assert pipe.recv() is None
+        finally:
+            turns.close()
 
     def _open(self) -> None:
-        while (waited := self.clock.run_openings(self._window_ns)) is not Waited.FINISHED:
+        while (waited := self.clock.run_openings(self._window_ns, END_NS)) is not Waited.FINISHED:
             if waited is Waited.ABORTED:
                 return
             self.borders.append(self.clock.border_ns)
@@ -144,6 +187,15 @@ def page(participants: int, directory: Path) -> ClockPage:
     return ClockPage.create(directory / "clock", participants)
 
 
+def turn_of(clock: ClockPage, who: int, time_ns: int) -> Waited:
+    """Wait for one turn at server 0."""
+    turns = Turns(clock, 0, who)
+    try:
+        return Waited.DONE if turns.wait(time_ns) else Waited.ABORTED
+    finally:
+        turns.close()
+
+
 def in_thread(wait: Callable[[], Waited]) -> tuple[threading.Thread, list[Waited]]:
     """``wait`` in a thread, again and again while it says LATER."""
     said: list[Waited] = []
@@ -162,10 +214,9 @@ def test_abort_ends_every_wait(tmp_path: Path) -> None:
     clock = page(3, tmp_path)
     clock.publish(0, 10)
     waits = [
-        in_thread(lambda: clock.wait_turn(0, 0, 10)),
-        in_thread(lambda: clock.wait_turn(1, 0, 10)),
+        in_thread(lambda: turn_of(clock, 0, 10)),
         in_thread(lambda: clock.wait_window(0, 10_000_000)),
-        in_thread(lambda: clock.run_openings(1000)),
+        in_thread(lambda: clock.run_openings(1000, END_NS)),
     ]
     clock.publish(1, 5)
     clock.abort()
@@ -181,8 +232,7 @@ def test_a_waiter_that_died_holds_up_nobody(tmp_path: Path) -> None:
     clock.publish(0, 100)
 
     def wait_for_ever() -> None:
-        while ClockPage.attach(tmp_path / "clock").wait_turn(0, 0, 100) is Waited.LATER:
-            pass
+        turn_of(ClockPage.attach(tmp_path / "clock"), 0, 100)
 
     waiter = _fork.Process(target=wait_for_ever)
     waiter.start()
@@ -192,8 +242,8 @@ def test_a_waiter_that_died_holds_up_nobody(tmp_path: Path) -> None:
     waiter.kill()
     waiter.join()
     clock.publish(1, 200)
-    assert clock.wait_turn(0, 0, 100) is Waited.DONE
-    thread, said = in_thread(lambda: clock.run_openings(1000))
+    assert turn_of(clock, 0, 100) is Waited.DONE
+    thread, said = in_thread(lambda: clock.run_openings(1000, END_NS))
     clock.publish(0, NEVER_NS)
     clock.publish(1, NEVER_NS)
     thread.join(DEADLINE_S)
@@ -211,14 +261,14 @@ def test_openings_jump_over_empty_windows(tmp_path: Path) -> None:
     clock = page(2, tmp_path)
     clock.publish(0, 123_456)
     clock.publish(1, 999_999_999)
-    assert clock.run_openings(1000) is Waited.LATER
+    assert clock.run_openings(1000, END_NS) is Waited.LATER
     assert (clock.border_ns, clock.windows) == (124_000, 1)
     assert clock.wait_window(0, 123_456) is Waited.DONE
     clock.publish(0, 123_999)  # not yet at the border
-    assert clock.run_openings(1000) is Waited.LATER
+    assert clock.run_openings(1000, END_NS) is Waited.LATER
     assert clock.windows == 1
     clock.publish(0, 5_000_000)
-    assert clock.run_openings(1000) is Waited.LATER
+    assert clock.run_openings(1000, END_NS) is Waited.LATER
     assert (clock.border_ns, clock.windows) == (5_001_000, 2)
 
 
@@ -226,21 +276,57 @@ def test_border_work_comes_before_the_opening(tmp_path: Path) -> None:
     clock = page(1, tmp_path)
     clock.set_border_due(500)
     clock.publish(0, 700)
-    assert clock.run_openings(1000) is Waited.LATER  # the border at 0 is before 500
+    assert clock.run_openings(1000, END_NS) is Waited.LATER  # the border at 0 is before 500
     assert clock.border_ns == 1000
     clock.publish(0, 1500)
-    assert clock.run_openings(1000) is Waited.BORDER_WORK
+    assert clock.run_openings(1000, END_NS) is Waited.BORDER_WORK
     assert clock.border_ns == 1000
     clock.set_border_due(None)
-    assert clock.run_openings(1000) is Waited.LATER
+    assert clock.run_openings(1000, END_NS) is Waited.LATER
     assert clock.border_ns == 2000
+
+
+def test_work_of_a_border_that_is_jumped_over(tmp_path: Path) -> None:
+    """All stall beyond it, so no window ends there; it is done before the one in which they go on opens."""
+    clock = page(1, tmp_path)
+    clock.set_border_due(500)
+    clock.publish(0, 5_000_500)
+    assert clock.run_openings(1000, END_NS) is Waited.BORDER_WORK
+    assert due_border_ns(500, clock.border_ns, 5_000_500, 1000, END_NS) == 1000
+    clock.set_border_due(5_000_001)  # after the last border before the stall's end
+    assert clock.run_openings(1000, END_NS) is Waited.LATER
+    assert clock.border_ns == 5_001_000
+
+
+@given(
+    due_ns=st.one_of(st.none(), st.integers(0, 10**6)),
+    borders=st.integers(0, 100),
+    earliest_ns=st.integers(0, 10**6),
+    window_ns=st.sampled_from([1000, 20_000]),
+)
+def test_due_borders(due_ns: int | None, borders: int, earliest_ns: int, window_ns: int) -> None:
+    """The first border at or after both the last one and what is due, if that comes before the next window."""
+    border_ns = borders * window_ns
+    found = due_border_ns(due_ns, border_ns, earliest_ns, window_ns, END_NS)
+    at_or_before = range(border_ns, earliest_ns + 1, window_ns)
+    assert found == next((at for at in at_or_before if due_ns is not None and at >= due_ns), None)
+
+
+def test_settle_replaces_the_request_it_answered_only(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    clock.publish(0, 100)
+    clock.settle(0, 100, 300)
+    assert clock.slot_ns(0) == 300
+    clock.publish(0, 400)  # the vCPU has gone on: its next request
+    clock.settle(0, 300, 350)
+    assert clock.slot_ns(0) == 400
 
 
 def test_ties_go_to_the_lower_participant(tmp_path: Path) -> None:
     clock = page(3, tmp_path)
     for who in range(3):
         clock.publish(who, 50)
-    assert clock.wait_turn(0, 0, 50) is Waited.DONE
+    assert clock.has_turn(0, 50) and not clock.has_turn(1, 50)
     clock.publish(0, 51)
-    assert clock.wait_turn(1, 1, 50) is Waited.DONE
+    assert clock.has_turn(1, 50) and not clock.has_turn(2, 50)
     assert clock.virtual_ns() == 50
