@@ -8,10 +8,10 @@ its next request. Everything about order follows from the slots:
 - a window ends when every slot has reached its border (``run_openings``, the one opener, a native thread of hostd);
 - a participant goes on at time t once the window that holds t is open (``wait_window``).
 
-A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, which replaces the time of
-the request it has answered and nothing else (``settle``), so that reply and slot may overtake each other. A stalled or idle vCPU's slot
-is the time it will go on, so nobody waits for it and nobody wakes it before; when all wait, the opener jumps to the
-earliest.
+A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, which replaces the time
+of the request it has answered and nothing else (``settle``), so that reply and slot may overtake each other. A stalled
+or idle vCPU's slot is the time it will go on, so nobody waits for it and nobody wakes it before; when all wait, the
+opener jumps to the earliest.
 
 Nobody polls. Who waits announces what for (its slot, or a *want* entry: a server's next request), looks once more,
 and sleeps on a futex of its own; who stores a slot looks for those whom this lets pass. Every wait returns after a
