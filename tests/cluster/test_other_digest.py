@@ -16,7 +16,7 @@ from apf.scenario import Costs, Scenario
 from deploy import twin
 from deploy.twin import Twin
 from guestsched.shell import GuestShell
-from hostd.core.events import SetEpt
+from hostd.core.events import BorderReached, SetEpt
 from hostd.core.host import HostCore
 from hostd.shell import HostShell
 from vcpud.core.effects import MapPage
@@ -97,7 +97,8 @@ class NthWhere(Nth):
 
 
 def dropped_border(original: Callable[..., None], shell: HostShell, now_ns: int) -> None:
-    """hostd never hears of a border."""
+    """Nothing of what the core decides at a border is carried out."""
+    shell.core.step(BorderReached((), ()), now_ns)
 
 
 def doubled_border(original: Callable[..., None], shell: HostShell, now_ns: int) -> None:

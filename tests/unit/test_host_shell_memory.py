@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apf.hostmem import HostMemory
+from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.scenario import Scenario, load
 from guestsched.build import guest_image
-from hostd.build import geometry, host_core
+from hostd.build import host_core
 from hostd.shell import HostShell, _take_set
 from hostd.swapfile import SwapFile
 
@@ -43,7 +43,7 @@ def test_set_bytes_are_found_in_order_and_cleared(length: int, marks: set[int]) 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HostShell, HostMemory, SwapFile]]:
     swap = SwapFile(Path(tmp_path_factory.mktemp("swap")) / "swap")
-    memory = HostMemory.anonymous(geometry(SCENARIO))
+    memory = HostMemory.anonymous(Geometry.of(SCENARIO))
     shell = HostShell(host_core(SCENARIO, 1, Journal()), memory, swap)
     shell.load(0, tuple(guest_image(SCENARIO).segments))
     yield shell, memory, swap
