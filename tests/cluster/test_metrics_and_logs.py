@@ -85,16 +85,13 @@ def run_that_logs() -> None:
     from apf import process
     from deploy.local import LocalCluster as Cluster
     from deploy.local import _vcpud
-    from hostd.build import geometry
 
     process.start_logging()
     worker.main = _log_much
     scenario = small()
     cluster = Cluster(scenario)
     try:
-        child = process.spawn(
-            "vcpud-0", _vcpud, scenario, cluster.run, False, geometry(scenario), run=cluster.run, report="vcpud-0"
-        )
+        child = process.spawn("vcpud-0", _vcpud, scenario, cluster.run, False, run=cluster.run, report="vcpud-0")
         child.join()
         assert child.exitcode == 0
     finally:

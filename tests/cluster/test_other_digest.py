@@ -117,7 +117,9 @@ class NthWhere(Nth):
 
 
 def dropped_border(original: Callable[..., None], shell: HostShell, now_ns: int) -> None:
-    """hostd never hears of a border."""
+    """hostd never hears of a border, and what was used until then is lost with it."""
+    shell._memory.accessed[:] = 0
+    shell._memory.dirty[:] = 0
 
 
 def doubled_border(original: Callable[..., None], shell: HostShell, now_ns: int) -> None:

@@ -45,9 +45,9 @@ class Slots:
             if kind == "segment" and int(fields[4]):
                 swapped = int(fields[4])
             elif kind == "read":
-                read.setdefault(int(fields[0]), int(time_ns))
+                read.setdefault(int(fields[2]), int(time_ns))
             elif kind == "write":
-                written.add(int(fields[0]))
+                written.add(int(fields[2]))
         loaded = {slot: at for slot, at in read.items() if slot < swapped and slot not in written}
         untouched = [slot for slot in range(swapped) if slot not in read and slot not in written]
         assert result.corrupt_pages == result.lost_writes == 0
