@@ -239,9 +239,8 @@ def next_border_ns(earliest_ns: int, window_ns: int) -> int:
 def due_border_ns(due_ns: int | None, border_ns: int, earliest_ns: int, window_ns: int, end_ns: int) -> int | None:
     """The border that needs hostd before the window that holds ``earliest_ns`` opens; None: there is none.
 
-    All vCPUs have reached ``border_ns``. A border that is jumped over counts like any other, or the outcome would
-    depend on whether the opener looks at a stalled vCPU's slot before it gets its reply (which may promise less than
-    the vCPU then makes of it: a late tick) or after. Past the run's end there are no borders.
+    All vCPUs have reached ``border_ns``. A border that is jumped over counts like any other: what is due at it happens
+    at its time, not at that of whichever window opens next. Past the run's end there are no borders.
     """
     if due_ns is None:
         return None

@@ -117,7 +117,7 @@ def _explain_apf(run: RunResult) -> str:
 
 def _share(run: RunResult, cause: str) -> str:
     whole = sum(run.time_ns(each) for each in CAUSES) or 1
-    return f"{100 * run.time_ns(cause) / whole:.1f} %"
+    return f"{100 * run.time_ns(cause) / whole:.2f} %"
 
 
 def _time(value_ns: float) -> str:

@@ -130,7 +130,7 @@ def test_the_parent_is_killed(how: signal.Signals) -> None:
     with a_parent() as parent:
         parent.popen.send_signal(how)
         assert parent.popen.wait(END_S) != 0
-        until("the end of everything", parent.nothing_is_left, END_S)
+        until("the end of everything", parent.nothing_is_left)
 
 
 def test_a_worker_is_killed_under_a_parent() -> None:
