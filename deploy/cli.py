@@ -33,20 +33,26 @@ def _fail(message: str, code: int) -> NoReturn:
 
 @app.command()
 def bench(
-    apf: Annotated[str | None, typer.Option(help="Modes to run, of off and pv2010, with commas between.")] = None,
-    gup: Annotated[str | None, typer.Option(help="get_user_pages variant tried first: fast, noio or nowait.")] = None,
-    duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode. [10]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance. [1]")] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Swap device: hdd-7200 or nvme.")] = None,
-    vcpus: Annotated[int | None, typer.Option(help="vCPUs of the guest. [4]")] = None,
-    fault_threads: Annotated[int | None, typer.Option(help="Threads that touch random pages. [4]")] = None,
-    work_threads: Annotated[int | None, typer.Option(help="Threads that count. [4]")] = None,
-    guest_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="[2GiB]")] = None,
+    apf: Annotated[str | None, typer.Option(help="Modes to run, with commas between (default: off,pv2010).")] = None,
+    gup: Annotated[
+        str | None, typer.Option(help="get_user_pages variant tried first: fast, noio (default) or nowait.")
+    ] = None,
+    duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode (default: 10).")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance (default: 1).")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Swap device: hdd-7200 (default) or nvme.")
+    ] = None,
+    vcpus: Annotated[int | None, typer.Option(help="vCPUs of the guest (default: 4).")] = None,
+    fault_threads: Annotated[int | None, typer.Option(help="Threads that touch random pages (default: 4).")] = None,
+    work_threads: Annotated[int | None, typer.Option(help="Threads that count (default: 4).")] = None,
+    guest_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Memory of the guest (default: 2GiB).")
+    ] = None,
     group_memory: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="Limit of its memory group. [512MiB]")
+        str | None, typer.Option(metavar="SIZE", help="Limit of its memory group (default: 512MiB).")
     ] = None,
     buffer: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="What the faulting threads touch. [1GiB]")
+        str | None, typer.Option(metavar="SIZE", help="What the faulting threads touch (default: 1GiB).")
     ] = None,
     window: Annotated[
         int | None, typer.Option(metavar="NS", help="Window of virtual time; 0: by the device.")
