@@ -189,8 +189,8 @@ def _wait_window(page, participant, time_ns):
     return _LATER
 
 
-@njit("int64(int64, int64, int64)", cache=True, nogil=True)
-def _run_openings(page, window_ns, end_ns):
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _run_openings(page, window_ns):
     opener = _cell(page, _OPENER)
     border_cell = _cell(page, _BORDER)
     timespec = np.empty(2, np.int64)
@@ -207,11 +207,10 @@ def _run_openings(page, window_ns, end_ns):
         earliest = _NEVER
         for participant in range(load_i64(page)):
             earliest = min(earliest, load_i64(_slot(page, participant)))
-        due = load_i64(_cell(page, _BORDER_WORK))  # see due_border_ns
-        if max(border, due) <= min(earliest, end_ns) // window_ns * window_ns:
-            return _WORK
         if earliest >= _NEVER:
             return _FINISHED
+        if load_i64(_cell(page, _BORDER_WORK)) <= border:
+            return _WORK
         opened = (earliest // window_ns + 1) * window_ns
         add_i64(_cell(page, _WINDOWS), 1)
         store_i64(border_cell, opened)
@@ -234,18 +233,6 @@ def _wake_everybody(page):
 def next_border_ns(earliest_ns: int, window_ns: int) -> int:
     """End of the window that holds ``earliest_ns``; the twin opens by the same rule as ``run_openings``."""
     return (earliest_ns // window_ns + 1) * window_ns
-
-
-def due_border_ns(due_ns: int | None, border_ns: int, earliest_ns: int, window_ns: int, end_ns: int) -> int | None:
-    """The border that needs hostd before the window that holds ``earliest_ns`` opens; None: there is none.
-
-    All vCPUs have reached ``border_ns``. A border that is jumped over counts like any other: what is due at it happens
-    at its time, not at that of whichever window opens next. Past the run's end there are no borders.
-    """
-    if due_ns is None:
-        return None
-    border_ns = max(border_ns, -(-due_ns // window_ns) * window_ns)
-    return border_ns if border_ns <= min(earliest_ns, end_ns) // window_ns * window_ns else None
 
 
 class ClockPage:
@@ -348,9 +335,9 @@ class ClockPage:
         """Wait until a window holding ``time_ns`` is open; the slot must be at ``time_ns`` or a bound below it."""
         return Waited(_wait_window(self.address, participant, time_ns))
 
-    def run_openings(self, window_ns: int, end_ns: int) -> Waited:
+    def run_openings(self, window_ns: int) -> Waited:
         """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
-        return Waited(_run_openings(self.address, window_ns, end_ns))
+        return Waited(_run_openings(self.address, window_ns))
 
     def set_border_due(self, due_ns: int | None) -> None:
         """The first border at or after ``due_ns`` needs hostd (None: none does).

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from apf.clockpage import due_border_ns, next_border_ns
+from apf.clockpage import next_border_ns
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import NEVER_NS, FaultRaised, PrefaultRaised, TrapRaised
+from apf.messages import FaultRaised, PrefaultRaised, TrapRaised
 from apf.scenario import Scenario
 from deploy.result import RunResult, Snapshot
 from guestsched.build import guest_image
@@ -64,9 +64,11 @@ class Twin:
     def run_window(self) -> bool:
         """Open the next window and run it to its border; False if all vCPUs have finished."""
         waiting = [need.time_ns for need in self._needs if need.kind is NeedKind.WINDOW]
-        self._do_border_work(min(waiting, default=NEVER_NS))
         if not waiting:
             return False
+        due_ns = self.host.core.border_due_ns()
+        if due_ns is not None and due_ns <= self.border_ns:
+            self.host.border(self.border_ns)
         self.border_ns = next_border_ns(min(waiting), self.window_ns)
         self.windows += 1
         needs, machines, border_ns = self._needs, self.machines, self.border_ns
@@ -77,14 +79,6 @@ class Twin:
             self._answer(asking, needs[asking], machines[asking])
             needs[asking] = machines[asking].proceed(border_ns)
         return True
-
-    def _do_border_work(self, earliest_ns: int) -> None:
-        core, end_ns = self.host.core, self.scenario.duration_ns
-        while True:
-            due_ns = due_border_ns(core.border_due_ns(), self.border_ns, earliest_ns, self.window_ns, end_ns)
-            if due_ns is None:
-                return
-            self.host.border(due_ns)
 
     def _earliest_request(self) -> int | None:
         best: int | None = None

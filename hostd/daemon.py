@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import grpc
 
 from apf import metrics, wire
-from apf.clockpage import ClockPage, Waited, due_border_ns
+from apf.clockpage import ClockPage, Waited
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import NEVER_NS, PAGE_SIZE
+from apf.messages import PAGE_SIZE
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -164,16 +164,13 @@ class _Opener(threading.Thread):
         if not self._everybody_is_here():
             return
         clock, shell = self._clock, self._service._shell
-        window_ns, end_ns = shell.core.config.window_ns, self._config.scenario.duration_ns
+        window_ns = shell.core.config.window_ns
         patience = Patience(self._config.scenario.host.patience_s)
         began_s = time.monotonic()
         while not self._turns.is_over:
-            match clock.run_openings(window_ns, end_ns):
+            match clock.run_openings(window_ns):
                 case Waited.BORDER_WORK:
-                    due_ns = shell.core.border_due_ns()
-                    border_ns = due_border_ns(due_ns, clock.border_ns, NEVER_NS, window_ns, end_ns)
-                    assert border_ns is not None
-                    shell.border(border_ns)
+                    shell.border(clock.border_ns)
                     clock.set_border_due(shell.core.border_due_ns())
                 case Waited.FINISHED:
                     self.run_seconds = time.monotonic() - began_s

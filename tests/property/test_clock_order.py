@@ -14,12 +14,11 @@ from tempfile import TemporaryDirectory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apf.clockpage import _WAITERS, ClockPage, Waited, due_border_ns, next_border_ns
+from apf.clockpage import _WAITERS, ClockPage, Waited, next_border_ns
 from apf.messages import NEVER_NS
 
 _fork = multiprocessing.get_context("fork")
 DEADLINE_S = 60
-END_NS = 10**15
 Request = tuple[int, int]
 """(guest ns the participant runs before it asks, guest ns until it goes on after the reply)"""
 
@@ -120,7 +119,7 @@ class Server:
             turns.close()
 
     def _open(self) -> None:
-        while (waited := self.clock.run_openings(self._window_ns, END_NS)) is not Waited.FINISHED:
+        while (waited := self.clock.run_openings(self._window_ns)) is not Waited.FINISHED:
             if waited is Waited.ABORTED:
                 return
             self.borders.append(self.clock.border_ns)
@@ -216,7 +215,7 @@ def test_abort_ends_every_wait(tmp_path: Path) -> None:
     waits = [
         in_thread(lambda: turn_of(clock, 0, 10)),
         in_thread(lambda: clock.wait_window(0, 10_000_000)),
-        in_thread(lambda: clock.run_openings(1000, END_NS)),
+        in_thread(lambda: clock.run_openings(1000)),
     ]
     clock.publish(1, 5)
     clock.abort()
@@ -243,7 +242,7 @@ def test_a_waiter_that_died_holds_up_nobody(tmp_path: Path) -> None:
     waiter.join()
     clock.publish(1, 200)
     assert turn_of(clock, 0, 100) is Waited.DONE
-    thread, said = in_thread(lambda: clock.run_openings(1000, END_NS))
+    thread, said = in_thread(lambda: clock.run_openings(1000))
     clock.publish(0, NEVER_NS)
     clock.publish(1, NEVER_NS)
     thread.join(DEADLINE_S)
@@ -261,14 +260,14 @@ def test_openings_jump_over_empty_windows(tmp_path: Path) -> None:
     clock = page(2, tmp_path)
     clock.publish(0, 123_456)
     clock.publish(1, 999_999_999)
-    assert clock.run_openings(1000, END_NS) is Waited.LATER
+    assert clock.run_openings(1000) is Waited.LATER
     assert (clock.border_ns, clock.windows) == (124_000, 1)
     assert clock.wait_window(0, 123_456) is Waited.DONE
     clock.publish(0, 123_999)  # not yet at the border
-    assert clock.run_openings(1000, END_NS) is Waited.LATER
+    assert clock.run_openings(1000) is Waited.LATER
     assert clock.windows == 1
     clock.publish(0, 5_000_000)
-    assert clock.run_openings(1000, END_NS) is Waited.LATER
+    assert clock.run_openings(1000) is Waited.LATER
     assert (clock.border_ns, clock.windows) == (5_001_000, 2)
 
 
@@ -276,40 +275,14 @@ def test_border_work_comes_before_the_opening(tmp_path: Path) -> None:
     clock = page(1, tmp_path)
     clock.set_border_due(500)
     clock.publish(0, 700)
-    assert clock.run_openings(1000, END_NS) is Waited.LATER  # the border at 0 is before 500
+    assert clock.run_openings(1000) is Waited.LATER  # the border at 0 is before 500
     assert clock.border_ns == 1000
     clock.publish(0, 1500)
-    assert clock.run_openings(1000, END_NS) is Waited.BORDER_WORK
+    assert clock.run_openings(1000) is Waited.BORDER_WORK
     assert clock.border_ns == 1000
     clock.set_border_due(None)
-    assert clock.run_openings(1000, END_NS) is Waited.LATER
+    assert clock.run_openings(1000) is Waited.LATER
     assert clock.border_ns == 2000
-
-
-def test_work_of_a_border_that_is_jumped_over(tmp_path: Path) -> None:
-    """All stall beyond it, so no window ends there; it is done before the one in which they go on opens."""
-    clock = page(1, tmp_path)
-    clock.set_border_due(500)
-    clock.publish(0, 5_000_500)
-    assert clock.run_openings(1000, END_NS) is Waited.BORDER_WORK
-    assert due_border_ns(500, clock.border_ns, 5_000_500, 1000, END_NS) == 1000
-    clock.set_border_due(5_000_001)  # after the last border before the stall's end
-    assert clock.run_openings(1000, END_NS) is Waited.LATER
-    assert clock.border_ns == 5_001_000
-
-
-@given(
-    due_ns=st.one_of(st.none(), st.integers(0, 10**6)),
-    borders=st.integers(0, 100),
-    earliest_ns=st.integers(0, 10**6),
-    window_ns=st.sampled_from([1000, 20_000]),
-)
-def test_due_borders(due_ns: int | None, borders: int, earliest_ns: int, window_ns: int) -> None:
-    """The first border at or after both the last one and what is due, if that comes before the next window."""
-    border_ns = borders * window_ns
-    found = due_border_ns(due_ns, border_ns, earliest_ns, window_ns, END_NS)
-    at_or_before = range(border_ns, earliest_ns + 1, window_ns)
-    assert found == next((at for at in at_or_before if due_ns is not None and at >= due_ns), None)
 
 
 def test_settle_replaces_the_request_it_answered_only(tmp_path: Path) -> None:
