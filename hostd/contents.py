@@ -44,7 +44,7 @@ def _first_words(stamp: Stamp, numbers: Numbers) -> npt.NDArray[np.uint64]:
     return np.uint64(stamp.base) + np.uint64(stamp.stride) * numbers.astype(np.uint64)
 
 
-@njit("void(uint64[:, ::1], int64[::1], boolean[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("void(uint64[:, ::1], int64[::1], boolean[::1])", cache=True, nogil=True)
 def _find_nonzero(words: npt.NDArray[np.uint64], columns: Numbers, bad: npt.NDArray[np.bool_]) -> None:
     """Mark the rows that have anything in one of ``columns``, which ascend."""
     for row in range(len(words)):

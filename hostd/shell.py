@@ -137,7 +137,7 @@ class HostShell:
             memory.epts[effect.vm][segment.gfn + numbers] = entries
 
 
-@njit("int64(uint8[::1], int64[::1])", cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit("int64(uint8[::1], int64[::1])", cache=True, nogil=True)
 def _take_set(flags: npt.NDArray[np.uint8], found: npt.NDArray[np.int64]) -> int:
     """Eight at a time: most are clear."""
     count = 0

@@ -236,7 +236,7 @@ def test_t10_an_ordinary_page_fault_is_none_of_the_two(tmp_path: Any) -> None:
     run = twin.Twin(small_run(duration_s__="0.01").for_mode("pv2010"), tmp_path / "swap")
     core = run.machines[0].core
     run.machines[0].start()
-    dispatched = run.guest.take(0, run.machines[0].proceed(20_000).request, 0)  # type: ignore[arg-type]  # a trap
+    dispatched = run.guest.take(0, run.machines[0].proceed(20_000).request, 0)  # a trap
     effects = core.step(GuestReplied(dispatched), 0)
     assert isinstance(effects[-1], EnterGuest)
     effects = core.step(

@@ -106,10 +106,10 @@ class _Machine:
 
 
 def _python_fill(uc: Uc, gva: int, access: int, result: object, data: object) -> bool:
-    result.paddr = gva - DATA + DATA_GFN * PAGE_SIZE if gva >= DATA else gva - CODE  # type: ignore[attr-defined]
+    result.paddr = gva - DATA + DATA_GFN * PAGE_SIZE if gva >= DATA else gva - CODE
     # Not both writable and executable: Unicorn then takes its slow path at every store.
     other = unicorn_const.UC_PROT_WRITE if gva >= DATA else unicorn_const.UC_PROT_EXEC
-    result.perms = unicorn_const.UC_PROT_READ | other  # type: ignore[attr-defined]
+    result.perms = unicorn_const.UC_PROT_READ | other
     return True
 
 

@@ -51,7 +51,7 @@ class Witness(Twin):
             np.maximum(accessed, before, out=accessed)
             return need
 
-        machine.proceed = watched  # type: ignore[method-assign]
+        machine.proceed = watched
         return machine
 
     def _answer(self, vcpu: int, need: Need, machine: Machine) -> None:

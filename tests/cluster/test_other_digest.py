@@ -248,7 +248,7 @@ def test_an_effect_dropped(kind: type, n: int, monkeypatch: pytest.MonkeyPatch) 
     scenario = small("off", vm__group_memory="6MiB", bench__buffer="8MiB", bench__work_threads=0, vm__vcpus=1)
     expected = digest(scenario)
     owner: type = VcpuCore if kind is MapPage else HostCore
-    nth = NthWhere(owner.step, _holds(kind), _without(kind), n)  # type: ignore[attr-defined]  # both have it
+    nth = NthWhere(owner.step, _holds(kind), _without(kind), n)  # both have it
     monkeypatch.setattr(owner, "step", nth)
     assert mutated(scenario) != expected
     assert nth.done

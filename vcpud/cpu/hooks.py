@@ -157,7 +157,7 @@ _uc_ctl: Any = types.ExternalFunction("apf_uc_ctl", types.int32(types.int64, typ
 _BLOCK_TYPE = types.void(types.int64, types.int64, types.uint32, types.int64)
 
 
-@cfunc(_BLOCK_TYPE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cfunc(_BLOCK_TYPE, cache=True, error_model="numpy")
 def on_block_slow(uc: int, pc: int, size: int, state: int) -> None:
     """The block hook when something is due: the budget's end, a publication, or an unknown block's size."""
     retired = load64(state + _RETIRED)
@@ -240,7 +240,7 @@ ON_BLOCK: Final[int] = _native_block.get_function_address("on_block")
 _FILL_TYPE = types.int32(types.int64, types.int64, types.int32, types.int64, types.int64)
 
 
-@cfunc(_FILL_TYPE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@cfunc(_FILL_TYPE, cache=True, error_model="numpy")
 def on_fill(uc: int, gva: int, access: int, result: int, state: int) -> int:
     """``UC_HOOK_TLB_FILL``: translate page address ``gva``; False leaves emulation at the instruction.
 
@@ -302,7 +302,7 @@ def on_fill(uc: int, gva: int, access: int, result: int, state: int) -> int:
     return 0
 
 
-@cfunc(types.void(types.int64, types.uint32, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.void(types.int64, types.uint32, types.int64), cache=True)
 def on_interrupt(uc: int, vector: int, state: int) -> None:
     """``UC_HOOK_INTR``: the guest raised exception ``vector``, which nobody in this engine handles."""
     if load64(state + _REASON) == 0:
@@ -311,7 +311,7 @@ def on_interrupt(uc: int, vector: int, state: int) -> None:
     _uc_emu_stop(uc)
 
 
-@cfunc(types.void(types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.void(types.int64, types.int64), cache=True)
 def on_syscall(uc: int, state: int) -> None:
     """``UC_HOOK_INSN`` of SYSCALL, which always ends its block."""
     if load64(state + _REASON) == 0:
@@ -319,7 +319,7 @@ def on_syscall(uc: int, state: int) -> None:
     _uc_emu_stop(uc)
 
 
-@cfunc(types.void(types.int64, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.void(types.int64, types.int64), cache=True)
 def on_sysenter(uc: int, state: int) -> None:
     """``UC_HOOK_INSN`` of SYSENTER, which there is no entry for: #GP. It always ends its block."""
     if load64(state + _REASON) == 0:
@@ -328,7 +328,7 @@ def on_sysenter(uc: int, state: int) -> None:
     _uc_emu_stop(uc)
 
 
-@cfunc(types.uint32(types.int64, types.uint32, types.int32, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.uint32(types.int64, types.uint32, types.int32, types.int64), cache=True)
 def on_in(uc: int, port: int, size: int, state: int) -> int:
     """``UC_HOOK_INSN`` of IN and INS: Unicorn does them at any privilege. #GP, once the rest of the block has run."""
     if load64(state + _REASON) == 0:
@@ -338,7 +338,7 @@ def on_in(uc: int, port: int, size: int, state: int) -> int:
     return 0
 
 
-@cfunc(types.void(types.int64, types.uint32, types.int32, types.uint32, types.int64), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.void(types.int64, types.uint32, types.int32, types.uint32, types.int64), cache=True)
 def on_out(uc: int, port: int, size: int, value: int, state: int) -> None:
     """``UC_HOOK_INSN`` of OUT and OUTS, likewise."""
     if load64(state + _REASON) == 0:

@@ -23,7 +23,7 @@ def test_new_replace_and_get(first: dict[str, int], second: dict[str, int]) -> N
 @pytest.mark.parametrize("call", [lambda: registers.new(rzz=1), lambda: registers.get(registers.new(), "eax")])
 def test_unknown_names(call: object) -> None:
     with pytest.raises(KeyError):
-        call()  # type: ignore[operator]
+        call()
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 128])

@@ -58,11 +58,11 @@ class TimeOnlyCpu:
 
     def unchecked(self, trap: TickArrived | NotPresentArrived | PageReadyArrived) -> Dispatch:
         """As ``Guest.trap``; the time that was not charged would fail its check."""
-        check, self.guest.core.check = self.guest.core.check, lambda: None  # type: ignore[method-assign]
+        check, self.guest.core.check = self.guest.core.check, lambda: None
         try:
             return self.guest.trap(trap, self.now_ns)
         finally:
-            self.guest.core.check = check  # type: ignore[method-assign]
+            self.guest.core.check = check
 
     def tick(self) -> None:
         """However late it comes, it is one tick."""
