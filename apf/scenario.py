@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from apf.messages import PAGE_SIZE, ApfMode, GupVariant
+from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
 
 ApfName = Literal["off", "pv2010"]
 GupName = Literal["fast", "noio", "nowait"]
@@ -80,6 +80,10 @@ class Costs(_Model):
     context_switch_ns: Cost = 1_500
     # Timer tick: interrupt exit, injection, update_process_times: chosen.
     tick_ns: Cost = 1_000
+    # Any other interrupt of the guest (timer, reschedule), exit to return: chosen, as a tick.
+    interrupt_ns: Cost = 1_000
+    # One sample of the profile, interrupt included: chosen, as a tick.
+    profile_sample_ns: Cost = 1_000
     # A system call of the guest, entry to exit: chosen, below the 0.1-0.3 us usually measured with mitigations.
     syscall_ns: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
 
@@ -122,9 +126,13 @@ class Scenario(_Model):
     """A whole run, or a row of runs that differ in ``apf`` only."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
-    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=100_000)] = Decimal(10)
+    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(10)
     apf: Annotated[tuple[ApfName, ...], Field(min_length=1)] = ("off", "pv2010")
     gup: GupName = "noio"
+    # Guest seconds a second of wall time that are not exceeded; 0: as fast as it goes. Changes nothing of a run's course.
+    pace: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1000)] = Decimal(0)
+    # Samples of the guest's profile a second of guest time; 0: none.
+    profile_hz: Annotated[int, Field(ge=0, le=10_000)] = 0
     # 0: a twentieth of the device's median read latency, clamped to 20 us..1 ms.
     window_ns: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     vm: Vm = Vm()
@@ -156,14 +164,19 @@ class Scenario(_Model):
             raise ValueError(f"vm.group_memory = {self.vm.group_memory}: at least {GROUP_BYTES_MIN}")
         if self.bench.fault_threads + self.bench.work_threads == 0:
             raise ValueError("bench.fault_threads = 0 and bench.work_threads = 0: at least one thread")
-        if self.duration_ns < 1:
-            raise ValueError(f"duration_s = {self.duration_s}: at least one nanosecond")
+        if self.duration_s and self.duration_ns < 1:
+            raise ValueError(f"duration_s = {self.duration_s}: at least one nanosecond, or 0 (until shut down)")
         return self
 
     @property
     def duration_ns(self) -> int:
         """Length of the run in guest ns."""
         return int(self.duration_s * 1_000_000_000)
+
+    @property
+    def end_ns(self) -> int:
+        """When the run ends; FOREVER_NS: when it is shut down."""
+        return self.duration_ns or FOREVER_NS
 
     @property
     def mode(self) -> ApfMode:
@@ -178,7 +191,7 @@ class Scenario(_Model):
 
     def fingerprint(self) -> str:
         """By which the processes of a run know that they run the same scenario."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(self.model_dump_json(exclude={"pace"}).encode(), digest_size=8).hexdigest()
 
     def for_mode(self, mode: ApfName) -> Scenario:
         """The same scenario as one run in ``mode``."""

@@ -26,7 +26,6 @@ Departures from a real CPU:
 from __future__ import annotations
 
 import ctypes
-import struct
 from typing import Any
 
 import numpy as np
@@ -77,7 +76,6 @@ _UNDEFINED_OPCODE_VECTOR = 6
 _NO_BLOCK = -1
 _REMEMBERED = 4096
 _OFFSET_MASK = PAGE_SIZE - 1
-_U32 = struct.Struct("<I")
 _KEY_MASK = (1 << 64) - 1
 
 
@@ -151,6 +149,11 @@ class Engine:
     def retired(self) -> int:
         """Instructions retired in all."""
         return self._words[_RETIRED]
+
+    @property
+    def rip(self) -> int:
+        """Where the task that runs goes on."""
+        return self._rip.value
 
     # Address spaces and mappings ------------------------------------------------------------------------------------
 
@@ -324,26 +327,39 @@ class Engine:
 
     # The guest kernel's and KVM's own accesses ----------------------------------------------------------------------
 
-    def read_u32(self, gpa: int) -> int | None:
-        """The u32 at guest-physical ``gpa``, which must not cross a page; None if it is not mapped (yet)."""
+    def read_bytes(self, gpa: int, length: int) -> bytes | None:
+        """``length`` bytes at guest-physical ``gpa``, which must not cross a page; None if it is not mapped (yet)."""
         entry = self._mapping(gpa >> PAGE_SHIFT)
         if not entry:
             return None
         pfn = entry >> PAGE_SHIFT
+        start = _place(pfn, gpa, length)
         self._memory.accessed[pfn] = 1
-        value: int = _U32.unpack_from(self._bytes, _place(pfn, gpa))[0]
-        return value
+        return bytes(self._bytes[start : start + length])
 
-    def write_u32(self, gpa: int, value: int) -> bool:
-        """Store a u32 likewise; False if the page is not mapped writable."""
+    def write_bytes(self, gpa: int, data: bytes) -> bool:
+        """Store ``data`` likewise; False if the page is not mapped writable.
+
+        The page may hold code that has not run yet; code that has is never written (write-xor-execute).
+        """
         entry = self._mapping(gpa >> PAGE_SHIFT)
         if not entry & EPT_WRITE:
             return False
         pfn = entry >> PAGE_SHIFT
+        start = _place(pfn, gpa, len(data))
         self._memory.accessed[pfn] = 1
         self._memory.dirty[pfn] = 1
-        _U32.pack_into(self._bytes, _place(pfn, gpa), value)
+        self._bytes[start : start + len(data)] = data
         return True
+
+    def read_u32(self, gpa: int) -> int | None:
+        """The u32 at ``gpa``, as ``read_bytes``."""
+        data = self.read_bytes(gpa, 4)
+        return None if data is None else int.from_bytes(data, "little")
+
+    def write_u32(self, gpa: int, value: int) -> bool:
+        """Store a u32, as ``write_bytes``."""
+        return self.write_bytes(gpa, value.to_bytes(4, "little"))
 
     def close(self) -> None:
         """Free the Unicorn engine. The object cannot be used afterwards."""
@@ -351,8 +367,8 @@ class Engine:
         self._handle = 0
 
 
-def _place(pfn: int, gpa: int) -> int:
+def _place(pfn: int, gpa: int, length: int) -> int:
     offset = gpa & _OFFSET_MASK
-    if offset > PAGE_SIZE - 4:
-        raise ValueError(f"the u32 at {gpa:#x} crosses a page")
+    if offset + length > PAGE_SIZE:
+        raise ValueError(f"{length} bytes at {gpa:#x} cross a page")
     return pfn << PAGE_SHIFT | offset
