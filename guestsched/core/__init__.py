@@ -5,7 +5,10 @@ It decides which task a vCPU runs and for how long. A vCPU traps into it (``Trap
 
     core.py      the step: one trap in, one Dispatch out
     cpu.py       one vCPU as the guest kernel sees it: its place in the conversation, its run queue
-    cfs.py       the run queue: CFS as of Linux 5.10
+    sched.py     the scheduler class: what a policy is asked
+    cfs.py       a policy: CFS as of Linux 5.10
+    eevdf.py     a policy: EEVDF as of Linux 6.18
+    rr.py        a policy: round robin, a baseline
     apf_wait.py  the table of tasks that wait for a page: arch/x86/kernel/kvm.c
     task.py      a task and the life it may lead
     syscall.py   the system calls there are

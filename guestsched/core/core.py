@@ -41,9 +41,10 @@ from apf.messages import (
 from apf.scenario import Scenario
 from guestsched.core import killing
 from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL, WaitTable
-from guestsched.core.cfs import Entity, RunQueue
+from guestsched.core.cfs import CfsRunQueue
 from guestsched.core.cpu import Cpu, Phase
 from guestsched.core.image import Image, reason_gpa
+from guestsched.core.sched import Entity
 from guestsched.core.syscall import MINUS_ENOSYS, Syscall
 from guestsched.core.task import Task, TaskEvent, TaskResult, TaskState
 
@@ -88,7 +89,7 @@ class GuestCore:
         self._spaces = image.spaces
         self._journal = journal
         self._waiters = WaitTable()
-        self._cpus = [Cpu(index, RunQueue(vcpus)) for index in range(vcpus)]
+        self._cpus = [Cpu(index, CfsRunQueue(vcpus, scenario.vm.hz)) for index in range(vcpus)]
         self._tasks = {number: Task.new(number, spec) for number, spec in enumerate(image.tasks, start=1)}
         self._finished = False
         for task in self._tasks.values():

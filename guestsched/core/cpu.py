@@ -12,7 +12,7 @@ from enum import IntEnum
 from apf.core import CoreError
 from apf.messages import NEVER_NS, Booted, Stopped, TickArrived, TrapRaised
 from apf.registers import FILE_BYTES
-from guestsched.core.cfs import RunQueue
+from guestsched.core.sched import RunQueue
 
 
 class Phase(IntEnum):

@@ -18,7 +18,8 @@ from enum import IntEnum
 
 from apf import registers as register_file
 from apf.messages import Account
-from guestsched.core.cfs import Entity
+from guestsched.core.cfs import CfsRunQueue
+from guestsched.core.sched import Entity
 
 STORY_LINES = 24
 
@@ -107,7 +108,7 @@ class Task:
     @classmethod
     def new(cls, task_id: int, spec: TaskSpec) -> Task:
         """A task that has not run yet."""
-        return cls(task_id, spec, Entity(task_id, spec.nice), spec.registers)
+        return cls(task_id, spec, CfsRunQueue.new_entity(task_id, spec.nice), spec.registers)
 
     def move(self, event: TaskEvent, now_ns: int) -> None:
         """Take ``event``; AssertionError with the task's story if its state does not allow it."""
