@@ -18,8 +18,10 @@ Departures from a real CPU:
   past the instruction, which counts as retired; every other exception leaves it at the instruction.
 - A repeated string instruction counts once per repetition.
 - IN and OUT raise #GP only after the rest of their block has run, and count as retired; SYSENTER counts as retired.
-- SYSCALL does not change RCX and R11.
-- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
+- RDTSC and RDTSCP give the vCPU's time in ns at the start of the block they are in (``hooks`` says why), and ECX = 0.
+- CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
+- There is no AVX (CPUID says so): 256-bit forms are undefined, but Unicorn takes the 128-bit VEX form of an SSE
+  instruction for the old two-operand one. Programs must not be compiled with -mavx.
 - Alignment checks, debug registers and single-stepping are not there.
 """
 
@@ -104,6 +106,8 @@ class Engine:
         self._fill_words(cpu_mips, publish)
         self._rip = ctypes.c_uint64()
         self._rip_address = ctypes.addressof(self._rip)
+        self._flags = ctypes.c_uint64()
+        self._flags_address = ctypes.addressof(self._flags)
         self._tlb_empty = True
         self._uc: Any = self._new_cpu()
         self._handle = binding.handle_of(self._uc)
@@ -139,6 +143,8 @@ class Engine:
         for instruction, hook in (
             (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
             (x86_const.UC_X86_INS_SYSENTER, hooks.on_sysenter),
+            (x86_const.UC_X86_INS_RDTSC, hooks.on_rdtsc),
+            (x86_const.UC_X86_INS_RDTSCP, hooks.on_rdtscp),
             (x86_const.UC_X86_INS_IN, hooks.on_in),
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
@@ -266,6 +272,7 @@ class Engine:
                 return Exit(ExitCause.EPT_VIOLATION, retired, words[_GFN], access, address, 0, rip)
             return Exit(ExitCause.EXCEPTION, retired, 0, access, address & _KEY_MASK, _PAGE_FAULT_VECTOR, rip)
         if reason == _R_SYSCALL:
+            self._note_return(rip)
             return Exit(ExitCause.SYSCALL, words[_RETIRED] - start, 0, Access.READ, 0, 0, rip)
         if reason == _R_INTERRUPT or error == unicorn_const.UC_ERR_INSN_INVALID:
             vector = words[_VECTOR] if reason == _R_INTERRUPT else _UNDEFINED_OPCODE_VECTOR
@@ -275,6 +282,12 @@ class Engine:
         if reason == _R_NONE and error != unicorn_const.UC_ERR_OK:
             raise EngineError(f"Unicorn error {error} at {rip:#x}")
         return None
+
+    def _note_return(self, rip: int) -> None:
+        """What SYSCALL leaves in registers: the next instruction's address in RCX, the flags in R11."""
+        binding.reg_read(self._handle, x86_const.UC_X86_REG_RFLAGS, self._flags_address)
+        binding.reg_write(self._handle, x86_const.UC_X86_REG_RCX, self._rip_address)
+        binding.reg_write(self._handle, x86_const.UC_X86_REG_R11, self._flags_address)
 
     def _forget_exception(self) -> None:
         """Bring the CPU back from an exception that was never delivered.
