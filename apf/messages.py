@@ -301,9 +301,9 @@ class Dispatch:
 
     ``registers`` is None when the interrupted task simply goes on. ``apf_ns`` is the part of ``at_ns`` minus the
     trap's time that belongs to the APF protocol (handlers and the switches they cause); the rest is guest kernel.
-    ``timer_ns``: when its local APIC timer is to expire (NEVER_NS: not). ``fetch``: before anything else runs, read these
-    (guest-physical address, length) and say so with a ``Fetched``; ``copies``: before the task runs, write these
-    (guest-physical address, bytes). Both are accesses of the guest kernel; they fault like others, synchronously.
+    ``timer_ns``: when its local APIC timer is to expire (NEVER_NS: not). ``copies``: before the task runs, write these
+    (guest-physical address, bytes); ``fetch``: then read these (guest-physical address, length) and trap with a
+    ``Fetched`` rather than run the task. Both are accesses of the guest kernel; they fault like others, synchronously.
     ``shutdown`` ends the run for this vCPU now.
     ``spaces`` carries address spaces this vCPU has not been told of yet. ``async_pf_en`` is what the guest kernel wrote
     to MSR_KVM_ASYNC_PF_EN on the way (guest-physical address of the reason word, bit 0 enables), None if it did not.

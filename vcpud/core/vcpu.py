@@ -596,8 +596,8 @@ class VcpuCore:
             self._next_tick_ns = NEVER_NS
         elif was_idle:
             self._next_tick_ns = (self.now_ns // self._tick_period_ns + 1) * self._tick_period_ns
-        self._copies.extend(ReadGuest(gpa, length) for gpa, length in dispatch.fetch)
         self._copies.extend(WriteGuest(gpa, data) for gpa, data in dispatch.copies)
+        self._copies.extend(ReadGuest(gpa, length) for gpa, length in dispatch.fetch)
         if self._copies:
             self._move(State.COPY)
             return [*effects, self._copies[0]]
