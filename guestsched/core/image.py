@@ -17,6 +17,7 @@ are alike, none is 0.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from apf.chance import stream_key
@@ -31,7 +32,7 @@ from apf.messages import (
     Stamp,
 )
 from apf.scenario import GUEST_KERNEL_BYTES, Scenario, ScenarioError
-from guestsched.core.program import FaultArguments, LoadedProgram, WorkArguments
+from guestsched.core.program import LoadedProgram
 from guestsched.core.task import TaskSpec
 
 PER_CPU_GFN = 1
@@ -135,16 +136,16 @@ def _fault_tasks(scenario: Scenario, fault: LoadedProgram, layout: _Layout) -> l
     ]
 
 
-def _fault_arguments(scenario: Scenario, index: int, stamp: Stamp) -> FaultArguments:
-    return FaultArguments(
-        buffer=BUFFER_GVA + stamp.offset,
-        pages=scenario.bench.buffer >> PAGE_SHIFT,
-        rng_seed=stream_key(scenario.seed, f"guest.fault_thread.{index}") or 1,
-        stamp_base=stamp.base,
-        stamp_stride=stamp.stride,
-        multiplier=CHECK_MULTIPLIER,
-        zero_ok=int(not scenario.bench.populate),
-    )
+def _fault_arguments(scenario: Scenario, index: int, stamp: Stamp) -> dict[str, int]:
+    return {
+        "buffer": BUFFER_GVA + stamp.offset,
+        "pages": scenario.bench.buffer >> PAGE_SHIFT,
+        "rng_seed": stream_key(scenario.seed, f"guest.fault_thread.{index}") or 1,
+        "stamp_base": stamp.base,
+        "stamp_stride": stamp.stride,
+        "multiplier": CHECK_MULTIPLIER,
+        "zero_ok": int(not scenario.bench.populate),
+    }
 
 
 def _work_tasks(scenario: Scenario, work: LoadedProgram, layout: _Layout) -> list[TaskSpec]:
@@ -154,7 +155,7 @@ def _work_tasks(scenario: Scenario, work: LoadedProgram, layout: _Layout) -> lis
     code_gva = layout.add_code(work.program.code)
     layout.add(COUNTER_GVA, threads)
     return [
-        _task(scenario, work, i, Account.COUNTING, code_gva, WorkArguments(COUNTER_GVA + i * PAGE_SIZE))
+        _task(scenario, work, i, Account.COUNTING, code_gva, {"counter": COUNTER_GVA + i * PAGE_SIZE})
         for i in range(threads)
     ]
 
@@ -165,7 +166,7 @@ def _task(
     index: int,
     account: Account,
     code_gva: int,
-    arguments: FaultArguments | WorkArguments,
+    arguments: Mapping[str, int],
 ) -> TaskSpec:
     return TaskSpec(
         name=f"{loaded.program.name}/{index}",
