@@ -68,10 +68,9 @@ def test_a_bad_line_is_named_with_what_is_allowed(tmp_path: Path, line: str, wha
     path.write_text(f"# one\n@5 1 r\n{line}\n1 2 r\n")
     with pytest.raises(ScenarioError) as refusal:
         read_trace(path, 100)
-    shown = line[:20].encode("ascii", "backslashreplace").decode()
-    message = str(refusal.value).replace("\\\\", "\\")
-    assert message.startswith(f"{path}, line 3: '") and "allowed: " in message and what in message
-    assert shown in message or "\\x" in message
+    shown = repr(line.encode().decode("ascii", "backslashreplace")[:20])[:-1]
+    assert str(refusal.value).startswith(f"{path}, line 3: {shown}")
+    assert "; allowed: " in str(refusal.value) and what in str(refusal.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -90,7 +89,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(ScenarioError, match="trace: a damaged gzip file"):
             read_trace(path, 100)
     path.write_bytes(gzip.compress(b" " * 50_000_000))
-    with pytest.raises(ScenarioError, match="line 1: .* too long"):
+    with pytest.raises(ScenarioError, match=r"line 1: .*it is too long"):
         read_trace(path, 100)
 
 
@@ -113,12 +112,11 @@ ACCESSES = st.lists(
 @given(ACCESSES)
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, accesses: list[tuple]) -> None:
     latest, lines, expected = 0, [], []
-    for time, absolute, page, write, hexadecimal in accesses:
-        if absolute:
-            latest = time = max(time, latest)
-        lines.append(
-            f"{'@' if absolute else '+'}{time} {hex(page) if hexadecimal else page} {'w' if write else 'r'}\n"
-        )
+    for value, absolute, page, write, hexadecimal in accesses:
+        time = max(value, latest) if absolute else value
+        latest = time if absolute else latest
+        shown = f"{page:#x}" if hexadecimal else str(page)
+        lines.append(f"{'@' if absolute else '+'}{time} {shown} {'w' if write else 'r'}\n")
         expected.append((time, page, WRITE * write | ABSOLUTE * absolute))
     path = tmp_path_factory.mktemp("traces") / "trace"
     path.write_text("".join(lines))
