@@ -1,13 +1,13 @@
 """What the guest kernel has to know about a guest program: its bytes, and which register holds which argument.
 
 A program is position-independent machine code that is entered at ``entry`` with its arguments in registers. Which
-register holds which argument is the program's choice; the names of the arguments are those of the dataclasses here.
+register holds which argument is the program's choice; ``guestsched.programs`` lists the names and what they mean.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from apf import registers as register_file
@@ -30,36 +30,10 @@ class Program(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FaultArguments:
-    """What ``fault_thread`` is told: the buffer and its own stamp there (see apf.messages.Stamp).
-
-    It touches random pages of a buffer of ``pages`` pages, drawn from a generator seeded with ``rng_seed`` (never 0).
-    Its stamp word in page p, at gva ``buffer + p * 4096``, starts as ``stamp_base + stamp_stride * p``, and the word
-    behind it is the stamp word times ``multiplier`` (all mod 2**64). With ``zero_ok`` 1 a page where both words are
-    zero is one it has not used yet; with 0 it is corrupt.
-    """
-
-    buffer: int
-    pages: int
-    rng_seed: int
-    stamp_base: int
-    stamp_stride: int
-    multiplier: int
-    zero_ok: int
-
-
-@dataclass(frozen=True, slots=True)
-class WorkArguments:
-    """What ``work_thread`` is told: the gva of the 8-byte counter that is its own."""
-
-    counter: int
-
-
-@dataclass(frozen=True, slots=True)
 class LoadedProgram:
     """A program and its contract: argument name -> register, result name -> register, byte offset of its entry.
 
-    An argument that ``arguments`` does not name is not passed; a name no argument has is an error.
+    A value that ``arguments`` does not name is not passed; a name without a value is an error.
     """
 
     program: Program
@@ -67,11 +41,13 @@ class LoadedProgram:
     results: Mapping[str, str] = field(default_factory=dict)
     entry: int = 0
 
-    def registers(self, code_gva: int, values: FaultArguments | WorkArguments) -> bytes:
-        """The registers a task of this program starts with, its code being at ``code_gva``."""
-        known = {item.name: getattr(values, item.name) for item in fields(values)}
-        unknown = sorted(self.arguments.keys() - known.keys())
-        assert not unknown, f"program {self.program.name} wants {unknown}; there is {sorted(known)}"
-        passed = {register: known[name] for name, register in self.arguments.items()}
+    def registers(self, code_gva: int, values: Mapping[str, int]) -> bytes:
+        """The registers a task of this program starts with, its code being at ``code_gva``.
+
+        ``values`` are arguments by name; raises AssertionError if one that the program wants is not there.
+        """
+        unknown = sorted(self.arguments.keys() - values.keys())
+        assert not unknown, f"program {self.program.name} wants {unknown}; there is {sorted(values)}"
+        passed = {register: values[name] for name, register in self.arguments.items()}
         assert len(passed) == len(self.arguments), f"program {self.program.name}: two arguments in one register"
         return register_file.new(rip=code_gva + self.entry, **passed)
