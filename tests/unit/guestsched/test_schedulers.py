@@ -15,7 +15,6 @@ from guestsched.core.eevdf import EevdfRunQueue
 from guestsched.core.rr import RrRunQueue
 from guestsched.core.sched import RunQueue
 
-
 Install = Callable[..., None]
 
 
@@ -69,9 +68,7 @@ def test_unknown_name_is_refused_with_what_is_allowed(package: Install) -> None:
         schedulers.load("lottery")
     assert str(told.value).startswith("sched.policy = 'lottery': allowed: cfs, eevdf, rr (and entry points of group")
     package("lifo = example_scheduler:LifoRunQueue")
-    with pytest.raises(
-        ScenarioError, match=r"allowed: cfs, eevdf, rr \(and entry points of group apf.schedulers: .*lifo"
-    ):
+    with pytest.raises(ScenarioError, match=r"rr \(and entry points of group apf.schedulers: .*lifo"):
         schedulers.load("lottery")
 
 
@@ -99,5 +96,5 @@ def test_built_in_name_cannot_be_taken(package: Install) -> None:
 def test_name_that_means_two_things_is_refused(package: Install) -> None:
     package("twice = example_scheduler:LifoRunQueue")
     package("twice = guestsched.core.rr:RrRunQueue", name="yours")
-    with pytest.raises(ScenarioError, match="several entry points .*LifoRunQueue"):
+    with pytest.raises(ScenarioError, match=r"several entry points .*LifoRunQueue"):
         schedulers.load("twice")
