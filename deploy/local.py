@@ -116,7 +116,7 @@ class LocalCluster:
             return None
         stats = self._stats
         faults = sum(stats.total(f"faults_{kind}") for kind in ("minor", "major", "async"))
-        now_ns = min(self._clock.virtual_ns(), self.scenario.duration_ns)
+        now_ns = min(self._clock.virtual_ns(), self.scenario.end_ns)
         return Snapshot(now_ns, stats.total("counting_ns"), faults, stats.total("messages"))
 
     def _attach(self) -> None:

@@ -20,7 +20,6 @@ from apf.serving import MESSAGE_BYTES_MAX, TurnServer
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
-from guestsched.build import guest_image
 from guestsched.shell import GuestShell, guest_report
 
 log = logging.getLogger(__name__)
@@ -84,12 +83,15 @@ def main(config: GuestschedConfig) -> None:
 
 async def _serve(config: GuestschedConfig) -> None:
     scenario, run = config.scenario, config.run
-    image = guest_image(scenario)
-    await _load(config, image.segments)
-    clock = ClockPage.attach(run.clock)
-    sink = run.journal(config.name).open("w") if config.journal else None
-    shell = GuestShell(scenario, image, Journal(sink))
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    sink = run.journal(config.name).open("w") if config.journal else None
+
+    def post(vcpu: int, at_ns: int | None) -> None:
+        turns.post(config.first_participant + vcpu, at_ns)
+
+    shell = GuestShell(scenario, Journal(sink), post)
+    await _load(config, shell.core.segments())
+    clock = ClockPage.attach(run.clock)
     vcpus = range(scenario.vm.vcpus)
     turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
     server = turns.server(len(vcpus))
@@ -112,7 +114,7 @@ async def _serve(config: GuestschedConfig) -> None:
         report = {
             "digest": "",
             "messages": dict(sorted(turns.messages.items())),
-            **guest_report(shell, scenario.duration_ns),
+            **guest_report(shell),
         }
         report["digest"] = shell.core_digest()
         run.write_report(config.name, report)

@@ -27,8 +27,9 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from apf.messages import NEVER_NS
+from apf.messages import NEVER_NS, PAGE_SHIFT
 from apf.scenario import ScenarioError
+from guestsched.core.task import AccessList, TraceAccess
 
 ACCESSES_MAX = 50_000_000
 WRITE = 1
@@ -55,6 +56,29 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.times)
+
+
+class TraceList(AccessList):
+    """A trace as an access thread takes it; addresses count from the start of the memory."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__(())
+        self._trace = trace
+
+    def __len__(self) -> int:
+        return len(self._trace)
+
+    def __getitem__(self, index: int) -> TraceAccess:
+        trace = self._trace
+        kind, time = int(trace.kinds[index]), int(trace.times[index])
+        absolute = bool(kind & ABSOLUTE)
+        return TraceAccess(
+            address=int(trace.pages[index]) << PAGE_SHIFT,
+            words=1,
+            write=bool(kind & WRITE),
+            think=0 if absolute else time,
+            at_ns=time if absolute else 0,
+        )
 
 
 def read_trace(path: Path, pages: int) -> Trace:

@@ -241,7 +241,7 @@ class _Opener(threading.Thread):
 
 
 def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage, run_seconds: float) -> None:
-    shell.core.finish(config.scenario.duration_ns)
+    shell.core.finish(config.scenario.duration_ns or clock.border_ns)
     report = {
         "digest": shell.core.journal.digest(),
         "messages": dict(sorted(turns.messages.items())),

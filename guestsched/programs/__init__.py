@@ -146,7 +146,7 @@ def _memory(
 
 def _pair(results: Mapping[str, str]) -> Callable[[str, bytes, Mapping[str, int]], BuiltIn]:
     """One end of a ring."""
-    think = Parameter(0, 0, _COUNT_MAX, "instructions of pure computation for each item, in pairs")
+    think = Parameter(20_000, 0, _COUNT_MAX, "instructions of pure computation for each item, in pairs")
     return lambda name, code, symbols: BuiltIn(
         *(name, code, symbols),
         arguments={"ring": "r8", "items": "r9", "room": "r10", "multiplier": "r12", "think": "r13"},
