@@ -20,6 +20,7 @@ NICES = st.one_of(st.just(0), st.integers(-20, 19))
 GAPS_NS = st.one_of(st.integers(0, 1_000_000), st.integers(0, 30_000_000), st.integers(0, 300_000_000))
 ACTIONS = ("run", "tick", "sleep", "wake", "wake_elsewhere", "die", "yield", "new", "kill", "pull", "pick")
 STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 7), GAPS_NS), max_size=40)
+SLICES_NS = (None, 3_000_000, 100_000, None, 10_000_000)
 POLICIES = pytest.mark.parametrize("policy", BUILT_IN)
 
 
@@ -58,6 +59,8 @@ class World:
 
     def create(self, where: int, nice: int) -> Entity:
         entity = BUILT_IN[self.policy].new_entity(len(self.entities) + 1, nice)
+        if isinstance(entity, EevdfEntity):
+            entity.custom_slice_ns = SLICES_NS[nice % len(SLICES_NS)]
         self.entities.append(entity)
         self.alive.add(entity.id)
         self.queues[where].enqueue_new(entity)
