@@ -316,9 +316,11 @@ def test_yield_alone_changes_nothing() -> None:
 
 def test_migration_keeps_lag_and_distance_from_the_deadline() -> None:
     here, _ = queue(0, 0)
+    run(here, 30 * MS)
     moved = EevdfEntity(9)
     here.enqueue_new(moved)
     run(here, 1_500_000)
+    assert moved.vruntime == 15 * MS
     lag, left = here.avg_vruntime() - moved.vruntime, moved.deadline - moved.vruntime
     there, _ = queue(0, 0)
     there.update_curr(70 * MS)
