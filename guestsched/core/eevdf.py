@@ -27,9 +27,9 @@ then ``tick_preempts`` is true as well, the pick takes it off the queue, and cur
 
 Departures: one flat queue (no groups, no bandwidth); NEXT_BUDDY is off as in the kernel, so a pick has no preferred
 one; rescheduling is never lazy beyond the trap, as the interrupted context is a user's; vruntime is divided exactly
-and unbounded, so zero_vruntime is needed for an empty queue only, and no key is clamped; ticks that change nothing do not come here, so a
-deadline that passes while nobody else can be picked is renewed at the next trap, from there; an entity whose
-dequeue is delayed waits as all others do from the moment it sleeps.
+and unbounded, so zero_vruntime is needed for an empty queue only, and no key is clamped; ticks that change nothing do
+not come here, so a deadline that passes while nobody else can be picked is renewed at the next trap, from there; an
+entity whose dequeue is delayed waits as all others do from the moment it sleeps.
 """
 
 from __future__ import annotations
