@@ -7,8 +7,8 @@ are kept exactly, so eligibility is decided without dividing: v * load <= sum of
 
 Once picked, an entity keeps the CPU up to ``vprot``, its deadline or, if somebody's slice is shorter, as long as that
 (RUN_TO_PARITY): only from then on does a tick pick again, and a wake-up too unless current is not eligible any more.
-At its deadline current gets the next one, however late that is noticed: a stall is one renewal. So a stall of S
-leaves current S behind the others, and they run until V has caught up with it.
+At its deadline current gets the next one, however late that is noticed: a stall is one renewal. But all of a stall
+is vruntime, so the task that faulted owes it, and the others run until V has caught up.
 
 Lag outlasts sleep and migration (PLACE_LAG). A woken entity is placed so that its lag is what it was when it left:
 as its coming moves V, the lag is inflated by (W + w) / W. It cannot save up: lag is clamped when it leaves, and a
@@ -27,9 +27,9 @@ then ``tick_preempts`` is true as well, the pick takes it off the queue, and cur
 
 Departures: one flat queue (no groups, no bandwidth); NEXT_BUDDY is off as in the kernel, so a pick has no preferred
 one; rescheduling is never lazy beyond the trap, as the interrupted context is a user's; vruntime is divided exactly
-and unbounded, so V needs no zero_vruntime and no clamped keys; ticks that change nothing do not come here, so a
-deadline that passes while nobody else can be picked is renewed at the next trap, from there; an entity whose
-dequeue is delayed waits as all others do from the moment it sleeps.
+and unbounded, so zero_vruntime is needed for an empty queue only, and no key is clamped; ticks that change nothing do
+not come here, so a deadline that passes while nobody else can be picked is renewed at the next trap, from there; an
+entity whose dequeue is delayed waits as all others do from the moment it sleeps.
 """
 
 from __future__ import annotations

@@ -176,7 +176,10 @@ class RunQueue(ABC):
 
     @abstractmethod
     def tick_preempts(self) -> bool:
-        """Whether a tick now reschedules, to another entity than current. update_curr first; then ``pick_next``."""
+        """Whether a tick now reschedules; ``pick_next`` must follow if so. update_curr first.
+
+        That is a switch, but where a delayed sleeper is picked first and leaves: then current may be picked again.
+        """
 
     @abstractmethod
     def run_until_ns(self) -> int:

@@ -157,7 +157,7 @@ def _pair(results: Mapping[str, str]) -> Callable[[str, bytes, Mapping[str, int]
     )
 
 
-def _scatter(parameters: Mapping[str, int], pages: int) -> dict[str, int]:
+def _scattered(parameters: Mapping[str, int], pages: int) -> dict[str, int]:
     return {"scatter": coprime_scatter(pages)}
 
 
@@ -165,16 +165,20 @@ def _first(parameters: Mapping[str, int], pages: int) -> dict[str, int]:
     return {"first": parameters["first"] % pages}
 
 
+def _chase(parameters: Mapping[str, int], pages: int) -> dict[str, int]:
+    return _first(parameters, pages) | _scattered(parameters, pages)
+
+
 def _shift(parameters: Mapping[str, int], pages: int) -> dict[str, int]:
     """The window is at most the buffer; what it moves on by is a place in it."""
-    return {
+    return _first(parameters, pages) | {
         "window": min(parameters["window"], pages),
         "step": parameters["step"] % pages,
         "left": parameters["period"],
     }
 
 
-_FIRST = Parameter(0, 0, _COUNT_MAX, "the page to begin with, mod the pages of the buffer")
+_FIRST = Parameter(0, 0, _COUNT_MAX, "the page to begin with (mod the buffer's pages)")
 _MAKERS: dict[str, Callable[[str, bytes, Mapping[str, int]], BuiltIn]] = {
     "work_thread": lambda name, code, symbols: BuiltIn(
         *(name, code, symbols),
@@ -198,16 +202,17 @@ _MAKERS: dict[str, Callable[[str, bytes, Mapping[str, int]], BuiltIn]] = {
     "zipfian": _memory(
         {"table": "rbp", "scatter": "xmm0"},
         {"theta": Parameter(99, 0, 150, "the exponent in hundredths: 0 is even, 99 is YCSB's")},
-        _scatter,
+        _scattered,
         lambda parameters, pages: zipf_table(pages, parameters["theta"]),
     ),
-    "pointer_chase": _memory({"scatter": "xmm0"}, {}, _scatter),
+    "pointer_chase": _memory({"first": "rbp", "scatter": "xmm0"}, {"first": _FIRST}, _chase),
     "shifting": _memory(
-        {"window": "xmm0", "step": "xmm1", "period": "xmm2", "left": "xmm3"},
+        {"first": "rbp", "window": "xmm0", "step": "xmm1", "period": "xmm2", "left": "xmm3"},
         {
             "window": Parameter(256, 1, _COUNT_MAX, "pages of the working set, at most the buffer's"),
             "step": Parameter(64, 0, _COUNT_MAX, "pages it moves on by"),
             "period": Parameter(10_000, 1, _COUNT_MAX, "accesses between two moves"),
+            "first": _FIRST,
         },
         _shift,
     ),

@@ -21,7 +21,8 @@
  *
  * What there is not. No thread-local variables (the FS base is 0, and nobody else's); no heap but apf_map; no signals;
  * no AVX, and programs must not be compiled with -mavx or -march=native (x86-64-v2 is fine). An unaligned SSE access
- * that a real CPU would refuse goes through. Time is virtual: by default one instruction takes one nanosecond, and what
+ * that a real CPU would refuse goes through. Floating point is exact and the same on every host, but for the x87's
+ * transcendental instructions (fsin, fyl2x, ...): do not use them. Time is virtual: by default one instruction takes one nanosecond, and what
  * is computed costs the same in every run.
  */
 #ifndef APF_GUEST_H

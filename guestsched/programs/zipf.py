@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from bisect import bisect_right
 from decimal import ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import lru_cache
 
 PARTS = 511
 TABLE_BYTES = 8 * (PARTS + 1)
@@ -26,6 +27,7 @@ _ROUNDS = 4
 _CONTEXT = Context(prec=40, rounding=ROUND_HALF_EVEN, Emin=-999999, Emax=999999)
 
 
+@lru_cache(maxsize=16)
 def zipf_table(pages: int, theta_hundredths: int) -> bytes:
     """The table for ``pages`` ranks and an exponent in hundredths, 0 (even) to 150: ``TABLE_BYTES`` bytes."""
     with localcontext(_CONTEXT):

@@ -20,6 +20,7 @@ NICES = st.one_of(st.just(0), st.integers(-20, 19))
 GAPS_NS = st.one_of(st.integers(0, 1_000_000), st.integers(0, 30_000_000), st.integers(0, 300_000_000))
 ACTIONS = ("run", "tick", "sleep", "wake", "wake_elsewhere", "die", "yield", "new", "kill", "pull", "pick")
 STEPS = st.lists(st.tuples(st.sampled_from(ACTIONS), st.integers(0, 7), GAPS_NS), max_size=40)
+SLICES_NS = (None, 3_000_000, 100_000, None, 10_000_000)
 POLICIES = pytest.mark.parametrize("policy", BUILT_IN)
 
 
@@ -58,6 +59,8 @@ class World:
 
     def create(self, where: int, nice: int) -> Entity:
         entity = BUILT_IN[self.policy].new_entity(len(self.entities) + 1, nice)
+        if isinstance(entity, EevdfEntity):
+            entity.custom_slice_ns = SLICES_NS[nice % len(SLICES_NS)]
         self.entities.append(entity)
         self.alive.add(entity.id)
         self.queues[where].enqueue_new(entity)
@@ -241,6 +244,48 @@ def test_eevdf_picks_what_the_model_picks(cpus: int, nices: list[int], steps: li
             if rq.curr is not None:
                 expected = rq.curr.vruntime >= rq.curr.vprot and naive_pick(rq, protect=True) is not rq.curr
                 assert rq.tick_preempts() == expected
+
+
+NEAR_NS = st.one_of(st.integers(-10, 10), st.integers(-5_000_000, 5_000_000))
+
+
+@st.composite
+def eevdf_queues(draw: st.DrawFn) -> EevdfRunQueue:
+    """Anything that could be: vruntimes and deadlines near each other, current's protection over or not."""
+    rq = EevdfRunQueue(1, 250)
+    for number, nice in enumerate(draw(st.lists(NICES, min_size=2, max_size=6)), start=1):
+        entity = EevdfEntity(number, nice)
+        entity.custom_slice_ns = draw(st.sampled_from(SLICES_NS))
+        rq.enqueue_new(entity)
+        if number == 1:
+            assert rq.pick_next() is entity
+            continue
+        rq._remove(entity)
+        entity.vruntime = 10**9 + draw(NEAR_NS)
+        entity.deadline = entity.vruntime + max(1, entity.virtual(entity.slice_ns) + draw(NEAR_NS))
+        if draw(st.booleans()):
+            entity.delayed, entity.on_rq = True, False
+            rq.nr_running -= 1
+        rq._insert(entity)
+    curr = rq.curr
+    assert curr is not None
+    curr.vruntime = 10**9 + draw(NEAR_NS)
+    curr.deadline = curr.vruntime + draw(st.integers(1, max(1, curr.virtual(curr.slice_ns))))
+    curr.vprot = draw(st.sampled_from([curr.vruntime, curr.deadline, curr.vruntime - 1]))
+    rq.check()
+    return rq
+
+
+@settings(max_examples=400, deadline=None)
+@given(eevdf_queues(), st.integers(0, 999), st.integers(1, 10**8))
+def test_eevdf_run_until_is_exact_anywhere(rq: EevdfRunQueue, part: int, later_ns: int) -> None:
+    threshold_ns = rq.run_until_ns()
+    assert 0 <= threshold_ns < NEVER_NS
+    for after_ns in (0, 1, later_ns):
+        assert reschedules(rq, threshold_ns + after_ns)
+    if threshold_ns > 0:
+        for now_ns in (0, threshold_ns * part // 1000, threshold_ns - 1):
+            assert now_ns >= threshold_ns or not reschedules(rq, now_ns)
 
 
 @settings(max_examples=200, deadline=None)

@@ -22,6 +22,8 @@ Departures from a real CPU:
 - CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
 - There is no AVX (CPUID says so): 256-bit forms are undefined, but Unicorn takes the 128-bit VEX form of an SSE
   instruction for the old two-operand one. Programs must not be compiled with -mavx.
+- The transcendental x87 instructions (FSIN, FYL2X, F2XM1, ...) are those of the host's math library, so their last bits
+  may differ between hosts. All other floating point is exact, SSE's too.
 - Alignment checks, debug registers and single-stepping are not there.
 """
 

@@ -256,6 +256,18 @@ def test_woken_runs_at_once_if_current_is_not_eligible() -> None:
     assert rq.wakeup_preempts(sleeper) and rq.pick_next() is sleeper
 
 
+def test_wake_up_after_the_slice_reschedules_whoever_is_next() -> None:
+    """update_curr finds the slice over before any tick does; check_preempt_wakeup_fair finds need_resched set."""
+    rq, (current, waits) = queue(0, 0)
+    run(rq, SLICE_NS)
+    woken = EevdfEntity(3)
+    woken.vlag = -MS
+    rq.enqueue_woken(woken)
+    assert not rq.eligible(woken) and rq.wakeup_preempts(woken)
+    assert rq.pick_next() is waits and not rq.need_resched
+    assert not rq.wakeup_preempts(current)
+
+
 def test_shorter_slice_breaks_protection() -> None:
     """PREEMPT_SHORT: a woken entity that asks for less runs first."""
     rq, (sleeper, current) = queue(0, 0)
@@ -304,9 +316,11 @@ def test_yield_alone_changes_nothing() -> None:
 
 def test_migration_keeps_lag_and_distance_from_the_deadline() -> None:
     here, _ = queue(0, 0)
+    run(here, 30 * MS)
     moved = EevdfEntity(9)
     here.enqueue_new(moved)
     run(here, 1_500_000)
+    assert moved.vruntime == 15 * MS
     lag, left = here.avg_vruntime() - moved.vruntime, moved.deadline - moved.vruntime
     there, _ = queue(0, 0)
     there.update_curr(70 * MS)

@@ -82,6 +82,15 @@ def test_sleeper_and_yielder_keep_the_rest_of_their_quantum_and_go_to_the_tail()
     assert (rq.waiting_ids(), second.left_ns) == ([1, 2], 80 * MS)
 
 
+def test_quantum_that_was_over_is_renewed_for_a_sleeper() -> None:
+    rq, (first, second) = queue(2)
+    rq.update_curr(QUANTUM_NS + MS)
+    rq.dequeue_curr()
+    assert rq.pick_next() is second
+    rq.enqueue_woken(first)
+    assert first.left_ns == QUANTUM_NS
+
+
 def test_idle_yields_to_a_woken_task() -> None:
     rq, (only,) = queue(1)
     rq.dequeue_curr()

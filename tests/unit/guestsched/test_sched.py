@@ -246,6 +246,16 @@ def test_nothing_is_pulled_from_a_vcpu_with_one_task(policy: str) -> None:
 
 
 @ALL
+def test_what_is_about_to_run_where_it_is_is_not_pulled(policy: str) -> None:
+    rq = BUILT_IN[policy](1, 250)
+    for number in (1, 2):
+        assert rq.pull_candidate(lambda task_id: True) is None
+        rq.enqueue_new(rq.new_entity(number, 0))
+    found = rq.pull_candidate(lambda task_id: True)
+    assert found is not None and found.id == 2
+
+
+@ALL
 def test_killed_while_it_waits(policy: str) -> None:
     here, _, (_, victim) = pair(policy, 2, 0)
     here.dequeue_waiting(victim)

@@ -300,8 +300,9 @@ def test_strided_visits_every_page_once_a_round(new_process, pages: int, stride:
 
 @pytest.mark.parametrize("pages", [1, 2, 3, 64, 97, 100])
 def test_pointer_chase_goes_through_all_pages_in_one_cycle(new_process, pages: int) -> None:
-    process = new_process("pointer_chase", pages=pages, populate=False, writes=0)
+    process = new_process("pointer_chase", pages=pages, populate=False, writes=0, first=pages + 5)
     seen = process.visited(3 * pages)
+    assert seen[0][0] == 5 % pages
     rounds = [[page for page, _ in seen[n : n + pages]] for n in range(0, 3 * pages, pages)]
     assert rounds[0] == rounds[1] == rounds[2] and sorted(rounds[0]) == list(range(pages))
     assert [kind for _, kind in seen] == pages * ["WRITE"] + 2 * pages * ["READ"]
@@ -366,7 +367,7 @@ def test_the_table_is_the_same_with_another_decimal_library(monkeypatch) -> None
     for name in ("Context", "Decimal", "localcontext"):
         monkeypatch.setattr(zipf, name, getattr(_pydecimal, name))
     monkeypatch.setattr(zipf, "_CONTEXT", _pydecimal.Context(prec=40, Emin=-999999, Emax=999999))
-    assert zipf_table(530, 99) == expected
+    assert zipf_table.__wrapped__(530, 99) == expected
 
 
 def test_an_even_table_is_exact() -> None:
