@@ -8,7 +8,8 @@
 #   24  done: this program stores the time (RDTSC) here after the access
 #
 # A write stores the pattern of each word's address, address * CHECK_MULTIPLIER (mod 2^64), lowest bit set. A read
-# verifies: a word is zero, for it was never written, or has its pattern.
+# verifies: a word is zero, for it was never written, or has its pattern. What it finds changes nothing of its course, for
+# two threads may access a word at the same time.
 #
 # Registers:
 #   r8   in   the ring: one page
@@ -31,17 +32,18 @@ access_thread_entry:
         mov     rsi, qword ptr [rbx + 8]
         btr     rsi, 63
         jc      access_thread_write
-access_thread_read:
-        mov     rax, qword ptr [rdx]
-        test    rax, rax
-        jz      access_thread_read_next
+access_thread_read:                             # without branches: another vCPU may just be writing the pattern
         mov     rcx, rdx
         imul    rcx, r9
         or      rcx, 1
-        cmp     rax, rcx
-        je      access_thread_read_next
-        add     r15, 1
-access_thread_read_next:
+        mov     rax, qword ptr [rdx]
+        xor     rcx, rax                        # not its pattern?
+        neg     rcx
+        sbb     rcx, rcx
+        neg     rax                             # and not zero?
+        sbb     rax, rax
+        and     rax, rcx
+        sub     r15, rax
         add     rdx, 8
         dec     rsi
         jnz     access_thread_read

@@ -596,6 +596,9 @@ class VcpuCore:
             self._next_tick_ns = NEVER_NS
         elif was_idle:
             self._next_tick_ns = (self.now_ns // self._tick_period_ns + 1) * self._tick_period_ns
+        if dispatch.registers is not None:
+            self._rip = register(dispatch.registers, "rip")
+            effects.append(LoadTask(dispatch.asid, dispatch.registers))
         self._copies.extend(WriteGuest(gpa, data) for gpa, data in dispatch.copies)
         self._copies.extend(ReadGuest(gpa, length) for gpa, length in dispatch.fetch)
         if self._copies:
@@ -621,10 +624,5 @@ class VcpuCore:
 
     def _go_on(self) -> list[Effect]:
         """The guest kernel is done: back to the task it chose."""
-        dispatch = self._dispatch
-        effects: list[Effect] = []
-        if dispatch.registers is not None:
-            self._rip = register(dispatch.registers, "rip")
-            effects.append(LoadTask(dispatch.asid, dispatch.registers))
-        self._move(State.RUNNING if dispatch.task else State.IDLE)
-        return effects + self._enter()
+        self._move(State.RUNNING if self._dispatch.task else State.IDLE)
+        return self._enter()
