@@ -81,7 +81,7 @@ def access_plan(*tasks: TaskSpec, name: str = "served") -> ProcessPlan:
 
 def access_spec(number: int, place: int = 0, vcpu: int | None = 0, **more: Any) -> TaskSpec:
     """Access thread ``number``, the ``place``-th of its process."""
-    return spec(number, vcpu, Account.OTHER, **{"nice": 0, "ring": RING_GVA + place * PAGE_SIZE, **more})
+    return spec(number, vcpu, Account.OTHER, **{"ring": RING_GVA + place * PAGE_SIZE, **more})
 
 
 def space(vcpus: int = 1, asid: int = 1) -> AddressSpace:
@@ -170,7 +170,8 @@ class Guest:
         return self.trap(Stopped(), now_ns, vcpu)
 
     def syscall(self, number: Syscall | int, *arguments: int, now_ns: int, vcpu: int = 0) -> Dispatch:
-        """The task that ``vcpu`` runs makes a system call."""
+        """The task that ``vcpu`` runs makes a system call, at ``now_ns`` or as soon as it runs."""
+        now_ns = max(now_ns, self.told[vcpu].at_ns)
         names = ("rdi", "rsi", "rdx")[: len(arguments)]
         values = dict(zip(names, arguments, strict=True))
         before = self.held[vcpu]
