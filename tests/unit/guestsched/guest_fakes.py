@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,7 @@ class Guest:
     answers: list[Answer] = field(default_factory=list)
     held: dict[int, bytes | None] = field(default_factory=dict)
     memory: dict[int, int] = field(default_factory=dict)
+    sink: io.StringIO = field(default_factory=io.StringIO)
 
     def trap(
         self, trap: Trap, now_ns: int, vcpu: int = 0, registers: bytes | None = None, **more: Any
@@ -217,6 +219,12 @@ class Guest:
         """A task's row of the result."""
         return self.core.results()[number - 1]
 
+    def records(self, kind: str) -> list[tuple[str, ...]]:
+        """What the journal says of ``kind``."""
+        self.journal.flush()
+        lines = [line.split() for line in self.sink.getvalue().splitlines()]
+        return [tuple(words) for _, name, *words in lines if name == kind]
+
     def states(self) -> list[str]:
         """Of all tasks, by id."""
         return [row.state for row in self.core.results()]
@@ -233,6 +241,7 @@ def guest(*tasks: TaskSpec, **overrides: Any) -> Guest:
 
 def guest_of(*plans: ProcessPlan, **overrides: Any) -> Guest:
     """A guest with these processes, not booted."""
-    journal = Journal()
+    sink = io.StringIO()
+    journal = Journal(sink)
     chosen = scenario(**overrides)
-    return Guest(GuestCore(chosen, plans, schedulers.load(chosen.sched.policy), journal), journal)
+    return Guest(GuestCore(chosen, plans, schedulers.load(chosen.sched.policy), journal), journal, sink=sink)
