@@ -19,7 +19,6 @@ from apf.messages import (
     Fetched,
     InterruptArrived,
     NotPresentArrived,
-    Sample,
     Stopped,
     SyscallRaised,
     TimerArrived,
@@ -29,8 +28,8 @@ from apf.messages import (
 from apf.scenario import Scenario, load
 from guestsched import schedulers
 from guestsched.core.arrivals import Answer, Arrival
-from guestsched.core.core import ArrivalsTaken, Effect, GuestCore, Log, Post, Reply, TrapTaken
 from guestsched.core.cfs import CfsEntity
+from guestsched.core.core import ArrivalsTaken, Effect, GuestCore, Log, Post, Reply, TrapTaken
 from guestsched.core.process import ProcessPlan, Region
 from guestsched.core.syscall import Syscall
 from guestsched.core.task import Task, TaskResult, TaskSpec
@@ -113,9 +112,7 @@ class Guest:
     memory: dict[int, int] = field(default_factory=dict)
     sink: io.StringIO = field(default_factory=io.StringIO)
 
-    def trap(
-        self, trap: Trap, now_ns: int, vcpu: int = 0, registers: bytes | None = None, **more: Any
-    ) -> Dispatch:
+    def trap(self, trap: Trap, now_ns: int, vcpu: int = 0, registers: bytes | None = None, **more: Any) -> Dispatch:
         """Raise ``trap`` with the registers the vCPU holds (or ``registers``); its Dispatch."""
         given = registers if registers is not None else self.held.get(vcpu)
         effects = self.core.step(TrapTaken(vcpu, TrapRaised(trap, given, **more)), now_ns)
@@ -228,10 +225,6 @@ class Guest:
     def states(self) -> list[str]:
         """Of all tasks, by id."""
         return [row.state for row in self.core.results()]
-
-    def sample(self, sample: Sample, now_ns: int, vcpu: int = 0) -> None:
-        """An interrupt-free trap that brings a sample: a system call nobody has."""
-        self.trap(SyscallRaised(), now_ns, vcpu, samples=(sample,))
 
 
 def guest(*tasks: TaskSpec, **overrides: Any) -> Guest:

@@ -16,7 +16,9 @@ DATA = Region(0x5000_0000, 1, demand_zero=True)
 
 
 def kill(made: Guest, task: int, now_ns: int, process: int = 1) -> None:
-    (answer,) = [a for a in made.arrive(KillArrived(9, process, task), now_ns=now_ns) if not isinstance(a, ProcessEnded)]
+    (answer,) = [
+        a for a in made.arrive(KillArrived(9, process, task), now_ns=now_ns) if not isinstance(a, ProcessEnded)
+    ]
     assert answer == KillTaken(9, (task,))
 
 

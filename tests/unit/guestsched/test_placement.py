@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 from guest_fakes import HANDLER, INTERRUPT, MS, SWITCH, Guest, guest, guest_of, plan, spec
 
-from apf.messages import NEVER_NS, Booted, ExceptionRaised, InterruptArrived, PageReadyArrived, TickArrived, TimerArrived
+from apf.messages import (
+    NEVER_NS,
+    Booted,
+    ExceptionRaised,
+    InterruptArrived,
+    PageReadyArrived,
+    TickArrived,
+    TimerArrived,
+)
 from guestsched.core.arrivals import KillArrived, SpawnArrived
 from guestsched.core.cpu import Phase
 from guestsched.core.syscall import Syscall
@@ -195,7 +203,9 @@ def test_timer_set_for_another_vcpu_is_told_with_the_interrupt() -> None:
 
 def test_vcpu_that_runs_out_of_work_takes_some_from_the_one_that_has_most() -> None:
     made = guest(
-        spec(1, vcpu=0), *(spec(number, vcpu=1) for number in (2, 3)), *(spec(n, vcpu=None) for n in (4, 5, 6)),
+        spec(1, vcpu=0),
+        *(spec(number, vcpu=1) for number in (2, 3)),
+        *(spec(n, vcpu=None) for n in (4, 5, 6)),
         vm__vcpus=3,
     )
     assert on(made) == [0, 1, 1, 2, 0, 2]
@@ -295,8 +305,10 @@ def test_lifetime_of_a_task_that_another_vcpu_runs_by_now() -> None:
 @pytest.mark.parametrize("policy", ["cfs", "eevdf", "rr"])
 def test_two_processes_on_all_vcpus_take_turns(policy: str) -> None:
     made = guest_of(
-        plan(spec(1, vcpu=None), spec(2, vcpu=None), name="one"), plan(spec(3, vcpu=None), name="other"),
-        vm__vcpus=2, sched__policy=policy,
+        plan(spec(1, vcpu=None), spec(2, vcpu=None), name="one"),
+        plan(spec(3, vcpu=None), name="other"),
+        vm__vcpus=2,
+        sched__policy=policy,
     ).boot_all()
     assert sorted(on(made)) == [0, 0, 1]
     assert {made.told[vcpu].asid for vcpu in range(2)} <= {1, 2}

@@ -7,7 +7,15 @@ from guest_fakes import CODE, CODE_GVA, MS, SWITCH, Guest, guest, guest_of, plan
 
 from apf.core import CoreError
 from apf.messages import NEVER_NS, PAGE_SIZE, ExceptionRaised, Stopped
-from guestsched.core.arrivals import KillArrived, ProcessEnded, Refusal, Refused, ShutdownArrived, SpawnArrived, Spawned
+from guestsched.core.arrivals import (
+    KillArrived,
+    ProcessEnded,
+    Refusal,
+    Refused,
+    ShutdownArrived,
+    SpawnArrived,
+    Spawned,
+)
 from guestsched.core.kernel import TASKS_MAX
 from guestsched.core.process import OutOfMemory, Region
 from guestsched.core.syscall import Syscall
@@ -82,7 +90,10 @@ def test_first_task_killed_before_it_copied_ends_the_process_once() -> None:
     before = len(made.answers)
     made.arrive(KillArrived(6, 2, 2), now_ns=2 * MS)
     assert made.states()[1:] == ["DEAD", "DEAD", "DEAD"]
-    assert [made.row(task).killed for task in (2, 3, 4)] == ["killed from outside", *["its process could not start"] * 2]
+    assert [made.row(task).killed for task in (2, 3, 4)] == [
+        "killed from outside",
+        *["its process could not start"] * 2,
+    ]
     assert [a for a in made.answers[before:] if isinstance(a, ProcessEnded)] == [ProcessEnded(2)]
 
 

@@ -268,7 +268,9 @@ def test_other_exceptions_kill_also_when_the_address_space_has_changed(vector_an
 @pytest.fixture
 def writer() -> Guest:
     """A task with two pages of data."""
-    made = guest_of(plan(spec(1), spec(2), regions=(Region(CODE_GVA, 1, b"\x90", executable=True, writable=False), DATA)))
+    made = guest_of(
+        plan(spec(1), spec(2), regions=(Region(CODE_GVA, 1, b"\x90", executable=True, writable=False), DATA))
+    )
     made.boot()
     return made
 
