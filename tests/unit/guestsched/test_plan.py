@@ -225,7 +225,7 @@ def test_process_table_becomes_processes_tasks_and_their_fields() -> None:
     assert (web.tasks[2].nice, web.tasks[2].vcpus, web.tasks[2].start_ns) == (0, (), 0)
     arguments = told(web, 2, "sequential")
     assert (arguments["first"], arguments["think"], arguments["pages"]) == (3, 7, 256)
-    assert web.memory == (MEMORY_GVA, 256)
+    assert (web.memory, made[2].memory) == ((MEMORY_GVA, 256), (MEMORY_GVA, 4096))
 
 
 def test_equal_processes_draw_different_numbers_and_have_different_digests() -> None:
