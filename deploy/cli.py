@@ -254,7 +254,9 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str) -> Non
         else:
             report.show(_console(), scenario, results)
         if outputs[2] is not None:
-            outputs[2].writelines(f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines())
+            outputs[2].writelines(
+                f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines()
+            )
         if outputs[0] is not None:
             document: dict[str, Any] = benchmark.document(scenario, results)
             json.dump(document, outputs[0], indent=2)
