@@ -86,6 +86,16 @@ class JobRun:
         return 0.0 if self._arrived_ns is None else (self._finished_ns - self._arrived_ns) / _NS
 
     @property
+    def per_wall_s(self) -> float:
+        """Accesses performed a wall second."""
+        return self.performed / self.wall_s if self.wall_s else 0.0
+
+    @property
+    def per_guest_s(self) -> float:
+        """Accesses performed a guest second."""
+        return self.performed / self.guest_s if self.guest_s else 0.0
+
+    @property
     def unanswered(self) -> int:
         """Accesses that were sent and never answered."""
         return len(self._in_flight)
@@ -102,8 +112,8 @@ class JobRun:
             "first_error": self.first_error,
             "unanswered": self.unanswered,
             "in_flight_peak": self.in_flight_peak,
-            "per_wall_s": round(self.performed / self.wall_s, 3) if self.wall_s else 0.0,
-            "per_guest_s": round(self.performed / self.guest_s, 3) if self.guest_s else 0.0,
+            "per_wall_s": round(self.per_wall_s, 3),
+            "per_guest_s": round(self.per_guest_s, 3),
             "met": dict(self.met),
             "guest_latency": self.guest.document(),
             "wall_latency": self.wall.document(),

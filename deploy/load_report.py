@@ -58,10 +58,9 @@ def _table(run: JobRun) -> Table:
 
 
 def _lines(run: JobRun) -> list[str]:
-    document = run.document()
     lines = [
-        f"  {run.performed:,} accesses in {run.wall_s:.3f} s of wall time ({document['per_wall_s']:,.1f}/s) and "
-        f"{run.guest_s:.6f} s of guest time ({document['per_guest_s']:,.1f}/s), at most {run.in_flight_peak} in flight",
+        f"  {run.performed:,} accesses in {run.wall_s:.3f} s of wall time ({run.per_wall_s:,.1f}/s) and "
+        f"{run.guest_s:.6f} s of guest time ({run.per_guest_s:,.1f}/s), at most {run.in_flight_peak} in flight",
         "  met " + (", ".join(f"{kind} {_share(run, kind)}" for kind in sorted(run.met)) or "nothing"),
     ]
     if run.unsent:
