@@ -12,7 +12,6 @@ omission). So latency is counted from the time it was *due* as well, and how lat
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections import Counter
@@ -292,7 +291,7 @@ def _met_name(met: int) -> str:
 
 
 def run_jobs(address: str, jobs: Sequence[Job], show: Show | None = None) -> list[JobRun]:
-    """Perform all jobs together on the guest at ``HOST:PORT``; ``show`` is called now and then.
+    """Perform all jobs together on the guest at ``HOST:PORT``; ``show`` is called now and then. From the main thread.
 
     Ctrl-C ends them early, with what they have; a second one at once. Raises BadInput or Failure if they cannot start.
     """
@@ -301,28 +300,24 @@ def run_jobs(address: str, jobs: Sequence[Job], show: Show | None = None) -> lis
 
 async def _run_jobs(address: str, jobs: Sequence[Job], show: Show | None) -> list[JobRun]:
     loop = asyncio.get_running_loop()
+    runs: list[JobRun] = []
+
+    def interrupted() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        for run in runs:
+            run.stop()
+
     async with grpc.aio.insecure_channel(address, options=client.OPTIONS) as channel:
         service = LoadServiceStub(channel)
         try:
             listed = await service.List(load_pb2.ListRequest(), timeout=client.CALL_S, wait_for_ready=True)
         except grpc.RpcError as error:
             raise client.refused(error, address) from error
-        runs = []
-        for job in jobs:
-            process, pages = find_process(job, listed)
-            runs.append(JobRun(job, service, process, pages))
-
-        def interrupted() -> None:
-            loop.remove_signal_handler(signal.SIGINT)
-            for run in runs:
-                run.stop()
-
-        running = asyncio.gather(*(run.run() for run in runs))
+        runs += [JobRun(job, service, *find_process(job, listed)) for job in jobs]
+        loop.add_signal_handler(signal.SIGINT, interrupted)
         showing = loop.create_task(_keep_showing(runs, show)) if show is not None else None
-        with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: there Ctrl-C does not come
-            loop.add_signal_handler(signal.SIGINT, interrupted)
         try:
-            await running
+            await asyncio.gather(*(run.run() for run in runs))
         finally:
             loop.remove_signal_handler(signal.SIGINT)
             if showing is not None:

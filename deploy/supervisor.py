@@ -28,11 +28,10 @@ from apf.scenario import Scenario
 from deploy import bench
 from deploy.clusters import Clusters, Record, started_ticks
 from deploy.local import LocalCluster
+from deploy.pidfd import STOP_S, end_process
 
 _POLL_S = 0.1
 _FORK_S = 10.0
-_STOP_S = 15.0
-"""Wall s that ending a cluster may take (LocalCluster.close promises ten)."""
 _DAEMONS = ("hostd", "guest-0", "vcpud-0")
 
 Tell = Callable[[Record], None]
@@ -137,16 +136,16 @@ def start(order: Order, clusters: Clusters) -> Record:
     with os.fdopen(reading, "rb", buffering=0) as pipe:
         pid = int(_read_line(pipe, _FORK_S) or 0)
         try:
-            line = _read_line(pipe, order.start_s + _STOP_S)
+            line = _read_line(pipe, order.start_s + STOP_S)
         except BaseException:
             end_process(pid, 0.0)
             _remove(clusters, order.record)
             raise
-    told = json.loads(line) if line else {"why": f"the supervisor died{_last_lines(order.record)}"}
-    if "why" in told:
-        end_process(pid, _STOP_S)
+    told = json.loads(line) if line else {"start_failed": f"the supervisor died{_last_lines(order.record)}"}
+    if "start_failed" in told:
+        end_process(pid, STOP_S)
         _remove(clusters, order.record)
-        raise Failure(told["why"])
+        raise Failure(told["start_failed"])
     return Record.model_validate(told)
 
 
@@ -188,7 +187,7 @@ def _daemon(order: Order, clusters: Clusters, writing: int) -> None:
             if found is not None and not found.over:
                 why = outcome.why + _last_lines(order.record)
                 clusters.remove(started_by(order, os.getpid()))
-                os.write(writing, json.dumps({"why": why[:4000]}).encode() + b"\n")
+                os.write(writing, json.dumps({"start_failed": why[:4000]}).encode() + b"\n")
     finally:
         process.leave(code)
 
@@ -215,38 +214,3 @@ def _read_line(pipe: RawIOBase, deadline_s: float) -> bytes:
             return b""
         got += piece
     return got[:-1]
-
-
-def end(clusters: Clusters, record: Record, grace_s: float) -> Record | None:
-    """Wait for the end of a cluster's supervisor, for ``grace_s``; then end it. Returns its file, None if it is gone."""
-    if record.alive and not record.over:
-        end_process(record.pid, grace_s, record.started_ticks)
-    return clusters.find(record.name)
-
-
-def end_process(pid: int, grace_s: float, ticks: int | None = None) -> None:
-    """Wait for the end of process ``pid``: for ``grace_s``, then after SIGTERM, then after SIGKILL.
-
-    With ``ticks`` only if it is the process that started then.
-    """
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        if ticks is not None and started_ticks(pid) != ticks:
-            return
-        if not _ended(descriptor, grace_s):
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-            if not _ended(descriptor, _STOP_S):
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                _ended(descriptor, _STOP_S)
-    except ProcessLookupError:
-        return  # it ended between two looks
-    finally:
-        os.close(descriptor)
-
-
-def _ended(descriptor: int, wait_s: float) -> bool:
-    """Whether the process of a pidfd has ended, or does within ``wait_s``."""
-    return bool(select.select([descriptor], [], [], wait_s)[0])

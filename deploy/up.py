@@ -1,4 +1,7 @@
-"""``apf up``, ``apf status`` and ``apf down``: a cluster in the background, from one command to the next."""
+"""``apf up``, ``apf status`` and ``apf down``: a cluster in the background, from one command to the next.
+
+What only a start needs (the twin's cores, numba) is imported there: status and down are asked often.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +20,12 @@ from rich.table import Table
 from apf import process
 from apf.process import Failure
 from apf.scenario import Scenario, ScenarioError, load
-from deploy import bench, supervisor
 from deploy.clusters import BadInput, Clusters, Record, check_name, started_ticks
+from deploy.pidfd import end_process
 from deploy.result import CAUSES
+
+if TYPE_CHECKING:
+    from deploy.supervisor import Order
 
 DEFAULT_MODE = "pv2010"
 _ANSWER_S = 30.0
@@ -73,7 +79,9 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return overrides
 
 
-def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters) -> supervisor.Order:
+def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters) -> Order:
+    from deploy.supervisor import Order
+
     name = check_name(options.name)
     host, _, port = options.api.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
@@ -93,11 +101,13 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     )
     if options.json_file is not None and not options.json_file.absolute().parent.is_dir():
         raise BadInput(f"--json = {options.json_file}: no such directory: {options.json_file.absolute().parent}")
-    return supervisor.Order(scenario, record, options.api, options.start_s, options.log_level)
+    return Order(scenario, record, options.api, options.start_s, options.log_level)
 
 
 def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters) -> Record:
     """Start a cluster in the background; returns once it answers. Raises ScenarioError, BadInput or Failure."""
+    from deploy import bench, supervisor
+
     order = _order(scenario, source, options, clusters)
     bench.prepare(scenario)
     clusters.claim(order.record)
@@ -107,7 +117,7 @@ def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Cl
     try:
         client.serving(record.api, _ANSWER_S)
     except BaseException:
-        supervisor.end(clusters, record, 0.0)
+        _end(clusters, record, 0.0)
         clusters.remove(record)
         raise
     return record
@@ -117,6 +127,8 @@ def up_in_foreground(
     scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters, console: Console
 ) -> int:
     """Run a cluster in this process, for containers: to its end, Ctrl-C or SIGTERM. Returns the exit code."""
+    from deploy import bench, supervisor
+
     order = _order(scenario, source, options, clusters)
     bench.prepare(scenario)
     clusters.claim(order.record)
@@ -208,7 +220,7 @@ def down(clusters: Clusters, name: str, deadline_s: float) -> Ended:
         names = clusters.names()
         raise BadInput(f"--name = {name}: no such cluster; there are {', '.join(names) if names else 'none'}")
     asked = record.status == "running" and _shut_down(record)
-    after = supervisor.end(clusters, record, deadline_s if asked else 0.0)
+    after = _end(clusters, record, deadline_s if asked else 0.0)
     document = None
     if after is not None:
         if after.status == "ended":
@@ -228,6 +240,13 @@ def _shut_down(record: Record) -> bool:
     except (Failure, BadInput):
         return False
     return True
+
+
+def _end(clusters: Clusters, record: Record, grace_s: float) -> Record | None:
+    """Wait for the end of a cluster's supervisor, for ``grace_s``; then end it. Returns its file, None if it is gone."""
+    if record.alive and not record.over:
+        end_process(record.pid, grace_s, record.started_ticks)
+    return clusters.find(record.name)
 
 
 def show_ended(console: Console, document: dict[str, Any]) -> None:

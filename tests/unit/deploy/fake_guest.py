@@ -75,7 +75,9 @@ class FakeGuest(LoadServiceServicer):
 
     async def List(self, request: Any, context: Any) -> Any:
         self.now_ns += 1_000_000
-        task = load_pb2.Task(task=1, name="init", program="count", state="RUNNING", sum_exec_ns=self.now_ns, min_flt=3)
+        task = load_pb2.Task(
+            task=1, name="init", program="count", state="RUNNING", sum_exec_ns=self.now_ns, min_flt=3
+        )
         other = load_pb2.Task(task=2, name="gone", program="touch", state="DEAD", killed="SIGSEGV at 0x1000")
         access = load_pb2.Task(task=3, name="mem/0", program="access", state="APF_WAIT", vcpu=1, maj_flt=7)
         processes = [
@@ -94,7 +96,9 @@ class FakeGuest(LoadServiceServicer):
 
     async def Kill(self, request: Any, context: Any) -> Any:
         if request.process_name not in {"", "mem"}:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"process_name = {request.process_name!r}: no such process")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"process_name = {request.process_name!r}: no such process"
+            )
         self.killed.append(request)
         return load_pb2.KillResponse(tasks=[3])
 
@@ -116,6 +120,7 @@ class FakeGuest(LoadServiceServicer):
             )
             await context.write(snapshot)
             sent += 1
+            await asyncio.sleep((request.interval_ms or 1000) / 1000)
 
     async def Shutdown(self, request: Any, context: Any) -> Any:
         self.over.set()

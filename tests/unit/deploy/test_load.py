@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import math
+import os
+import signal
 from collections import Counter
 from itertools import islice
 from typing import Any
@@ -178,6 +180,17 @@ def test_a_duration_ends_a_closed_loop() -> None:
     assert run.performed == run.sent > 0 and not run.failed and run.unanswered == 0
 
 
+def test_ctrl_c_ends_a_job_with_what_it_has() -> None:
+    def answer(guest: FakeGuest, item: Any) -> Any:
+        if item.id == 20:
+            os.kill(os.getpid(), signal.SIGINT)
+        return performed(guest, item)
+
+    guest = FakeGuest(answer)
+    (run,) = perform(guest, job(iodepth=4, duration_s=1000))
+    assert run.performed == run.sent >= 20 and not run.failed
+
+
 @pytest.mark.parametrize(
     ("process", "named"),
     [
@@ -223,7 +236,7 @@ def test_a_field_that_is_wrong_is_named(fields: dict[str, Any], named: str) -> N
 
 
 def test_a_missing_process_is_named() -> None:
-    with pytest.raises(BadInput, match="^process: missing$"):
+    with pytest.raises(BadInput, match=r"^process: missing$"):
         make_job({"iodepth": 1, "number": 1})
 
 
@@ -291,7 +304,9 @@ def test_zipf_follows_its_law() -> None:
 def test_the_same_seed_draws_the_same() -> None:
     chosen = closed(pattern="zipf", write_percent=30, seed=5)
     assert list(islice(accesses(chosen, 50), 100)) == list(islice(accesses(chosen, 50), 100))
-    assert list(islice(accesses(chosen, 50), 100)) != list(islice(accesses(closed(seed=6, write_percent=30), 50), 100))
+    assert list(islice(accesses(chosen, 50), 100)) != list(
+        islice(accesses(closed(seed=6, write_percent=30), 50), 100)
+    )
     share = sum(write for _, write in islice(accesses(chosen, 50), 20_000)) / 20_000
     assert share == pytest.approx(0.3, abs=0.02)
 
