@@ -55,7 +55,7 @@ class JobRun:
         self._places = accesses(job, pages)
         self._in_flight: dict[int, tuple[int, int]] = {}  # number -> (due, sent), wall ns
         self._moved = asyncio.Event()  # an answer came, or the job is to end
-        self._stopping = False
+        self._stopping = self._complete = False
         self._began_ns = self._last_ns = time.monotonic_ns()
         self._last_answer_ns = self._began_ns
         self.sent = 0
@@ -150,10 +150,10 @@ class JobRun:
             for task in tasks:
                 task.cancel()
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        self._judge(outcomes, complete=writing.done() and not writing.cancelled() and writing.exception() is None)
+        self._judge(outcomes)
 
-    def _judge(self, outcomes: Sequence[BaseException | None], complete: bool) -> None:
-        """Say in ``failed`` why the job is not ``complete``."""
+    def _judge(self, outcomes: Sequence[BaseException | None]) -> None:
+        """Say in ``failed`` why the job is not complete, if it is not."""
         for outcome in outcomes:
             if isinstance(outcome, grpc.RpcError):
                 self.failed = self.failed or f"{outcome.code().name}: {outcome.details()}"
@@ -161,7 +161,7 @@ class JobRun:
                 self.failed = self.failed or str(outcome)
             elif isinstance(outcome, Exception) and not isinstance(outcome, asyncio.InvalidStateError):
                 raise outcome  # InvalidStateError: a write to a stream that has broken; the reader knows why
-        if not complete:
+        if not self._complete:
             self.failed = self.failed or "the server ended the stream"
 
     async def _write(self, call: Any) -> None:
@@ -172,6 +172,7 @@ class JobRun:
             await self._write_open(call)
         while self._in_flight:
             await self._movement()
+        self._complete = True  # from here on the server may end the stream
         await call.done_writing()
 
     async def _write_closed(self, call: Any) -> None:
