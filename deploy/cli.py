@@ -195,7 +195,8 @@ _Api = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="API of a gu
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Tell what went wrong on standard error, and exit with the code for it."""
+    """Tell what went wrong on standard error, and exit with the code for it. For commands that are clients as well."""
+    process.settle_grpc()
     try:
         yield
     except (BadInput, ScenarioError) as error:
