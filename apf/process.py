@@ -49,6 +49,11 @@ class StopRequested(SystemExit):
     """SIGTERM arrived. A SystemExit, since those pass through an event loop wherever they are raised."""
 
 
+def settle_grpc() -> None:
+    """Choose gRPC's settings for this process and what it starts; read when gRPC is imported, so call this before."""
+    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
+
+
 def start_logging(level: str = "WARNING") -> None:
     """One log stream on standard error for this process and all it forks. Call once, before forking."""
     logging.basicConfig(
@@ -120,7 +125,7 @@ def _flush_logging() -> None:
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
     """Run ``target(*args)`` and return the exit code; a failure is left as the process's last word."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)  # read when gRPC is imported, which is after this
+    settle_grpc()
     secondary, code = False, EXIT_FAILED
     try:
         target(*args)

@@ -166,9 +166,7 @@ class _Planner:
         tasks = [self._task(index, wanted) for index, wanted in enumerate(self._wanted)]
         users = [w for w in self._wanted if isinstance(w.program, BuiltIn) and self._uses_memory(w.program)]
         if users:
-            self._regions.append(
-                Region(MEMORY_GVA, self._pages, stamps=self._stamps, demand_zero=not self._populate)
-            )
+            self._regions.append(Region(MEMORY_GVA, self._pages, stamps=self._stamps, demand_zero=not self._populate))
         self._verify_regions()
         memory = (MEMORY_GVA, self._pages) if users else (0, 0)
         made = ProcessPlan(self._name, tuple(self._regions), tuple(tasks), tuple(self._symbols), memory)
@@ -356,6 +354,8 @@ def _digest(made: ProcessPlan, wanted: list[Wanted]) -> str:
         whole.update(f"{region.gva} {region.pages} {region.writable} {region.executable}\n".encode())
         whole.update(region.data)
     for task, each in zip(made.tasks, wanted, strict=True):
-        whole.update(f"{task.name} {task.nice} {task.vcpus} {task.start_ns} {task.lifetime_ns} {each.digest}".encode())
+        whole.update(
+            f"{task.name} {task.nice} {task.vcpus} {task.start_ns} {task.lifetime_ns} {each.digest}".encode()
+        )
         whole.update(task.registers)
     return whole.hexdigest()

@@ -319,7 +319,9 @@ class Kernel:
             assert task.allowed_on(task.cpu), task.story()
         for process in self.processes.values():
             for queue in (process.accesses.idle, *(s.waiting for s in process.semaphores.values())):
-                assert all(self.tasks[task_id].state is TaskState.WAIT for task_id in queue), f"{process.name}: {queue}"
+                assert all(self.tasks[task_id].state is TaskState.WAIT for task_id in queue), (
+                    f"{process.name}: {queue}"
+                )
 
     def _check_cpu(self, cpu: Cpu, where: dict[int, list[TaskState]]) -> None:
         rq = cpu.rq
