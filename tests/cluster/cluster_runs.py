@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from guestsched.core.image import Image
 
 from apf.messages import PAGE_SIZE
 from apf.scenario import GUEST_KERNEL_BYTES, Scenario, load
 from deploy.local import LocalCluster
 from deploy.result import RunResult
-from guestsched.core.image import Image
 
 MEMORY = {
     "vm.guest_memory": "96MiB",
