@@ -220,8 +220,8 @@ class _Planner:
             )
         if self._pages * tasks >= 1 << _TAG_SHIFT:
             raise ScenarioError(
-                f"process {self._name}: {self._pages} pages times {tasks} tasks that verify what they write must be less "
-                f"than 2**{_TAG_SHIFT}, for every stamp has a tag of its own"
+                f"process {self._name}: {self._pages} pages times {tasks} tasks that verify what they write must be "
+                f"less than 2**{_TAG_SHIFT}, for every stamp has a tag of its own"
             )
         stride = tasks << _TAG_SHIFT
         return tuple(Stamp(STAMP_BYTES * i, (i + 1) << _TAG_SHIFT, stride) for i in range(tasks))

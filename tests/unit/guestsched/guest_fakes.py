@@ -28,8 +28,8 @@ from apf.messages import (
 from apf.scenario import Scenario, load
 from guestsched import schedulers
 from guestsched.core.arrivals import Answer, Arrival
-from guestsched.core.core import ArrivalsTaken, Effect, GuestCore, Log, Post, Reply, TrapTaken
 from guestsched.core.cfs import CfsEntity
+from guestsched.core.core import ArrivalsTaken, Effect, GuestCore, Log, Post, Reply, TrapTaken
 from guestsched.core.process import ProcessPlan, Region
 from guestsched.core.syscall import Syscall
 from guestsched.core.task import Task, TaskResult, TaskSpec
@@ -111,9 +111,7 @@ class Guest:
     held: dict[int, bytes | None] = field(default_factory=dict)
     memory: dict[int, int] = field(default_factory=dict)
 
-    def trap(
-        self, trap: Trap, now_ns: int, vcpu: int = 0, registers: bytes | None = None, **more: Any
-    ) -> Dispatch:
+    def trap(self, trap: Trap, now_ns: int, vcpu: int = 0, registers: bytes | None = None, **more: Any) -> Dispatch:
         """Raise ``trap`` with the registers the vCPU holds (or ``registers``); its Dispatch."""
         given = registers if registers is not None else self.held.get(vcpu)
         effects = self.core.step(TrapTaken(vcpu, TrapRaised(trap, given, **more)), now_ns)

@@ -306,9 +306,17 @@ def test_elf_tasks_share_their_segments_and_have_stacks_and_arguments_of_their_o
     wanted = [Wanted(program, "hello", i, args=(-1, 7), vcpus=(1,)) for i in range(2)]
     made = planned(*wanted, pages=0)
     code, *stacks = made.regions
-    assert (code.gva, code.pages, code.data, code.writable, code.executable) == (0x40_0000, 2, b"\x90" * 32, False, True)
+    assert (code.gva, code.pages, code.data, code.writable, code.executable) == (
+        0x40_0000,
+        2,
+        b"\x90" * 32,
+        False,
+        True,
+    )
     ends = [STACK_END_GVA, STACK_END_GVA - STACK_STEP]
-    assert [(stack.gva + stack.pages * PAGE_SIZE, stack.pages) for stack in stacks] == [(e, STACK_PAGES) for e in ends]
+    assert [(stack.gva + stack.pages * PAGE_SIZE, stack.pages) for stack in stacks] == [
+        (e, STACK_PAGES) for e in ends
+    ]
     assert all(stack.demand_zero and stack.writable and not stack.executable for stack in stacks)
     for number, task in enumerate(made.tasks):
         values = {name: register_file.get(task.registers, name) for name in ("rip", "rsp", "rdi", "rsi", "rdx")}
@@ -319,14 +327,18 @@ def test_elf_tasks_share_their_segments_and_have_stacks_and_arguments_of_their_o
 
 def test_symbols_of_elf_programs_end_where_they_say_or_at_the_next() -> None:
     process = Process(1, planned(Wanted(elf(), "hello", 0), pages=0), Memory(1, 1 << 16))
-    names = [symbol.name if (symbol := process.symbol(0x40_0000 + offset)) else None for offset in (0, 15, 16, 23, 24)]
+    names = [
+        symbol.name if (symbol := process.symbol(0x40_0000 + offset)) else None for offset in (0, 15, 16, 23, 24)
+    ]
     assert names == ["_start", "_start", "loop", "loop", None]
 
 
 @pytest.mark.parametrize("vcpus", [[(), ()], [(0,), (1,)], [(0, 1), (0, 1)]])
 def test_elf_tasks_of_one_address_space_must_share_one_vcpu(vcpus: list[tuple[int, ...]]) -> None:
     program = elf()
-    with pytest.raises(ScenarioError, match=r"process made: 2 tasks run ELF programs in one address space, .*same one vC"):
+    with pytest.raises(
+        ScenarioError, match=r"process made: 2 tasks run ELF programs in one address space, .*same one vC"
+    ):
         planned(*(Wanted(program, "e", i, vcpus=each) for i, each in enumerate(vcpus)))
     planned(Wanted(program, "e", 0, vcpus=vcpus[0]))
 
@@ -348,10 +360,19 @@ def test_elf_segments_that_touch_others_without_overlap_are_fine() -> None:
 @pytest.mark.parametrize(
     ("process", "message"),
     [
-        ({"thread": [{"program": "producer"}]}, r"process process: 1 tasks run producer, 0 run consumer: as many of each"),
+        (
+            {"thread": [{"program": "producer"}]},
+            r"process process: 1 tasks run producer, 0 run consumer: as many of each",
+        ),
         ({"thread": [{"program": "consumer", "count": 3}]}, r"0 tasks run producer, 3 run consumer"),
-        ({"access_threads": 1, "thread": [{"program": "fault_thread"}]}, r"access threads and traces, and programs that"),
-        ({"thread": [{"program": "nosuch"}]}, r"process\.thread\.program = 'nosuch': allowed: consumer, fault_thread,"),
+        (
+            {"access_threads": 1, "thread": [{"program": "fault_thread"}]},
+            r"access threads and traces, and programs that",
+        ),
+        (
+            {"thread": [{"program": "nosuch"}]},
+            r"process\.thread\.program = 'nosuch': allowed: consumer, fault_thread,",
+        ),
         ({"thread": [{"program": "access_thread"}]}, r"program = 'access_thread': allowed: (?!.*access_thread)"),
         ({"thread": [{"program": "idle", "parameters": {"x": 1}}]}, r"idle: there is no parameter 'x'"),
         ({"thread": [{"program": "sequential", "count": 65}]}, r"65 tasks verify what they write: at most 64"),
@@ -403,7 +424,10 @@ def test_map_gives_pages_with_a_hole_behind_and_counts_versions() -> None:
 def test_pieces_are_within_pages_and_must_be_mapped() -> None:
     process = Process(1, planned(Wanted(FAULT, "f", 0)), Memory(1, 1000))
     gfn = process.extent_of(MEMORY_GVA).gfn  # type: ignore[union-attr]
-    assert process.pieces(MEMORY_GVA + 4000, 200, write=True) == [(gfn * PAGE_SIZE + 4000, 96), ((gfn + 1) * PAGE_SIZE, 104)]
+    assert process.pieces(MEMORY_GVA + 4000, 200, write=True) == [
+        (gfn * PAGE_SIZE + 4000, 96),
+        ((gfn + 1) * PAGE_SIZE, 104),
+    ]
     assert process.pieces(MEMORY_GVA + 16 * PAGE_SIZE - 1, 2, write=False) is None
     assert process.pieces(CODE_GVA, 1, write=True) is None and process.pieces(CODE_GVA, 1, write=False) is not None
     assert process.pieces(0, 1, write=False) is None
