@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_MODE = "pv2010"
 _ANSWER_S = 30.0
 _STATUS_S = 2.0
+_NOTICE_S = 5.0
 _ANY_PORT = "127.0.0.1:0"
 
 
@@ -113,7 +114,7 @@ def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Cl
     from deploy import bench, supervisor
 
     order = _order(scenario, source, options, clusters)
-    bench.prepare(scenario)
+    bench.prepare(scenario, endless=True)
     clusters.claim(order.record)
     record = supervisor.start(order, clusters)
     from deploy import client
@@ -134,7 +135,7 @@ def up_in_foreground(
     from deploy import bench, supervisor
 
     order = _order(scenario, source, options, clusters)
-    bench.prepare(scenario)
+    bench.prepare(scenario, endless=True)
     clusters.claim(order.record)
     process.start_logging(options.log_level)
     process.heed_signals()
@@ -224,7 +225,8 @@ def down(clusters: Clusters, name: str, deadline_s: float) -> Ended:
         names = clusters.names()
         raise BadInput(f"--name = {name}: no such cluster; there are {', '.join(names) if names else 'none'}")
     asked = record.status == "running" and _shut_down(record)
-    after = _end(clusters, record, deadline_s if asked else 0.0)
+    # A supervisor whose guest does not answer may just be finding out why: that is what is to be told.
+    after = _end(clusters, record, deadline_s if asked else min(deadline_s, _NOTICE_S))
     document = None
     if after is not None:
         if after.status == "ended":

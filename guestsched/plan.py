@@ -44,7 +44,7 @@ STACK_PAGES = 64
 STACK_STEP = 0x100_0000
 
 STAMP_BYTES = 64
-STAMPED_TASKS_MAX = PAGE_SIZE // STAMP_BYTES
+STAMPED_TASKS_MAX = PAGE_SIZE // STAMP_BYTES - 1
 _TAG_SHIFT = 32
 _MASK = (1 << 64) - 1
 _ACCESS_THREAD = "access_thread"
@@ -91,6 +91,11 @@ def plans(scenario: Scenario) -> tuple[ProcessPlan, ...]:
 def _bench(scenario: Scenario) -> ProcessPlan:
     """The published benchmark (2010): faulting and working threads of one process, thread i of each on vCPU i."""
     vcpus, bench = scenario.vm.vcpus, scenario.bench
+    if bench.fault_threads > STAMPED_TASKS_MAX:
+        raise ScenarioError(
+            f"bench.fault_threads = {bench.fault_threads}: at most {STAMPED_TASKS_MAX}, for each has {STAMP_BYTES} bytes "
+            f"of its own in every page of the buffer"
+        )
     wanted = [
         Wanted(BUILTINS[name], name, index, vcpus=(index % vcpus,))
         for name, count in (("fault_thread", bench.fault_threads), ("work_thread", bench.work_threads))
