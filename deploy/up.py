@@ -253,16 +253,17 @@ def show_ended(console: Console, document: dict[str, Any]) -> None:
     """Print the results of a run, from its JSON document."""
     (run,) = document["runs"]
     wall_s = run["run_seconds"] or run["wall_seconds"]
+    causes = {cause: sum(vcpu[cause] for vcpu in run["vcpu_time"].values()) for cause in CAUSES}
+    whole = sum(causes.values()) or 1.0
+    guest_s = run["virtual_seconds"] or whole / len(run["vcpu_time"])  # of a run without duration_s: as far as it went
     faults = ", ".join(f"{count:,} {kind}" for kind, count in run["faults"].items())
     console.print(
-        f"{run['apf']}: {run['virtual_seconds']:.3f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
+        f"{run['apf']}: {guest_s:.6f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
         f"faults {faults}, corrupt pages {run['corrupt_pages']}, digest {run['digest']}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-    causes = {cause: sum(vcpu[cause] for vcpu in run["vcpu_time"].values()) for cause in CAUSES}
-    whole = sum(causes.values()) or 1.0
     table = Table(*causes, title="vCPU time by cause, all vCPUs together", title_justify="left")
     table.add_row(*(f"{seconds:.3f} s {100 * seconds / whole:.2f} %" for seconds in causes.values()))
     console.print(table)
