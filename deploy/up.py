@@ -255,7 +255,8 @@ def show_ended(console: Console, document: dict[str, Any]) -> None:
     wall_s = run["run_seconds"] or run["wall_seconds"]
     causes = {cause: sum(vcpu[cause] for vcpu in run["vcpu_time"].values()) for cause in CAUSES}
     whole = sum(causes.values()) or 1.0
-    guest_s = run["virtual_seconds"] or whole / len(run["vcpu_time"])  # of a run without duration_s: as far as it went
+    # A run that was shut down went as far as its vCPUs did.
+    guest_s = run["virtual_seconds"] or whole / len(run["vcpu_time"])
     faults = ", ".join(f"{count:,} {kind}" for kind, count in run["faults"].items())
     console.print(
         f"{run['apf']}: {guest_s:.6f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
