@@ -13,6 +13,15 @@ the request it has answered and nothing else (``settle``), so that reply and slo
 idle vCPU's slot is the time it will go on, so nobody waits for it and nobody wakes it before; when all wait, the opener
 jumps to the earliest.
 
+Interrupts. What guestsched does to a vCPU that did not ask is posted: the border of the open window, at which it takes
+effect, goes into a cell beside the vCPU's slot (as into a posted-interrupt descriptor), before the slot of the vCPU
+whose request led to it. A vCPU looks when it enters a window (``take_interrupt``), so whether it sees a post is a
+function of virtual time. One that idles, or is halted, has said that it can be interrupted; its slot then counts as no
+later than the post.
+
+Arrivals. What comes to guestsched from outside of the run waits until all have reached the border; the opener then
+grants guestsched the clock at a time of its choice (``ARRIVALS``), and opens no window before that is given back.
+
 Nobody polls. Who waits announces what for (its slot, or a *want* entry: a server's next request), looks once more, and
 sleeps on a futex of its own; who stores a slot looks for those whom this lets pass. Every wait returns after a while,
 and at a signal, so that the caller can look at the world; the page's ``abort`` word ends all of them.
@@ -32,7 +41,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from apf.messages import NEVER_NS
+from apf.messages import FOREVER_NS, NEVER_NS
 from apf.native import add_i64, futex_wait, futex_wake, load_i64, replace_i64, store_i64, write_fd
 
 
@@ -44,6 +53,9 @@ class Waited(IntEnum):
     ABORTED = 2
     BORDER_WORK = 3  # run_openings only: all are at the border and hostd has work there
     FINISHED = 4  # run_openings only: no participant will ever ask again
+    PARKED = 5  # run_openings only: all wait for an interrupt, none is posted
+    AHEAD = 6  # run_openings only: the next window lies beyond the limit (``set_limit``)
+    ARRIVALS = 7  # run_openings only: all are at the border and a server has arrivals
 
 
 # Cells are int64, a cache line (8 cells) for each thing that is stored by somebody else.
@@ -54,16 +66,25 @@ _ABORT: Final = 16
 _BORDER_WORK: Final = 24
 _OPENER: Final = 32
 _WAITERS: Final = 40
-_SLOTS: Final = 48
+_LIMIT: Final = 48
+_BEATS: Final = 49
+_SLOTS: Final = 56
 _LINE: Final = 8
-# A slot line: time, futex.  A want line: time, participant, futex.
+# A slot line: time, futex, whether it can be interrupted, the two newest posts, the newest post it has taken.
+# A want line: time, participant, futex, whether there are arrivals, the time granted for them.
 _TIME: Final = 0
 _SLOT_FUTEX: Final = 1
+_INTERRUPTIBLE: Final = 2
+_POST: Final = 3
+_TAKEN: Final = 5
 _WANT_WHO: Final = 1
 _WANT_FUTEX: Final = 2
+_WANT_ARRIVALS: Final = 3
+_WANT_GRANTED: Final = 4
 
 _NEVER: Final = NEVER_NS
-_DONE, _LATER, _ABORTED, _WORK, _FINISHED = (int(w) for w in Waited)
+_FOREVER: Final = FOREVER_NS
+_DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS = (int(w) for w in Waited)
 _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
@@ -86,13 +107,60 @@ def _want(page, entry):
     return page + 8 * (_SLOTS + _LINE * (load_i64(page) + entry))
 
 
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _posted(slot, before):
+    """The newest post that takes effect before ``before`` and was not taken yet, 0 if there is none."""
+    taken = load_i64(slot + 8 * _TAKEN)
+    newest = 0
+    for cell in range(2):
+        post = load_i64(slot + 8 * (_POST + cell))
+        if taken < post < before and post > newest:
+            newest = post
+    return newest
+
+
+@njit("int64(int64)", cache=True, nogil=True)
+def _bound(slot):
+    """What the slot stands for: its time, or a post that will interrupt its wait."""
+    time_ns = load_i64(slot)
+    if load_i64(slot + 8 * _INTERRUPTIBLE) != 0:
+        post = _posted(slot, time_ns)
+        if post != 0:
+            # Of two untaken posts the older one: the newer is of the window that is open now.
+            other = _posted(slot, post)
+            return other if other != 0 else post
+    return time_ns
+
+
 @njit("boolean(int64, int64)", cache=True, nogil=True)
 def _all_reached(page, border):
     # A loop, not all(): numba has no generators in nopython mode.
     for participant in range(load_i64(page)):
-        if load_i64(_slot(page, participant)) < border:
+        if _bound(_slot(page, participant)) < border:
             return False
     return True
+
+
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def _post_interrupt(page, participant, at_ns):
+    slot = _slot(page, participant)
+    first, second = load_i64(slot + 8 * _POST), load_i64(slot + 8 * (_POST + 1))
+    if at_ns > max(first, second):
+        store_i64(slot + 8 * (_POST if first < second else _POST + 1), at_ns)
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def _take_interrupt(page, participant, border):
+    slot = _slot(page, participant)
+    post = _posted(slot, border)
+    if load_i64(slot + 8 * _INTERRUPTIBLE) != 0:
+        # The slot first: it holds the others back from here on, as the post has done so far.
+        if post != 0 and post < load_i64(slot):
+            store_i64(slot, post)
+        store_i64(slot + 8 * _INTERRUPTIBLE, 0)
+    if post != 0:
+        store_i64(slot + 8 * _TAKEN, post)
+    return post
 
 
 @njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
@@ -130,7 +198,7 @@ def _settle(page, participant, asked_ns, time_ns):
 def _has_turn(page, time_ns, participant):
     for other in range(load_i64(page)):
         if other != participant:
-            bound = load_i64(_slot(page, other))
+            bound = _bound(_slot(page, other))
             if bound < time_ns or (bound == time_ns and other < participant):
                 return False
     return True
@@ -170,23 +238,47 @@ def _wait_passed(page, entry, seen, descriptor):
             return seen
 
 
+@njit("boolean(int64, int64, int64)", cache=True, nogil=True)
+def _may_go_on(page, slot, time_ns):
+    border = load_i64(_cell(page, _BORDER))
+    if border > time_ns:
+        return True
+    return load_i64(slot + 8 * _INTERRUPTIBLE) != 0 and _posted(slot, border) != 0
+
+
 @njit("int64(int64, int64, int64)", cache=True, nogil=True)
 def _wait_window(page, participant, time_ns):
-    border = _cell(page, _BORDER)
-    if load_i64(border) > time_ns:
+    slot = _slot(page, participant)
+    if _may_go_on(page, slot, time_ns):
         return _DONE
-    futex = _slot(page, participant) + 8 * _SLOT_FUTEX
+    futex = slot + 8 * _SLOT_FUTEX
     timespec = np.empty(2, np.int64)
     timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
     seen = load_i64(futex)
-    if load_i64(border) > time_ns:
+    if _may_go_on(page, slot, time_ns):
         return _DONE
     if load_i64(_cell(page, _ABORT)) != 0:
         return _ABORTED
     futex_wait(futex, seen, timespec.ctypes.data)
-    if load_i64(border) > time_ns:
+    if _may_go_on(page, slot, time_ns):
         return _DONE
     return _LATER
+
+
+@njit("boolean(int64)", cache=True, nogil=True)
+def _has_arrivals(page):
+    for entry in range(SERVERS * load_i64(page)):
+        if load_i64(_want(page, entry) + 8 * _WANT_ARRIVALS) != 0:
+            return True
+    return False
+
+
+@njit("int64(int64)", cache=True, nogil=True)
+def _earliest(page):
+    earliest = _NEVER
+    for participant in range(load_i64(page)):
+        earliest = min(earliest, _bound(_slot(page, participant)))
+    return earliest
 
 
 @njit("int64(int64, int64)", cache=True, nogil=True)
@@ -204,20 +296,53 @@ def _run_openings(page, window_ns):
             futex_wait(opener, seen, timespec.ctypes.data)
             if not _all_reached(page, border):
                 return _LATER
-        earliest = _NEVER
-        for participant in range(load_i64(page)):
-            earliest = min(earliest, load_i64(_slot(page, participant)))
+        earliest = _earliest(page)
         if earliest >= _NEVER:
             return _FINISHED
         if load_i64(_cell(page, _BORDER_WORK)) <= border:
             return _WORK
+        if _has_arrivals(page):
+            return _ARRIVALS
+        if earliest >= _FOREVER:
+            return _PARKED
+        if earliest // window_ns * window_ns > load_i64(_cell(page, _LIMIT)):
+            return _AHEAD
         opened = (earliest // window_ns + 1) * window_ns
         add_i64(_cell(page, _WINDOWS), 1)
         store_i64(border_cell, opened)
         for participant in range(load_i64(page)):
             slot = _slot(page, participant)
-            if load_i64(slot) < opened:
+            if _bound(slot) < opened:
                 futex_wake(slot + 8 * _SLOT_FUTEX, 1)
+
+
+@njit("void(int64, int64)", cache=True, nogil=True)
+def _grant(page, time_ns):
+    for entry in range(SERVERS * load_i64(page)):
+        want = _want(page, entry)
+        if load_i64(want + 8 * _WANT_ARRIVALS) != 0 and load_i64(want + 8 * _WANT_GRANTED) == _NEVER:
+            store_i64(want + 8 * _WANT_GRANTED, time_ns)
+            futex_wake(want + 8 * _WANT_FUTEX, 1)
+
+
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def _set_arrivals(page, entry, there):
+    want = _want(page, entry)
+    if there == 0:
+        store_i64(want + 8 * _WANT_GRANTED, _NEVER)
+    if load_i64(want + 8 * _WANT_ARRIVALS) != there:
+        store_i64(want + 8 * _WANT_ARRIVALS, there)
+        futex_wake(_cell(page, _OPENER), 1)
+
+
+@njit("void(int64, int64, boolean)", cache=True, nogil=True)
+def _wait_arrivals(page, wait_ns, there):
+    opener = _cell(page, _OPENER)
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = 0, wait_ns
+    seen = load_i64(opener)
+    if load_i64(_cell(page, _ABORT)) == 0 and _has_arrivals(page) != there:
+        futex_wait(opener, seen, timespec.ctypes.data)
 
 
 @njit("void(int64)", cache=True, nogil=True)
@@ -258,8 +383,10 @@ class ClockPage:
             os.close(fd)
         page._cells[_PARTICIPANTS] = participants
         page._cells[_BORDER_WORK] = NEVER_NS
+        page._cells[_LIMIT] = NEVER_NS
         for entry in range(SERVERS * participants):
             page._cells[_SLOTS + _LINE * (participants + entry)] = NEVER_NS
+            page._cells[_SLOTS + _LINE * (participants + entry) + _WANT_GRANTED] = NEVER_NS
         return page
 
     @classmethod
@@ -338,6 +465,66 @@ class ClockPage:
     def run_openings(self, window_ns: int) -> Waited:
         """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
         return Waited(_run_openings(self.address, window_ns))
+
+    # Interrupts -----------------------------------------------------------------------------------------------------
+
+    def post(self, participant: int, at_ns: int) -> None:
+        """Interrupt a vCPU at ``at_ns``: the border of the open window, or the time granted for arrivals."""
+        _post_interrupt(self.address, participant, at_ns)
+
+    def take_interrupt(self, participant: int, border_ns: int) -> int:
+        """The vCPU enters the window that ends at ``border_ns``: the time of the post it takes there, 0 if none.
+
+        It is not interruptible from here on; if it was, its slot is now no later than that time.
+        """
+        return int(_take_interrupt(self.address, participant, border_ns))
+
+    def set_interruptible(self, participant: int, yes: bool) -> None:
+        """Whether a post ends the wait that the vCPU's slot tells of; before ``publish`` if it does."""
+        self._cells[_SLOTS + _LINE * participant + _INTERRUPTIBLE] = yes
+
+    # Arrivals and pace ----------------------------------------------------------------------------------------------
+
+    def announce_arrivals(self, entry: int) -> None:
+        """The server of ``entry`` has something from outside: ask for the clock."""
+        _set_arrivals(self.address, entry, 1)
+
+    def granted_ns(self, entry: int) -> int | None:
+        """The time for the arrivals of ``entry``, if the opener has granted it."""
+        granted = int(self._cells[_SLOTS + _LINE * (self.participants + entry) + _WANT_GRANTED])
+        return None if granted == NEVER_NS else granted
+
+    def give_back(self, entry: int) -> None:
+        """The arrivals of ``entry`` have been taken, and interrupts posted."""
+        _set_arrivals(self.address, entry, 0)
+
+    def grant(self, time_ns: int) -> None:
+        """Let the servers that have arrivals take them at ``time_ns``."""
+        _grant(self.address, time_ns)
+
+    def earliest_ns(self) -> int:
+        """The earliest bound of all participants."""
+        return int(_earliest(self.address))
+
+    def set_limit(self, time_ns: int) -> None:
+        """Open no window that starts after ``time_ns``."""
+        self._cells[_LIMIT] = time_ns
+
+    def wait_arrivals(self, there: bool, wait_ns: int) -> None:
+        """The opener waits until there are arrivals (or until there are none), for ``wait_ns`` (below a second) at most.
+
+        May return early: look again.
+        """
+        _wait_arrivals(self.address, wait_ns, there)
+
+    def beat(self) -> None:
+        """The opener waits, and knows why: nobody needs to lose patience."""
+        self._cells[_BEATS] += 1
+
+    @property
+    def beats(self) -> int:
+        """What ``beat`` counts."""
+        return int(self._cells[_BEATS])
 
     def set_border_due(self, due_ns: int | None) -> None:
         """The first border at or after ``due_ns`` needs hostd (None: none does).

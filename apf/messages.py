@@ -19,6 +19,8 @@ PAGE_SIZE = 4096
 PAGE_SHIFT = 12
 NEVER_NS = (1 << 62) - 1
 """A time that does not come: no event, no tick to take."""
+FOREVER_NS = NEVER_NS - 1
+"""The end of a run that lasts until it is shut down; who waits for it waits for an interrupt."""
 
 
 class Access(IntEnum):
@@ -144,6 +146,16 @@ class TickArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class TimerArrived:
+    """The timer of the last Dispatch (``timer_ns``) has expired: at that time, or late if the vCPU was stalled."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptArrived:
+    """A posted interrupt was delivered: the guest kernel has changed something that concerns this vCPU."""
+
+
+@dataclass(frozen=True, slots=True)
 class NotPresentArrived:
     """#PF whose reason word said 'page not present': CR2 is ``token``."""
 
@@ -172,19 +184,81 @@ class ExceptionRaised:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetched:
+    """The guest memory that the last Dispatch asked for (``fetch``), its pieces one after the other."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Stopped:
     """The vCPU reached the end of the run; its last trap. The reply ends the stream."""
 
 
-Trap = Booted | TickArrived | NotPresentArrived | PageReadyArrived | SyscallRaised | ExceptionRaised | Stopped
+Trap = (
+    Booted
+    | TickArrived
+    | TimerArrived
+    | InterruptArrived
+    | NotPresentArrived
+    | PageReadyArrived
+    | SyscallRaised
+    | ExceptionRaised
+    | Fetched
+    | Stopped
+)
+
+
+class KernelPath(IntEnum):
+    """What the guest kernel was doing when a sample of the profile was taken; USER: nothing, a task ran."""
+
+    USER = 0
+    TICK = 1
+    SCHEDULE = 2
+    TIMER = 3
+    INTERRUPT = 4
+    NOT_PRESENT = 5
+    PAGE_READY = 6
+    SYSCALL = 7
+    EXCEPTION = 8
+    IDLE = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """``count`` samples of the profile: in task ``task`` at ``rip`` (USER), or on the kernel's ``path`` (both 0)."""
+
+    task: int
+    rip: int
+    path: KernelPath
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class FaultMet:
+    """A fault of a task's own access: the page, and how the host served it."""
+
+    gfn: int
+    kind: FaultKind
 
 
 @dataclass(frozen=True, slots=True)
 class TrapRaised:
-    """A trap with the registers of the task it interrupted (``None`` if the vCPU was idle)."""
+    """A trap with the registers of the task it interrupted (``None`` if the vCPU was idle).
+
+    ``min_flt`` and ``maj_flt`` count that task's faults since the last trap, ``faults`` lists them if the Dispatch said
+    ``log_faults`` (the first FAULTS_LOGGED_MAX), ``samples`` are those taken since then.
+    """
 
     trap: Trap
     registers: bytes | None
+    min_flt: int = 0
+    maj_flt: int = 0
+    faults: tuple[FaultMet, ...] = ()
+    samples: tuple[Sample, ...] = ()
+
+
+FAULTS_LOGGED_MAX = 1024
 
 
 # guestsched -> vCPU --------------------------------------------------------------------------------------------
@@ -227,6 +301,10 @@ class Dispatch:
 
     ``registers`` is None when the interrupted task simply goes on. ``apf_ns`` is the part of ``at_ns`` minus the
     trap's time that belongs to the APF protocol (handlers and the switches they cause); the rest is guest kernel.
+    ``timer_ns``: when its local APIC timer is to expire (NEVER_NS: not). ``copies``: before the task runs, write these
+    (guest-physical address, bytes); ``fetch``: then read these (guest-physical address, length) and trap with a
+    ``Fetched`` rather than run the task. Both are accesses of the guest kernel; they fault like others, synchronously.
+    ``shutdown`` ends the run for this vCPU now.
     ``spaces`` carries address spaces this vCPU has not been told of yet. ``async_pf_en`` is what the guest kernel wrote
     to MSR_KVM_ASYNC_PF_EN on the way (guest-physical address of the reason word, bit 0 enables), None if it did not.
     """
@@ -240,6 +318,11 @@ class Dispatch:
     apf_ns: int = 0
     spaces: tuple[AddressSpace, ...] = ()
     async_pf_en: int | None = None
+    timer_ns: int = NEVER_NS
+    copies: tuple[tuple[int, bytes], ...] = ()
+    fetch: tuple[tuple[int, int], ...] = ()
+    log_faults: bool = False
+    shutdown: bool = False
 
 
 # guestsched -> hostd: loading ----------------------------------------------------------------------------------

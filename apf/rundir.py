@@ -67,6 +67,10 @@ class RunDir:
         """GRPC address of a VM's guestsched."""
         return f"unix:{self.files / f'guestsched-{vm}.sock'}"
 
+    def arrivals(self, vm: int) -> Path:
+        """What came to a VM from outside (``guestsched.arrival_log``)."""
+        return self.files / f"arrivals-{vm}.jsonl"
+
     def journal(self, name: str) -> Path:
         """Journal of one core."""
         return self.files / f"{name}.journal"

@@ -12,11 +12,11 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from apf.messages import PAGE_SIZE, ApfMode, GupVariant
+from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
 
 ApfName = Literal["off", "pv2010"]
 GupName = Literal["fast", "noio", "nowait"]
@@ -80,6 +80,10 @@ class Costs(_Model):
     context_switch_ns: Cost = 1_500
     # Timer tick: interrupt exit, injection, update_process_times: chosen.
     tick_ns: Cost = 1_000
+    # Any other interrupt of the guest (timer, reschedule), exit to return: chosen, as a tick.
+    interrupt_ns: Cost = 1_000
+    # One sample of the profile, interrupt included: chosen, as a tick.
+    profile_sample_ns: Cost = 1_000
     # A system call of the guest, entry to exit: chosen, below the 0.1-0.3 us usually measured with mitigations.
     syscall_ns: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
 
@@ -104,6 +108,73 @@ class Bench(_Model):
     populate: bool = True
 
 
+class Sched(_Model):
+    """The guest's scheduler: ``cfs``, ``eevdf``, ``rr``, or an entry point of group ``apf.schedulers``."""
+
+    policy: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)] = "cfs"
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=64)]
+
+
+class Thread(_Model):
+    """Tasks of a process that run one program: a built-in by its name, or a static ELF64 file; or a page-access trace.
+
+    File names are relative to the scenario's file. ``sha256`` is filled in when the scenario is loaded.
+    """
+
+    program: Annotated[str, Field(max_length=4096)] = ""
+    trace: Annotated[str, Field(max_length=4096)] = ""
+    count: Annotated[int, Field(ge=1, le=256)] = 1
+    nice: Annotated[int, Field(ge=-20, le=19)] = 0
+    # vCPUs the tasks may run on; empty: all.
+    vcpus: tuple[Annotated[int, Field(ge=0, le=63)], ...] = ()
+    # Parameters of a built-in program.
+    parameters: dict[str, Annotated[int, Field(ge=0, lt=1 << 63)]] = {}
+    # The two arguments of an ELF program's _start after the instance's number.
+    args: Annotated[tuple[Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)], ...], Field(max_length=2)] = ()
+    start_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
+    # Guest seconds from the start after which the tasks are killed; 0: they are not.
+    lifetime_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
+    sha256: str = ""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.program) is bool(self.trace):
+            raise ValueError(f"program = {self.program!r}, trace = {self.trace!r}: one of the two")
+        if self.trace and (self.parameters or self.args):
+            raise ValueError(f"parameters = {self.parameters}, args = {self.args}: a trace takes none")
+        return self
+
+    @property
+    def elf(self) -> Path | None:
+        """The ELF file, if the program is one: its name has a suffix or a directory."""
+        path = Path(self.program)
+        return path if self.program and (path.suffix or len(path.parts) > 1) else None
+
+
+class Process(_Model):
+    """A guest process: an address space, and tasks. ``memory`` is what built-in programs, traces and accesses use."""
+
+    name: Name = "process"
+    count: Annotated[int, Field(ge=1, le=256)] = 1
+    memory: Size = 16 << 20
+    # False: the memory is demand-zero. True: it was all written once before the run, as far as the group's limit allows
+    # it is resident, and what its programs use of it is stamped.
+    populate: bool = True
+    # Tasks that perform accesses from outside (the API for load generators).
+    access_threads: Annotated[int, Field(ge=0, le=64)] = 0
+    thread: Annotated[tuple[Thread, ...], Field(max_length=256)] = ()
+
+    @model_validator(mode="after")
+    def _has_tasks(self) -> Self:
+        if self.memory % PAGE_SIZE:
+            raise ValueError(f"memory = {self.memory}: must be a multiple of the page size, {PAGE_SIZE}")
+        if not self.thread and not self.access_threads:
+            raise ValueError("thread = [] and access_threads = 0: at least one task")
+        return self
+
+
 class Swap(_Model):
     """The swap device: its latency model, and how large its file may grow."""
 
@@ -122,12 +193,19 @@ class Scenario(_Model):
     """A whole run, or a row of runs that differ in ``apf`` only."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
-    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=100_000)] = Decimal(10)
+    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(10)
     apf: Annotated[tuple[ApfName, ...], Field(min_length=1)] = ("off", "pv2010")
     gup: GupName = "noio"
+    # Guest seconds a second of wall time that are not exceeded; 0: as fast as it goes. Changes nothing of a run's course.
+    pace: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1000)] = Decimal(0)
+    # Samples of the guest's profile a second of guest time; 0: none.
+    profile_hz: Annotated[int, Field(ge=0, le=10_000)] = 0
     # 0: a twentieth of the device's median read latency, clamped to 20 us..1 ms.
     window_ns: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     vm: Vm = Vm()
+    sched: Sched = Sched()
+    # The guest's processes; without any, the published benchmark's (``bench``).
+    process: Annotated[tuple[Process, ...], Field(max_length=256)] = ()
     bench: Bench = Bench()
     swap: Swap = Swap()
     host: Host = Host()
@@ -147,23 +225,39 @@ class Scenario(_Model):
         if self.window_ns and self.window_ns < 1000:
             raise ValueError(f"window_ns = {self.window_ns}: 0 (derive from the device) or at least 1000")
         room = self.vm.guest_memory - GUEST_KERNEL_BYTES
-        if self.bench.buffer > room:
+        names = [process.name for process in self.process]
+        if len(set(names)) != len(names):
+            raise ValueError(f"process.name: {', '.join(names)}: each name once")
+        for process in self.process:
+            for thread in process.thread:
+                absent = [vcpu for vcpu in thread.vcpus if vcpu >= self.vm.vcpus]
+                if absent:
+                    raise ValueError(
+                        f"process.{process.name}.thread.vcpus = {list(thread.vcpus)}: vm.vcpus is {self.vm.vcpus}, so "
+                        f"0 to {self.vm.vcpus - 1}"
+                    )
+        if not self.process and self.bench.buffer > room:
             raise ValueError(
                 f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "
                 f"{GUEST_KERNEL_BYTES} are for its kernel and programs; at most {max(room, 0)} are left"
             )
         if self.vm.group_memory < GROUP_BYTES_MIN:
             raise ValueError(f"vm.group_memory = {self.vm.group_memory}: at least {GROUP_BYTES_MIN}")
-        if self.bench.fault_threads + self.bench.work_threads == 0:
+        if not self.process and self.bench.fault_threads + self.bench.work_threads == 0:
             raise ValueError("bench.fault_threads = 0 and bench.work_threads = 0: at least one thread")
-        if self.duration_ns < 1:
-            raise ValueError(f"duration_s = {self.duration_s}: at least one nanosecond")
+        if self.duration_s and self.duration_ns < 1:
+            raise ValueError(f"duration_s = {self.duration_s}: at least one nanosecond, or 0 (until shut down)")
         return self
 
     @property
     def duration_ns(self) -> int:
         """Length of the run in guest ns."""
         return int(self.duration_s * 1_000_000_000)
+
+    @property
+    def end_ns(self) -> int:
+        """When the run ends; FOREVER_NS: when it is shut down."""
+        return self.duration_ns or FOREVER_NS
 
     @property
     def mode(self) -> ApfMode:
@@ -178,7 +272,7 @@ class Scenario(_Model):
 
     def fingerprint(self) -> str:
         """By which the processes of a run know that they run the same scenario."""
-        return hashlib.blake2b(self.model_dump_json().encode(), digest_size=8).hexdigest()
+        return hashlib.blake2b(self.model_dump_json(exclude={"pace"}).encode(), digest_size=8).hexdigest()
 
     def for_mode(self, mode: ApfName) -> Scenario:
         """The same scenario as one run in ``mode``."""
@@ -212,6 +306,7 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
             if not isinstance(table, dict):
                 raise ScenarioError(f"{section} = {table!r}: expected a table")
         table[name] = value
+    _find_files(data, Path() if path is None else path.parent)
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
@@ -221,6 +316,28 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
         raise ScenarioError("\n".join(_explain(item) for item in told)) from error
 
 
+def _find_files(data: dict[str, Any], directory: Path) -> None:
+    """Make file names of threads absolute, and note what the files hold: that is part of the scenario."""
+    processes = data.get("process", ())
+    for process in processes if isinstance(processes, list) else ():
+        threads = process.get("thread", ()) if isinstance(process, dict) else ()
+        for thread in threads if isinstance(threads, list) else ():
+            for field in ("program", "trace"):
+                name = thread.get(field) if isinstance(thread, dict) else None
+                if not isinstance(name, str) or not name:
+                    continue
+                if field == "program" and not Path(name).suffix and len(Path(name).parts) == 1:
+                    continue
+                file = (directory / name).resolve()
+                try:
+                    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+                except OSError as error:
+                    raise ScenarioError(f"process.thread.{field} = {name!r}: {file}: {error.strerror}") from error
+                if thread.setdefault("sha256", digest) != digest:
+                    raise ScenarioError(f"process.thread.{field} = {name!r}: {file} has sha256 {digest}")
+                thread[field] = str(file)
+
+
 def _explain(item: Any) -> str:
     """One line about one thing pydantic refused: field, value, what is allowed."""
     where = ".".join(str(part) for part in item["loc"])
@@ -228,7 +345,9 @@ def _explain(item: Any) -> str:
     if item["type"] == "extra_forbidden":
         model: Any = Scenario
         for part in item["loc"][:-1]:
-            model = model.model_fields[part].annotation
+            if isinstance(part, str):
+                annotation = model.model_fields[part].annotation
+                model = get_args(annotation)[0] if get_args(annotation) else annotation
         return f"{where}: no such field; allowed: {', '.join(model.model_fields)}"
     if not where:
         return str(message)

@@ -71,6 +71,7 @@ class TurnServer:
         self._attached: set[tuple[int, int]] = set()
         self.messages: Counter[str] = Counter()  # "in.<kind>" and "out.<kind>", counted where they pass
         self.all_attached = threading.Event()
+        self._granted: Callable[[int], None] | None = None
         self._over = asyncio.Event()
         self._failure: Failure | None = None
         self.is_over = False
@@ -92,6 +93,32 @@ class TurnServer:
     def _poked(self, poke: int) -> None:
         os.eventfd_read(poke)
         self._pass_turn()
+        clock = self._clock
+        if self._granted is not None and clock is not None:
+            time_ns = clock.granted_ns(self._entry)
+            if time_ns is not None:
+                try:
+                    self._granted(time_ns)
+                except Exception as error:
+                    self.fail(Failure(f"{type(error).__name__}: {error}"))
+                    raise
+                clock.give_back(self._entry)
+
+    # What comes from outside the run ----------------------------------------------------------------------------------
+
+    def take_arrivals(self, granted: Callable[[int], None]) -> None:
+        """``granted(time_ns)`` is called when all vCPUs stand still at ``time_ns``, after ``ask_for_clock``."""
+        self._granted = granted
+
+    def ask_for_clock(self) -> None:
+        """Something has arrived that is to take effect."""
+        assert self._clock is not None
+        self._clock.announce_arrivals(self._entry)
+
+    def post(self, participant: int, at_ns: int | None = None) -> None:
+        """Interrupt a vCPU: at the border of the open window, or at the time granted for arrivals."""
+        assert self._clock is not None
+        self._clock.post(participant, self._clock.border_ns if at_ns is None else at_ns)
 
     # The end of the run; both may be called from any thread. -------------------------------------------------------
 
@@ -119,7 +146,7 @@ class TurnServer:
         while not self.is_over:
             poll()
             clock = self._clock
-            if clock is not None and self._waiting and patience.lost(clock.virtual_ns()):
+            if clock is not None and self._waiting and patience.lost(clock.virtual_ns() + clock.beats):
                 self.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
             try:
                 await asyncio.wait_for(self._over.wait(), _POLL_S)

@@ -37,6 +37,13 @@ _ACCOUNT_OUT = {
     m.Account.FAULTING: guest.Dispatch.ACCOUNT_FAULTING,
     m.Account.OTHER: guest.Dispatch.ACCOUNT_OTHER,
 }
+_MET_OUT = {
+    m.FaultKind.MINOR: guest.FaultMet.KIND_MINOR,
+    m.FaultKind.MAJOR: guest.FaultMet.KIND_MAJOR,
+    m.FaultKind.ASYNC: guest.FaultMet.KIND_ASYNC,
+}
+_MET_IN = {number: kind for kind, number in _MET_OUT.items()}
+_PATHS = {int(path): path for path in m.KernelPath}
 _ACCOUNT_IN = {number: account for account, number in _ACCOUNT_OUT.items()}
 
 
@@ -117,12 +124,24 @@ def host_reply_in(message: host.RunVcpuResponse) -> m.HostReply:
 
 def trap_out(raised: m.TrapRaised, time_ns: int, seq: int) -> guest.TakeTrapsRequest:
     """A trap as it goes to guestsched."""
-    message = guest.TakeTrapsRequest(time_ns=time_ns, seq=seq, registers=raised.registers)
+    message = guest.TakeTrapsRequest(
+        time_ns=time_ns, seq=seq, registers=raised.registers, min_flt=raised.min_flt, maj_flt=raised.maj_flt
+    )
+    for fault in raised.faults:
+        message.faults.add(gfn=fault.gfn, kind=_MET_OUT[fault.kind])
+    for sample in raised.samples:
+        message.samples.add(task=sample.task, rip=sample.rip, path=sample.path, count=sample.count)
     match raised.trap:
         case m.Booted():
             message.booted.SetInParent()
         case m.TickArrived():
             message.tick.SetInParent()
+        case m.TimerArrived():
+            message.timer.SetInParent()
+        case m.InterruptArrived():
+            message.interrupt.SetInParent()
+        case m.Fetched(data=data):
+            message.fetched.data = data
         case m.NotPresentArrived(token=token):
             message.not_present.token = token
         case m.PageReadyArrived(token=token):
@@ -158,13 +177,27 @@ def trap_in(message: guest.TakeTrapsRequest) -> m.TrapRaised:
         case "exception":
             exception = message.exception
             trap = m.ExceptionRaised(exception.vector, exception.address, exception.rip)
+        case "timer":
+            trap = m.TimerArrived()
+        case "interrupt":
+            trap = m.InterruptArrived()
+        case "fetched":
+            trap = m.Fetched(message.fetched.data)
         case "stopped":
             trap = m.Stopped()
         case other:
             raise WireError(
-                f"trap = {other}: allowed: booted, tick, not_present, page_ready, syscall, exception, stopped"
+                f"trap = {other}: allowed: booted, tick, timer, interrupt, not_present, page_ready, syscall, "
+                f"exception, fetched, stopped"
             )
-    return m.TrapRaised(trap, held)
+    if len(message.faults) > m.FAULTS_LOGGED_MAX:
+        raise WireError(f"faults: {len(message.faults)}; allowed: at most {m.FAULTS_LOGGED_MAX}")
+    faults = tuple(m.FaultMet(fault.gfn, _known(_MET_IN, fault.kind, "faults.kind")) for fault in message.faults)
+    samples = tuple(
+        m.Sample(sample.task, sample.rip, _known(_PATHS, sample.path, "samples.path"), sample.count)
+        for sample in message.samples
+    )
+    return m.TrapRaised(trap, held, message.min_flt, message.maj_flt, faults, samples)
 
 
 def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
@@ -177,7 +210,14 @@ def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
         run_until_ns=dispatch.run_until_ns,
         apf_ns=dispatch.apf_ns,
         async_pf_en=dispatch.async_pf_en,
+        timer_ns=None if dispatch.timer_ns == m.NEVER_NS else dispatch.timer_ns,
+        log_faults=dispatch.log_faults,
+        shutdown=dispatch.shutdown,
     )
+    for gpa, data in dispatch.copies:
+        message.copies.add(gpa=gpa, data=data)
+    for gpa, length in dispatch.fetch:
+        message.fetch.add(gpa=gpa, length=length)
     for space in dispatch.spaces:
         extents = [
             guest.Extent(
@@ -214,6 +254,11 @@ def dispatch_in(message: guest.TakeTrapsResponse) -> m.Dispatch:
             for space in dispatch.spaces
         ),
         dispatch.async_pf_en if dispatch.HasField("async_pf_en") else None,
+        dispatch.timer_ns if dispatch.HasField("timer_ns") else m.NEVER_NS,
+        tuple((copy.gpa, copy.data) for copy in dispatch.copies),
+        tuple((piece.gpa, piece.length) for piece in dispatch.fetch),
+        dispatch.log_faults,
+        dispatch.shutdown,
     )
 
 

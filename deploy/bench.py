@@ -9,11 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
+from apf.journal import Journal
 from apf.scenario import Scenario
 from deploy import journals, twin
 from deploy.local import LocalCluster, check_space
 from deploy.result import RunResult, Snapshot
-from guestsched.build import guest_image
+from guestsched.build import guest_core
 
 Progress = Callable[[Scenario, Snapshot], None]
 _TWIN_PROGRESS_S = 0.2
@@ -22,7 +23,7 @@ _TWIN_PROGRESS_S = 0.2
 def prepare(scenario: Scenario) -> None:
     """Raise ScenarioError for whatever would make a run impossible, before anything starts."""
     for mode in scenario.apf:
-        guest_image(scenario.for_mode(mode))
+        guest_core(scenario.for_mode(mode), Journal())
     check_space(scenario)
 
 

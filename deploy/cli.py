@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -20,6 +21,8 @@ from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _EXIT_INTERRUPTED = 130
+_PROFILE_HZ = 1000
+"""perf's default frequency."""
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -64,6 +67,15 @@ def bench(
         Path | None,
         typer.Option(metavar="FILE.toml", help="Everything the options set, and more; or a name, as published."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Sample where the guest is, and show it beside the published profiles.")
+    ] = False,
+    profile_hz: Annotated[
+        int | None, typer.Option(metavar="HZ", help="Samples a guest second and vCPU (with --profile: 1000).")
+    ] = None,
+    folded: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the profile as folded stacks, for flame graphs.")
+    ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
     journal: Annotated[
@@ -85,16 +97,112 @@ def bench(
         "vm.group_memory": group_memory,
         "bench.buffer": buffer,
         "window_ns": window,
+        "profile_hz": profile_hz if profile_hz is not None else (_PROFILE_HZ if profile or folded else None),
     }
+    chosen = _load(scenario, overrides)
+    if chosen.process:
+        _fail(f"--scenario = {scenario}: it has processes of its own: apf run {scenario}", EXIT_BAD_INPUT)
+    _run(chosen, twin, _Outputs(json_file, journal, folded), _level(log_level))
+
+
+@app.command()
+def run(
+    scenario: Annotated[
+        Path, typer.Argument(metavar="SCENARIO.toml", help="The guest's processes, and everything else of the run.")
+    ],
+    apf: Annotated[str | None, typer.Option(help="Modes to run, with commas between.")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME", help="Swap device.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Scheduler: cfs, eevdf, rr, or one that was installed.")] = None,
+    profile_hz: Annotated[int | None, typer.Option(metavar="HZ", help="Samples a guest second and vCPU.")] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field, as vm.vcpus=2 (repeatable).")
+    ] = None,
+    folded: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the profile as folded stacks, for flame graphs.")
+    ] = None,
+    twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+) -> None:
+    """Run a guest with processes of your own, and report as the bench does."""
+    from deploy.up import parse_settings
+
+    try:
+        settings = parse_settings(setting or ())
+    except BadInput as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    overrides = {
+        "apf": None if apf is None else [mode.strip() for mode in apf.split(",")],
+        "duration_s": duration,
+        "seed": seed,
+        "swap.device": device,
+        "sched.policy": policy,
+        "profile_hz": profile_hz,
+        **settings,
+    }
+    _run(_load(scenario, overrides), twin, _Outputs(json_file, journal, folded), _level(log_level))
+
+
+@app.command()
+def replay(
+    log: Annotated[Path, typer.Argument(metavar="FILE", help="A log of arrivals, as apf up --record leaves it.")],
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
+    ] = None,
+) -> None:
+    """Repeat, in the twin, a run that had load from outside; exits 1 if it does not come to the same."""
+    from deploy import replay as replaying
+    from deploy import report
+
+    with ExitStack() as stack:
+        try:
+            outputs = [stack.enter_context(path.open("w")) if path else None for path in (json_file, journal)]
+            result, recorded, repeated = replaying.run(log, journal=outputs[1])
+        except OSError as error:
+            _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
+        except ScenarioError as error:
+            _fail(str(error), EXIT_BAD_INPUT)
+        except Failure as failure:
+            _fail(str(failure), EXIT_FAILED)
+        except KeyboardInterrupt:
+            _fail("interrupted", _EXIT_INTERRUPTED)
+        report.show_run(_console(), [result])
+        if outputs[0] is not None:
+            json.dump(result.document(), outputs[0], indent=2)
+            outputs[0].write("\n")
+    if recorded is None:
+        print("the recorded run was cut short; there is nothing to compare with")
+    elif recorded != repeated:
+        _fail(f"the guest's digest is {repeated}, but {recorded} was recorded", EXIT_FAILED)
+    else:
+        print(f"the guest's digest is the recorded one: {recorded}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Outputs:
+    json_file: Path | None
+    journal: Path | None
+    folded: Path | None
+
+
+def _level(log_level: str) -> str:
     if log_level.upper() not in _LEVELS:
         _fail(f"--log-level = {log_level!r}: allowed: {', '.join(_LEVELS)}", EXIT_BAD_INPUT)
+    return log_level.upper()
+
+
+def _load(scenario: Path | None, overrides: Mapping[str, Any]) -> Scenario:
     try:
-        chosen = load(
-            _scenario_file(scenario), {name: value for name, value in overrides.items() if value is not None}
-        )
+        given = {name: value for name, value in overrides.items() if value is not None}
+        return load(_scenario_file(scenario), given)
     except ScenarioError as error:
         _fail(str(error), EXIT_BAD_INPUT)
-    _run_bench(chosen, twin, json_file, journal, log_level.upper())
 
 
 def _scenario_file(given: Path | None, option: str = "--scenario") -> Path | None:
@@ -108,7 +216,7 @@ def _scenario_file(given: Path | None, option: str = "--scenario") -> Path | Non
     return shipped / f"{given.name}.toml"
 
 
-def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: Path | None, log_level: str) -> None:
+def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str) -> None:
     from deploy import bench as benchmark
     from deploy import report
     from deploy.progress import BenchProgress
@@ -116,7 +224,8 @@ def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: 
     with ExitStack() as stack:
         try:
             benchmark.prepare(scenario)
-            outputs = [stack.enter_context(path.open("w")) if path else None for path in (json_file, journal)]
+            paths = (files.json_file, files.journal, files.folded)
+            outputs = [stack.enter_context(path.open("w")) if path else None for path in paths]
         except ScenarioError as error:
             _fail(str(error), EXIT_BAD_INPUT)
         except OSError as error:
@@ -132,7 +241,14 @@ def _run_bench(scenario: Scenario, twin: bool, json_file: Path | None, journal: 
             _fail("interrupted", _EXIT_INTERRUPTED)
         except StopRequested:
             _fail("ended by SIGTERM", EXIT_STOPPED)
-        report.show(_console(), scenario, results)
+        if scenario.process:
+            report.show_run(_console(), results)
+        else:
+            report.show(_console(), scenario, results)
+        if outputs[2] is not None:
+            outputs[2].writelines(
+                f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines()
+            )
         if outputs[0] is not None:
             document: dict[str, Any] = benchmark.document(scenario, results)
             json.dump(document, outputs[0], indent=2)
@@ -241,6 +357,10 @@ def up(
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the results there at the end.")
     ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all that arrives from outside there, for apf replay."),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; for containers.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="How long the start may take.", min=0.1)] = 120.0,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
@@ -252,7 +372,7 @@ def up(
         if log_level.upper() not in _LEVELS:
             raise BadInput(f"--log-level = {log_level!r}: allowed: {', '.join(_LEVELS)}")
         options = clusters.UpOptions(
-            name, api, apf, pace, tuple(setting or ()), json_file, timeout, log_level.upper()
+            name, api, apf, pace, tuple(setting or ()), json_file, timeout, log_level.upper(), record
         )
         path = _scenario_file(scenario, "SCENARIO")
         chosen = clusters.up_scenario(path, options)

@@ -60,10 +60,14 @@ def _check_free(path: Path, needed: int, what: str) -> None:
 
 
 class LocalCluster:
-    """The processes of one run. A context manager: leaving it ends them all and removes what they left."""
+    """The processes of one run. A context manager: leaving it ends them all and removes what they left.
 
-    def __init__(self, scenario: Scenario, *, journals: bool = False) -> None:
+    ``api``: where the API for load generators listens, ``HOST:PORT``; port 0 is any, see ``api_address``.
+    """
+
+    def __init__(self, scenario: Scenario, *, journals: bool = False, api: str | None = None) -> None:
         self.scenario = scenario
+        self._api = api
         self.run = RunDir.make()
         self._journals = journals
         self._began_s = time.monotonic()
@@ -74,7 +78,7 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         try:
             for name, target in (("hostd", _hostd), ("guest-0", _guestsched), ("vcpud-0", _vcpud)):
-                args = (self.scenario, self.run, self._journals)
+                args = (self.scenario, self.run, self._journals, self._api)
                 self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
         except BaseException:
             self.close()
@@ -116,7 +120,7 @@ class LocalCluster:
             return None
         stats = self._stats
         faults = sum(stats.total(f"faults_{kind}") for kind in ("minor", "major", "async"))
-        now_ns = min(self._clock.virtual_ns(), self.scenario.duration_ns)
+        now_ns = min(self._clock.virtual_ns(), self.scenario.end_ns)
         return Snapshot(now_ns, stats.total("counting_ns"), faults, stats.total("messages"))
 
     def _attach(self) -> None:
@@ -163,6 +167,15 @@ class LocalCluster:
             raise Failure(f"{name} ended without a report")
         return report
 
+    def api_address(self) -> str | None:
+        """Where the API listens; None: nowhere, or not yet."""
+        report = self.run.read_report("api-guest-0")
+        return None if report is None else str(report["address"])
+
+    def arrivals(self) -> Path:
+        """What has come from outside so far (``guestsched.arrival_log``); removed with the cluster."""
+        return self.run.arrivals(0)
+
     def journals(self) -> dict[str, Path]:
         """Journal files by core name."""
         return {path.stem: path for path in sorted(self.run.files.glob("*.journal"))}
@@ -184,19 +197,19 @@ def _messages(host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str,
     return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
 
 
-def _hostd(scenario: Scenario, run: RunDir, journals: bool) -> None:
+def _hostd(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
     from hostd.daemon import HostdConfig, main
 
     main(HostdConfig(scenario, run, (run.host_address,), journals))
 
 
-def _guestsched(scenario: Scenario, run: RunDir, journals: bool) -> None:
+def _guestsched(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
     from guestsched.daemon import GuestschedConfig, main
 
-    main(GuestschedConfig(scenario, run, 0, 0, run.host_address, (run.guest_address(0),), journals))
+    main(GuestschedConfig(scenario, run, 0, 0, run.host_address, (run.guest_address(0),), journals, api))
 
 
-def _vcpud(scenario: Scenario, run: RunDir, journals: bool) -> None:
+def _vcpud(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
     from vcpud.daemon import VcpudConfig, main
 
     main(VcpudConfig(scenario, run, 0, 0, run.host_address, run.guest_address(0), journals))

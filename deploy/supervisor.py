@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -39,13 +40,17 @@ Tell = Callable[[Record], None]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to start: a run in one mode, its API at gRPC address ``api``, and how long (wall s) its start may take."""
+    """What to start: a run in one mode, its API at gRPC address ``api``, and how long (wall s) its start may take.
+
+    ``arrivals``: where its log of arrivals goes at the end, however that comes.
+    """
 
     scenario: Scenario
     record: Record
     api: str
     start_s: float
     log_level: str
+    arrivals: Path | None = None
 
 
 class Outcome:
@@ -79,7 +84,11 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
             record = _answering(cluster, record, order.start_s)
             clusters.replace(record)
             tell(record)
-            document = bench.document(order.scenario, [cluster.wait()])
+            try:
+                document = bench.document(order.scenario, [cluster.wait()])
+            finally:
+                if order.arrivals is not None and cluster.arrivals().exists():
+                    shutil.copyfile(cluster.arrivals(), order.arrivals)
         Path(record.result).write_text(json.dumps(document, indent=2) + "\n")
         code = 0
     except Failure as failure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
@@ -15,10 +16,11 @@ from typing import TextIO
 from apf.clockpage import next_border_ns
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import FaultRaised, PrefaultRaised, TrapRaised
+from apf.messages import FOREVER_NS, NEVER_NS, FaultRaised, PrefaultRaised, TrapRaised
+from apf.process import Failure
 from apf.scenario import Scenario
 from deploy.result import RunResult, Snapshot
-from guestsched.build import guest_image
+from guestsched.core.arrivals import Answer, Arrival
 from guestsched.shell import GuestShell, guest_report
 from hostd.build import host_core, window_ns
 from hostd.report import host_report
@@ -29,6 +31,27 @@ from vcpud.core.account import Cause
 from vcpud.machine import Machine, Need, NeedKind
 
 Progress = Callable[[int, "Twin"], None]
+
+
+class _Posts:
+    """Interrupts posted to one vCPU, as on the clock page."""
+
+    def __init__(self) -> None:
+        self._posts: list[int] = []
+
+    @property
+    def earliest_ns(self) -> int:
+        return self._posts[0] if self._posts else NEVER_NS
+
+    def post(self, at_ns: int) -> None:
+        if at_ns and at_ns not in self._posts:
+            self._posts.append(at_ns)
+
+    def take(self, border_ns: int) -> int:
+        """The newest post before the border; older ones are taken with it."""
+        taken = [at_ns for at_ns in self._posts if at_ns < border_ns]
+        del self._posts[: len(taken)]
+        return taken[-1] if taken else 0
 
 
 class Twin:
@@ -44,14 +67,20 @@ class Twin:
         self.guest_journal = self._journal("guest-0")
         self.swap = SwapFile(swap_path)
         self.host = HostShell(host_core(scenario, 1, self.host_journal), self.memory, self.swap)
-        image = guest_image(scenario)
-        self.guest = GuestShell(scenario, image, self.guest_journal)
-        self.host.load(0, tuple(image.segments))
+        self.border_ns = 0
+        self.arrivals: deque[tuple[int, tuple[Arrival, ...]]] = deque()
+        """What is to arrive from outside, and when, in order (see ``deploy.replay``)."""
+        self._posts = [_Posts() for _ in range(scenario.vm.vcpus)]
+        self.answers: list[Answer] = []
+        self.guest = GuestShell(scenario, self.guest_journal, self._post, self.answers.append)
+        self.host.load(0, self.guest.core.segments())
         self.machines = [
-            vcpu_machine(scenario, 0, vcpu, self.memory, self._journal(f"vcpu-0-{vcpu}"), None, vcpu)
+            vcpu_machine(
+                *(scenario, 0, vcpu, self.memory, self._journal(f"vcpu-0-{vcpu}"), None, vcpu),
+                self._posts[vcpu].take,
+            )
             for vcpu in range(scenario.vm.vcpus)
         ]
-        self.border_ns = 0
         self.windows = 0
         self._needs: list[Need] = []
 
@@ -63,22 +92,46 @@ class Twin:
 
     def run_window(self) -> bool:
         """Open the next window and run it to its border; False if all vCPUs have finished."""
-        waiting = [need.time_ns for need in self._needs if need.kind is NeedKind.WINDOW]
-        if not waiting:
+        if all(need.kind is NeedKind.NOTHING for need in self._needs):
             return False
         due_ns = self.host.core.border_due_ns()
         if due_ns is not None and due_ns <= self.border_ns:
             self.host.border(self.border_ns)
-        self.border_ns = next_border_ns(min(waiting), self.window_ns)
+        earliest_ns = self._take_arrivals()
+        if earliest_ns >= FOREVER_NS:
+            raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
+        self.border_ns = next_border_ns(earliest_ns, self.window_ns)
         self.windows += 1
         needs, machines, border_ns = self._needs, self.machines, self.border_ns
-        for vcpu, need in enumerate(needs):
-            if need.kind is NeedKind.WINDOW and need.time_ns < border_ns:
+        for vcpu in range(len(needs)):
+            if self._bound_ns(vcpu) < border_ns:
                 needs[vcpu] = machines[vcpu].proceed(border_ns)
         while (asking := self._earliest_request()) is not None:
             self._answer(asking, needs[asking], machines[asking])
             needs[asking] = machines[asking].proceed(border_ns)
         return True
+
+    def _bound_ns(self, vcpu: int) -> int:
+        """When the vCPU goes on: what its slot on the clock page would stand for."""
+        need = self._needs[vcpu]
+        if need.kind is NeedKind.NOTHING:
+            return NEVER_NS
+        return min(need.time_ns, self._posts[vcpu].earliest_ns) if need.interruptible else need.time_ns
+
+    def _take_arrivals(self) -> int:
+        """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
+        while True:
+            earliest_ns = min(self._bound_ns(vcpu) for vcpu in range(len(self._needs)))
+            if not self.arrivals:
+                return earliest_ns
+            at_ns, arrivals = self.arrivals[0]
+            if earliest_ns < FOREVER_NS and at_ns > earliest_ns // self.window_ns * self.window_ns:
+                return earliest_ns
+            self.arrivals.popleft()
+            self.guest.arrive(arrivals, at_ns)
+
+    def _post(self, vcpu: int, at_ns: int | None) -> None:
+        self._posts[vcpu].post(self.border_ns if at_ns is None else at_ns)
 
     def _earliest_request(self) -> int | None:
         best: int | None = None
@@ -100,7 +153,7 @@ class Twin:
         """How far the run is."""
         cores = [machine.core for machine in self.machines]
         return Snapshot(
-            min(now_ns, self.scenario.duration_ns),
+            min(now_ns, self.scenario.end_ns),
             sum(core.account.spent_ns[Cause.COUNTING] for core in cores),
             sum(core.counters.faults for core in cores),
             0,
@@ -115,13 +168,12 @@ class Twin:
 
     def result(self, wall_seconds: float) -> RunResult:
         """Finish all cores and say what it came to."""
-        end_ns = self.scenario.duration_ns
         vcpus = []
         for machine in self.machines:
             machine.core.finish()
             vcpus.append({"digest": machine.core.journal.digest(), **vcpu_report(machine)})
-        guest = {**guest_report(self.guest, end_ns), "digest": self.guest_journal.digest()}
-        self.host.core.finish(end_ns)
+        guest = {**guest_report(self.guest), "digest": self.guest_journal.digest()}
+        self.host.core.finish(self.scenario.duration_ns or self.border_ns)
         host = {**host_report(self.host), "digest": self.host_journal.digest()}
         return RunResult.of(self.scenario, self.window_ns, self.windows, host, guest, vcpus, wall_seconds)
 

@@ -45,6 +45,7 @@ class UpOptions:
     json_file: Path | None = None
     start_s: float = 120.0
     log_level: str = "WARNING"
+    arrivals: Path | None = None
 
 
 def up_scenario(path: Path | None, options: UpOptions) -> Scenario:
@@ -101,7 +102,10 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     )
     if options.json_file is not None and not options.json_file.absolute().parent.is_dir():
         raise BadInput(f"--json = {options.json_file}: no such directory: {options.json_file.absolute().parent}")
-    return Order(scenario, record, options.api, options.start_s, options.log_level)
+    if options.arrivals is not None and not options.arrivals.absolute().parent.is_dir():
+        raise BadInput(f"--record = {options.arrivals}: no such directory: {options.arrivals.absolute().parent}")
+    arrivals = None if options.arrivals is None else options.arrivals.absolute()
+    return Order(scenario, record, options.api, options.start_s, options.log_level, arrivals)
 
 
 def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters) -> Record:

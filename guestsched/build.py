@@ -1,31 +1,27 @@
-"""Makes a VM's boot image from a scenario; the same for the daemon and the twin."""
+"""Makes a VM's guest kernel from a scenario; the same for the daemon and the twin."""
 
 from __future__ import annotations
 
-from apf.scenario import Scenario
-from guestsched import programs
-from guestsched.core.image import Image, build
-from guestsched.core.program import LoadedProgram
+from apf.journal import Journal
+from apf.messages import PAGE_SHIFT
+from apf.scenario import Scenario, ScenarioError
+from guestsched import schedulers
+from guestsched.core.core import GuestCore
+from guestsched.core.process import OutOfMemory
+from guestsched.plan import MEMORY_GVA, plans
 
 
-def guest_image(scenario: Scenario) -> Image:
-    """Memory, address spaces and tasks of the published benchmark. Raises ScenarioError if they do not fit."""
-    fault = LoadedProgram(
-        programs.load("fault_thread"),
-        arguments={
-            "buffer": programs.FAULT_BUFFER,
-            "pages": programs.FAULT_PAGES,
-            "rng_seed": programs.FAULT_RANDOM,
-            "stamp_base": programs.FAULT_STAMP_BASE,
-            "stamp_stride": programs.FAULT_STAMP_STRIDE,
-            "multiplier": programs.FAULT_CHECK_MULTIPLIER,
-            "zero_ok": programs.FAULT_ZERO_OK,
-        },
-        results={"accesses": programs.FAULT_ACCESSES, "corrupt": programs.FAULT_CORRUPT},
-    )
-    work = LoadedProgram(
-        programs.load("work_thread"),
-        arguments={"counter": programs.WORK_PAGE},
-        results={"count": programs.WORK_COUNT},
-    )
-    return build(scenario, fault, work)
+def guest_core(scenario: Scenario, journal: Journal) -> GuestCore:
+    """The guest kernel with its processes at boot. Raises ScenarioError if something of them cannot be."""
+    policy = schedulers.load(scenario.sched.policy)
+    try:
+        return GuestCore(scenario, plans(scenario), policy, journal)
+    except OutOfMemory as error:
+        raise ScenarioError(f"vm.guest_memory = {scenario.vm.guest_memory}: {error}") from error
+
+
+def memory_gfn(core: GuestCore, process: int = 1) -> int:
+    """The guest frame at which a process's memory starts."""
+    extent = core.processes[process].extent_of(MEMORY_GVA)
+    assert extent is not None, f"process {process} has no memory"
+    return extent.gfn + ((MEMORY_GVA - extent.gva) >> PAGE_SHIFT)

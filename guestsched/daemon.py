@@ -20,7 +20,8 @@ from apf.serving import MESSAGE_BYTES_MAX, TurnServer
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
-from guestsched.build import guest_image
+from guestsched.api import ApiServer, LoadApi
+from guestsched.arrival_log import ArrivalLog
 from guestsched.shell import GuestShell, guest_report
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class GuestschedConfig:
     host_address: str
     listen: tuple[str, ...]
     journal: bool = False
+    api: str | None = None
+    """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
 
     @property
     def name(self) -> str:
@@ -84,18 +87,31 @@ def main(config: GuestschedConfig) -> None:
 
 async def _serve(config: GuestschedConfig) -> None:
     scenario, run = config.scenario, config.run
-    image = guest_image(scenario)
-    await _load(config, image.segments)
-    clock = ClockPage.attach(run.clock)
-    sink = run.journal(config.name).open("w") if config.journal else None
-    shell = GuestShell(scenario, image, Journal(sink))
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    sink = run.journal(config.name).open("w") if config.journal else None
+
+    def post(vcpu: int, at_ns: int | None) -> None:
+        turns.post(config.first_participant + vcpu, at_ns)
+
+    api = None
+    if config.api is not None:
+        log = ArrivalLog(run.arrivals(config.vm).open("w"), scenario)
+        api = LoadApi(scenario, run, config.vm, turns, log)
+    shell = GuestShell(scenario, Journal(sink), post, api.answered if api else None)
+    await _load(config, shell.core.segments())
+    clock = ClockPage.attach(run.clock)
     vcpus = range(scenario.vm.vcpus)
     turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
     server = turns.server(len(vcpus))
     add_GuestServiceServicer_to_server(GuestService(turns, shell), server)
     turns.listen(server, config.listen)
     await server.start()
+    api_server = None
+    if api is not None and config.api is not None:
+        api.serve(shell)
+        api_server = ApiServer(api)
+        address = await api_server.start(config.api)
+        run.write_report(f"api-guest-{config.vm}", {"address": address})
     gc.freeze()
     metrics.serve(_metrics(shell), run, config.name)
 
@@ -109,15 +125,21 @@ async def _serve(config: GuestschedConfig) -> None:
         await turns.wait_over(poll)
         turns.raise_failure()
         await server.stop(_STOP_S)
+        if api_server is not None:
+            await api_server.stop(_STOP_S)
         report = {
             "digest": "",
             "messages": dict(sorted(turns.messages.items())),
-            **guest_report(shell, scenario.duration_ns),
+            **guest_report(shell),
         }
         report["digest"] = shell.core_digest()
+        if api is not None:
+            log.close(report["digest"])
         run.write_report(config.name, report)
     finally:
         await server.stop(0)
+        if api_server is not None:
+            await api_server.stop(0)
 
 
 async def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:

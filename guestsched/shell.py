@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, assert_never
+from collections.abc import Callable
+from typing import Any
 
 from apf.journal import Journal
 from apf.messages import Dispatch, Stopped, TrapRaised
 from apf.scenario import Scenario
-from guestsched.core.core import GuestCore, Log, Reply, TrapTaken
-from guestsched.core.image import Image
+from guestsched.build import guest_core
+from guestsched.core.arrivals import Answer, Arrival
+from guestsched.core.core import ArrivalsTaken, Effect, GuestCore, Log, Post, Reply, TrapTaken
+from guestsched.core.task import TaskResult
 
 log = logging.getLogger(__name__)
+_TOLD_MAX = 10_000
 
 
 class GuestShell:
-    """The core and what it has told. Not thread-safe: the caller holds a lock or has one thread."""
+    """The core and what it has told. Not thread-safe: the caller holds a lock or has one thread.
 
-    def __init__(self, scenario: Scenario, image: Image, journal: Journal) -> None:
+    ``post(vcpu, at_ns)`` interrupts a vCPU: at the time granted for arrivals, or (None) when the next window opens.
+    ``answered`` is told what became of arrivals.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        journal: Journal,
+        post: Callable[[int, int | None], None],
+        answered: Callable[[Answer], None] | None = None,
+    ) -> None:
         self._vcpus = scenario.vm.vcpus
         self._journal = journal
+        self._post = post
+        self._answered = answered
         self._stopped = 0
-        self.core = GuestCore(scenario, image, journal)
+        self.core: GuestCore = guest_core(scenario, journal)
         self.told: list[str] = []
+        self._untold = 0
 
     @property
     def all_stopped(self) -> bool:
@@ -31,24 +48,45 @@ class GuestShell:
 
     def take(self, vcpu: int, raised: TrapRaised, now_ns: int) -> Dispatch:
         """Answer a vCPU's trap, whose turn it is."""
-        dispatch = None
-        for effect in self.core.step(TrapTaken(vcpu, raised), now_ns):
-            match effect:
-                case Reply():
-                    dispatch = effect.dispatch
-                case Log(at_ns=at_ns, text=text):
-                    self.told.append(f"at {at_ns} ns: {text}")
-                    log.warning("at %d ns: %s", at_ns, text)
-                case _:
-                    assert_never(effect)
-        assert dispatch is not None
+        effects = self.core.step(TrapTaken(vcpu, raised), now_ns)
+        reply = effects.pop()
+        assert isinstance(reply, Reply)
+        self._carry_out(effects, None)
         self._stopped += isinstance(raised.trap, Stopped)
-        return dispatch
+        return reply.dispatch
+
+    def arrive(self, arrivals: tuple[Arrival, ...], now_ns: int) -> None:
+        """Take what has arrived from outside, at the time that was granted for it."""
+        self._carry_out(self.core.step(ArrivalsTaken(arrivals), now_ns), now_ns)
+
+    def _carry_out(self, effects: list[Effect], at_ns: int | None) -> None:
+        for effect in effects:
+            match effect:
+                case Post(vcpu=vcpu):
+                    self._post(vcpu, at_ns)
+                case Log():
+                    self._tell(effect)
+                case Reply():
+                    raise AssertionError(f"a second reply: {effect}")
+                case _:
+                    if self._answered is not None:
+                        self._answered(effect)
+
+    def _tell(self, line: Log) -> None:
+        log.log(logging.WARNING if line.warning else logging.INFO, "at %d ns: %s", line.at_ns, line.text)
+        if len(self.told) < _TOLD_MAX:
+            self.told.append(f"at {line.at_ns} ns: {line.text}")
+        else:
+            self._untold += 1
+
+    def all_told(self) -> list[str]:
+        """What the guest has told, and how much of it was not kept."""
+        return self.told + ([f"and {self._untold} lines more"] if self._untold else [])
 
     def counters(self) -> dict[str, int]:
         """Counters of all vCPUs together."""
         cpus = [self.core.cpu(vcpu) for vcpu in range(self._vcpus)]
-        names = ("nr_switches", "not_present", "page_ready", "ticks")
+        names = ("nr_switches", "not_present", "page_ready", "ticks", "interrupts", "pulled")
         return {name: sum(getattr(cpu, name) for cpu in cpus) for name in names}
 
     def core_digest(self) -> str:
@@ -56,20 +94,37 @@ class GuestShell:
         return self._journal.digest()
 
 
-def guest_report(shell: GuestShell, end_ns: int) -> dict[str, Any]:
-    """Finish the core at ``end_ns`` and say what became of every task."""
-    tasks = [
-        {
-            "id": task.id,
-            "name": task.name,
-            "program": task.program,
-            "vcpu": task.vcpu,
-            "state": task.state,
-            "sum_exec_ns": task.sum_exec_ns,
-            "switches": task.nr_switches,
-            "killed": task.killed,
-            "values": dict(task.values),
-        }
-        for task in shell.core.finish(end_ns)
-    ]
-    return {"tasks": tasks, "told": shell.told, "counters": shell.counters()}
+def guest_report(shell: GuestShell) -> dict[str, Any]:
+    """Finish the core, at the time of its last step, and say what became of every task."""
+    core = shell.core
+    tasks = [_row(task) for task in core.finish(core.now_ns)]
+    profile = [{"symbol": row.symbol, "program": row.program, "samples": row.samples} for row in core.profile.rows()]
+    return {
+        "tasks": tasks,
+        "told": shell.all_told(),
+        "counters": shell.counters(),
+        "profile": profile,
+        "folded": core.profile.folded(),
+        "end_ns": core.now_ns,
+    }
+
+
+def _row(task: TaskResult) -> dict[str, Any]:
+    """A task's row of the JSON document."""
+    return {
+        "id": task.id,
+        "name": task.name,
+        "process": task.process,
+        "program": task.program,
+        "vcpu": task.vcpu,
+        "nice": task.nice,
+        "state": task.state,
+        "sum_exec_ns": task.sum_exec_ns,
+        "switches": task.nr_switches,
+        "min_flt": task.min_flt,
+        "maj_flt": task.maj_flt,
+        "counted": task.counted,
+        "status": task.status,
+        "killed": task.killed,
+        "values": dict(task.values),
+    }

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from decimal import Decimal
 
 import grpc
 
@@ -16,7 +17,7 @@ from apf import metrics, wire
 from apf.clockpage import ClockPage, Waited
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import PAGE_SIZE
+from apf.messages import NEVER_NS, PAGE_SIZE
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -33,6 +34,8 @@ SERVER = 0
 """hostd's want entries on the clock page."""
 _START_S = 60
 _STOP_S = 2.0
+_IDLE_NS = 200_000_000
+"""The opener looks around at least so often."""
 _SWITCH_S = 0.0005
 """How long the event loop may keep the opener from its border work: all vCPUs wait for that."""
 
@@ -142,6 +145,23 @@ async def _serve(config: HostdConfig) -> None:
             shell.core.journal.flush()
 
 
+class _Pace:
+    """How far virtual time may be: ``pace`` guest seconds a second of wall time, 0: as far as it gets."""
+
+    def __init__(self, pace: Decimal, began_s: float) -> None:
+        self.slows = pace > 0
+        self._pace = float(pace)
+        self._began_s = began_s
+
+    def now_ns(self) -> int:
+        """The limit now. A float decides when a window opens, never what happens in it."""
+        return int((time.monotonic() - self._began_s) * self._pace * 1e9) if self.slows else NEVER_NS
+
+    def wall_ns_until(self, time_ns: int) -> int:
+        """Wall time until the limit has reached ``time_ns``."""
+        return max(0, int((time_ns - self.now_ns()) / self._pace)) if self.slows else 0
+
+
 class _Opener(threading.Thread):
     """Opens the windows. Waits natively; comes up for air for border work and when nothing happens for a while."""
 
@@ -167,8 +187,20 @@ class _Opener(threading.Thread):
         window_ns = shell.core.config.window_ns
         patience = Patience(self._config.scenario.host.patience_s)
         began_s = time.monotonic()
+        pace = _Pace(self._config.scenario.pace, began_s)
+        clock.set_limit(pace.now_ns())
         while not self._turns.is_over:
             match clock.run_openings(window_ns):
+                case Waited.PARKED:
+                    clock.beat()
+                    clock.wait_arrivals(True, _IDLE_NS)
+                case Waited.AHEAD:
+                    clock.beat()
+                    next_ns = clock.earliest_ns() // window_ns * window_ns
+                    clock.wait_arrivals(True, min(_IDLE_NS, pace.wall_ns_until(next_ns)))
+                    clock.set_limit(pace.now_ns())
+                case Waited.ARRIVALS:
+                    self._let_arrive(window_ns, pace)
                 case Waited.BORDER_WORK:
                     shell.border(clock.border_ns)
                     clock.set_border_due(shell.core.border_due_ns())
@@ -178,8 +210,19 @@ class _Opener(threading.Thread):
                 case Waited.ABORTED:
                     self._turns.fail(PeerLost("the run was ended by another process"))
                 case Waited.LATER:
-                    if patience.lost(clock.virtual_ns()):
+                    if patience.lost(clock.virtual_ns() + clock.beats):
                         self._turns.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
+
+    def _let_arrive(self, window_ns: int, pace: _Pace) -> None:
+        """Give the clock to the guests that have arrivals, at the border, or as late as pace and guests allow."""
+        clock = self._clock
+        time_ns = clock.border_ns
+        if pace.slows:
+            latest_ns = min(clock.earliest_ns(), pace.now_ns()) // window_ns * window_ns
+            time_ns = max(time_ns, latest_ns)
+        clock.grant(time_ns)
+        clock.beat()
+        clock.wait_arrivals(False, _IDLE_NS)
 
     def _everybody_is_here(self) -> bool:
         """Wait until all VMs are loaded and all vCPUs attached; nobody can have opened a window before."""
@@ -198,7 +241,7 @@ class _Opener(threading.Thread):
 
 
 def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: ClockPage, run_seconds: float) -> None:
-    shell.core.finish(config.scenario.duration_ns)
+    shell.core.finish(config.scenario.duration_ns or clock.border_ns)
     report = {
         "digest": shell.core.journal.digest(),
         "messages": dict(sorted(turns.messages.items())),

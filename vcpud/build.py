@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from apf.chance import stream_key
 from apf.clockpage import ClockPage
 from apf.hostmem import HostMemory
 from apf.journal import Journal
@@ -11,6 +13,8 @@ from apf.scenario import Scenario
 from vcpud.core.vcpu import VcpuConfig, VcpuCore
 from vcpud.cpu.engine import Engine, Publisher
 from vcpud.machine import Machine
+
+NS_PER_S = 1_000_000_000
 
 
 def vcpu_machine(
@@ -21,19 +25,24 @@ def vcpu_machine(
     journal: Journal,
     clock: ClockPage | None,
     participant: int,
+    take_interrupt: Callable[[int], int],
 ) -> Machine:
     """VCPU ``vcpu`` of VM ``vm``. With a clock page, the engine publishes the vCPU's time while it runs."""
+    period_ns = NS_PER_S // scenario.profile_hz if scenario.profile_hz else 0
+    phase = stream_key(scenario.seed, f"profile.phase.{vm}.{vcpu}")
     config = VcpuConfig(
         vcpu=vcpu,
         mode=scenario.mode,
         cpu_mips=scenario.vm.cpu_mips,
         hz=scenario.vm.hz,
-        end_ns=scenario.duration_ns,
+        end_ns=scenario.end_ns,
         costs=scenario.costs,
+        sample_period_ns=period_ns,
+        sample_phase_ns=phase % period_ns if period_ns else 0,
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
     engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher)
-    return Machine(VcpuCore(config, journal), engine, scenario.vm.cpu_mips)
+    return Machine(VcpuCore(config, journal), engine, scenario.vm.cpu_mips, take_interrupt)
 
 
 def vcpu_report(machine: Machine) -> dict[str, Any]:

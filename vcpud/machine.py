@@ -8,6 +8,7 @@ time: at the first touch in a new window the engine's TLB is flushed and its ove
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,16 +23,21 @@ from vcpud.core.effects import (
     Finish,
     GuestExited,
     GuestReplied,
+    GuestMemoryRead,
+    GuestMemoryWritten,
     HostReplied,
     InjectReason,
+    InterruptPosted,
     LoadTask,
     MapPage,
+    ReadGuest,
     ReasonRead,
     SetSpace,
     TimeReached,
     WaitUntil,
+    WriteGuest,
 )
-from vcpud.core.vcpu import VcpuCore
+from vcpud.core.vcpu import State, VcpuCore
 from vcpud.cpu.engine import Engine
 
 
@@ -51,6 +57,8 @@ class Need:
     kind: NeedKind
     time_ns: int
     request: HostRequest | TrapRaised | None = None
+    interruptible: bool = False
+    """Of a WINDOW: a posted interrupt ends the wait for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +74,18 @@ class _Answer:
 
 
 class Machine:
-    """One vCPU. ``proceed`` and the two ``*_replied`` methods alternate."""
+    """One vCPU. ``proceed`` and the two ``*_replied`` methods alternate.
 
-    def __init__(self, core: VcpuCore, engine: Engine, cpu_mips: int) -> None:
+    ``take_interrupt(border_ns)`` gives the time of an interrupt posted to this vCPU before the window that ends at
+    ``border_ns``, 0 if there is none; asked once a window.
+    """
+
+    def __init__(self, core: VcpuCore, engine: Engine, cpu_mips: int, take_interrupt: Callable[[int], int]) -> None:
         self.core = core
         self.engine = engine
         self._mips = cpu_mips
+        self._take_interrupt = take_interrupt
+        self._entered_ns = 0  # border of the window that was last looked at for interrupts
         self._window_ns = 0  # border of the window the engine was last opened for
         self._todo: deque[Effect | _Answer] = deque()
 
@@ -90,17 +104,37 @@ class Machine:
     def proceed(self, border_ns: int) -> Need:
         """Carry out effects until one needs somebody else, in the window that ends at ``border_ns``."""
         todo = self._todo
+        if border_ns != self._entered_ns:
+            self._entered_ns = border_ns
+            if posted_ns := self._take_interrupt(border_ns):
+                self._interrupt(posted_ns)
         while True:
             effect = todo[0]
             time_ns = effect.at_ns if isinstance(effect, WaitUntil | _Answer) else self.core.now_ns
             if time_ns >= border_ns:
-                return Need(NeedKind.WINDOW, time_ns)
+                interruptible = isinstance(effect, WaitUntil) and effect.interruptible
+                return Need(NeedKind.WINDOW, time_ns, interruptible=interruptible)
             if border_ns != self._window_ns:
                 self._window_ns = border_ns
                 self.engine.open_window()
             need = self._carry_out(effect, border_ns)
             if need is not None:
                 return need
+
+    def _interrupt(self, posted_ns: int) -> None:
+        """Tell the core of a posted interrupt; where it kicks the vCPU, this ends what it was about to do."""
+        todo, core, engine = self._todo, self.core, self.engine
+        now_ns = core.now_ns
+        rip = engine.rip if isinstance(todo[0], EnterGuest) else None
+        if core.state is State.RUNNING:
+            enter = todo.pop()
+            assert isinstance(enter, EnterGuest)
+            now_ns = enter.base_ns + engine.retired * 1000 // self._mips
+        elif core.state in (State.IDLE, State.HALTED):
+            wait = todo.pop()
+            assert isinstance(wait, WaitUntil)
+            now_ns = max(now_ns, posted_ns)
+        todo.extend(core.step(InterruptPosted(engine.retired, rip), now_ns))
 
     def _carry_out(self, effect: Effect | _Answer, border_ns: int) -> Need | None:
         todo, core, engine = self._todo, self.core, self.engine
@@ -110,10 +144,13 @@ class Machine:
             case AskHost(request=request):
                 todo.popleft()
                 return Need(NeedKind.HOST, core.now_ns, request)
-            case AskGuest(trap=trap, with_registers=with_registers):
+            case AskGuest():
                 todo.popleft()
-                registers = engine.save_registers() if with_registers else None
-                return Need(NeedKind.GUEST, core.now_ns, TrapRaised(trap, registers))
+                registers = engine.save_registers() if effect.with_registers else None
+                raised = TrapRaised(
+                    effect.trap, registers, effect.min_flt, effect.maj_flt, effect.faults, effect.samples
+                )
+                return Need(NeedKind.GUEST, core.now_ns, raised)
             case MapPage(gfn=gfn, pfn=pfn, writable=writable):
                 engine.map_overlay(gfn, pfn, writable)
             case LoadTask(asid=asid, registers=registers):
@@ -132,6 +169,14 @@ class Machine:
             case InjectReason(gpa=gpa, reason=reason):
                 todo.popleft()
                 todo.extend(core.step(ReasonRead(self._deliver_reason(gpa, reason)), core.now_ns))
+                return None
+            case ReadGuest(gpa=gpa, length=length):
+                todo.popleft()
+                todo.extend(core.step(GuestMemoryRead(engine.read_bytes(gpa, length)), core.now_ns))
+                return None
+            case WriteGuest(gpa=gpa, data=data):
+                todo.popleft()
+                todo.extend(core.step(GuestMemoryWritten(engine.write_bytes(gpa, data)), core.now_ns))
                 return None
             case Finish():
                 return Need(NeedKind.NOTHING, core.now_ns)

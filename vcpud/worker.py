@@ -89,8 +89,16 @@ class _Worker:
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
             self._stats = stats.rows[config.vcpu]
             sink = config.journal.open("w") if config.journal else None
+            clock, participant = self._clock, config.participant
             self._machine = vcpu_machine(
-                config.scenario, config.vm, config.vcpu, memory, Journal(sink), self._clock, config.participant
+                config.scenario,
+                config.vm,
+                config.vcpu,
+                memory,
+                Journal(sink),
+                clock,
+                participant,
+                lambda border_ns: clock.take_interrupt(participant, border_ns),
             )
             self._host = HostServiceStub(host_channel).RunVcpu()
             self._guest = GuestServiceStub(guest_channel).TakeTraps()
@@ -137,6 +145,8 @@ class _Worker:
                 uncounted = 0
             match need.kind:
                 case NeedKind.WINDOW:
+                    if need.interruptible:
+                        clock.set_interruptible(participant, True)
                     clock.publish(participant, need.time_ns)
                     border_ns = self._wait_window(need)
                 case NeedKind.HOST:
@@ -191,7 +201,7 @@ class _Worker:
         while (waited := clock.wait_window(participant, need.time_ns)) is not Waited.DONE:
             if waited is Waited.ABORTED:
                 raise PeerLost("the run was ended by another process")
-            now = (clock.virtual_ns(), clock.windows)
+            now = (clock.virtual_ns(), clock.windows, clock.beats)
             if now != progress:
                 progress, since_s = now, time.monotonic()
             elif time.monotonic() - since_s > self._config.scenario.host.patience_s:
@@ -201,14 +211,14 @@ class _Worker:
     async def _watch(self) -> None:
         """Give up on a server that neither answers nor lets anybody else go on."""
         patience_s = self._config.scenario.host.patience_s
-        progress, since_s = -1, time.monotonic()
+        progress, since_s = (-1, -1), time.monotonic()
         while True:
             await asyncio.sleep(1)
             if self._clock.aborted:
                 self._cancel()
-            now_ns = self._clock.virtual_ns()
-            if now_ns != progress or self._waiting_since_s is None:
-                progress, since_s = now_ns, time.monotonic()
+            now = (self._clock.virtual_ns(), self._clock.beats)
+            if now != progress or self._waiting_since_s is None:
+                progress, since_s = now, time.monotonic()
             elif time.monotonic() - since_s > patience_s:
                 log.error("no reply for %d s", patience_s)
                 self._cancel()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from apf.v1 import types_pb2 as apf_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61pf/v1/guest.proto\x12\x06\x61pf.v1\x1a\x12\x61pf/v1/types.proto\"\xa5\x03\n\x10TakeTrapsRequest\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x16\n\tregisters\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12 \n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x0e.apf.v1.AttachH\x00\x12 \n\x06\x62ooted\x18\x05 \x01(\x0b\x32\x0e.apf.v1.BootedH\x00\x12#\n\x04tick\x18\x06 \x01(\x0b\x32\x13.apf.v1.TickArrivedH\x00\x12\x30\n\x0bnot_present\x18\x07 \x01(\x0b\x32\x19.apf.v1.NotPresentArrivedH\x00\x12.\n\npage_ready\x18\x08 \x01(\x0b\x32\x18.apf.v1.PageReadyArrivedH\x00\x12(\n\x07syscall\x18\t \x01(\x0b\x32\x15.apf.v1.SyscallRaisedH\x00\x12,\n\texception\x18\n \x01(\x0b\x32\x17.apf.v1.ExceptionRaisedH\x00\x12\"\n\x07stopped\x18\x0b \x01(\x0b\x32\x0f.apf.v1.StoppedH\x00\x42\x06\n\x04trapB\x0c\n\n_registers\"\x08\n\x06\x42ooted\"\r\n\x0bTickArrived\"\"\n\x11NotPresentArrived\x12\r\n\x05token\x18\x01 \x01(\r\"!\n\x10PageReadyArrived\x12\r\n\x05token\x18\x01 \x01(\r\"\x0f\n\rSyscallRaised\"?\n\x0f\x45xceptionRaised\x12\x0e\n\x06vector\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0b\n\x03rip\x18\x03 \x01(\x04\"\t\n\x07Stopped\"\x84\x01\n\x11TakeTrapsResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x02 \x01(\x04\x12$\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x10.apf.v1.AttachedH\x00\x12$\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x10.apf.v1.DispatchH\x00\x42\x07\n\x05reply\"\xe2\x02\n\x08\x44ispatch\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0c\n\x04\x61sid\x18\x02 \x01(\r\x12)\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0e\x32\x18.apf.v1.Dispatch.Account\x12\x16\n\tregisters\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0crun_until_ns\x18\x05 \x01(\x04\x12\x0e\n\x06\x61pf_ns\x18\x06 \x01(\x04\x12$\n\x06spaces\x18\x07 \x03(\x0b\x32\x14.apf.v1.AddressSpace\x12\x18\n\x0b\x61sync_pf_en\x18\x08 \x01(\x04H\x01\x88\x01\x01\"s\n\x07\x41\x63\x63ount\x12\x17\n\x13\x41\x43\x43OUNT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43\x43OUNT_IDLE\x10\x01\x12\x14\n\x10\x41\x43\x43OUNT_COUNTING\x10\x02\x12\x14\n\x10\x41\x43\x43OUNT_FAULTING\x10\x03\x12\x11\n\rACCOUNT_OTHER\x10\x04\x42\x0c\n\n_registersB\x0e\n\x0c_async_pf_en\"=\n\x0c\x41\x64\x64ressSpace\x12\x0c\n\x04\x61sid\x18\x01 \x01(\r\x12\x1f\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x0e.apf.v1.Extent\"W\n\x06\x45xtent\x12\x0b\n\x03gva\x18\x01 \x01(\x04\x12\x0b\n\x03gfn\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\x10\n\x08writable\x18\x04 \x01(\x08\x12\x12\n\nexecutable\x18\x05 \x01(\x08\x32T\n\x0cGuestService\x12\x44\n\tTakeTraps\x12\x18.apf.v1.TakeTrapsRequest\x1a\x19.apf.v1.TakeTrapsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61pf/v1/guest.proto\x12\x06\x61pf.v1\x1a\x12\x61pf/v1/types.proto\"\x84\x05\n\x10TakeTrapsRequest\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x16\n\tregisters\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12 \n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x0e.apf.v1.AttachH\x00\x12 \n\x06\x62ooted\x18\x05 \x01(\x0b\x32\x0e.apf.v1.BootedH\x00\x12#\n\x04tick\x18\x06 \x01(\x0b\x32\x13.apf.v1.TickArrivedH\x00\x12\x30\n\x0bnot_present\x18\x07 \x01(\x0b\x32\x19.apf.v1.NotPresentArrivedH\x00\x12.\n\npage_ready\x18\x08 \x01(\x0b\x32\x18.apf.v1.PageReadyArrivedH\x00\x12(\n\x07syscall\x18\t \x01(\x0b\x32\x15.apf.v1.SyscallRaisedH\x00\x12,\n\texception\x18\n \x01(\x0b\x32\x17.apf.v1.ExceptionRaisedH\x00\x12\"\n\x07stopped\x18\x0b \x01(\x0b\x32\x0f.apf.v1.StoppedH\x00\x12%\n\x05timer\x18\x0c \x01(\x0b\x32\x14.apf.v1.TimerArrivedH\x00\x12-\n\tinterrupt\x18\r \x01(\x0b\x32\x18.apf.v1.InterruptArrivedH\x00\x12\"\n\x07\x66\x65tched\x18\x0e \x01(\x0b\x32\x0f.apf.v1.FetchedH\x00\x12\x0f\n\x07min_flt\x18\x0f \x01(\x04\x12\x0f\n\x07maj_flt\x18\x10 \x01(\x04\x12 \n\x06\x66\x61ults\x18\x11 \x03(\x0b\x32\x10.apf.v1.FaultMet\x12\x1f\n\x07samples\x18\x12 \x03(\x0b\x32\x0e.apf.v1.SampleB\x06\n\x04trapB\x0c\n\n_registers\"\x8a\x01\n\x08\x46\x61ultMet\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.apf.v1.FaultMet.Kind\"L\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_MINOR\x10\x01\x12\x0e\n\nKIND_MAJOR\x10\x02\x12\x0e\n\nKIND_ASYNC\x10\x03\"@\n\x06Sample\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0b\n\x03rip\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\"\x08\n\x06\x42ooted\"\r\n\x0bTickArrived\"\"\n\x11NotPresentArrived\x12\r\n\x05token\x18\x01 \x01(\r\"!\n\x10PageReadyArrived\x12\r\n\x05token\x18\x01 \x01(\r\"\x0f\n\rSyscallRaised\"?\n\x0f\x45xceptionRaised\x12\x0e\n\x06vector\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0b\n\x03rip\x18\x03 \x01(\x04\"\t\n\x07Stopped\"\x0e\n\x0cTimerArrived\"\x12\n\x10InterruptArrived\"\x17\n\x07\x46\x65tched\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x84\x01\n\x11TakeTrapsResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x02 \x01(\x04\x12$\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x10.apf.v1.AttachedH\x00\x12$\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x10.apf.v1.DispatchH\x00\x42\x07\n\x05reply\"\xe8\x03\n\x08\x44ispatch\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0c\n\x04\x61sid\x18\x02 \x01(\r\x12)\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0e\x32\x18.apf.v1.Dispatch.Account\x12\x16\n\tregisters\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0crun_until_ns\x18\x05 \x01(\x04\x12\x0e\n\x06\x61pf_ns\x18\x06 \x01(\x04\x12$\n\x06spaces\x18\x07 \x03(\x0b\x32\x14.apf.v1.AddressSpace\x12\x18\n\x0b\x61sync_pf_en\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\x08timer_ns\x18\t \x01(\x04H\x02\x88\x01\x01\x12\x1c\n\x06\x63opies\x18\n \x03(\x0b\x32\x0c.apf.v1.Copy\x12\x1c\n\x05\x66\x65tch\x18\x0b \x03(\x0b\x32\r.apf.v1.Range\x12\x12\n\nlog_faults\x18\x0c \x01(\x08\x12\x10\n\x08shutdown\x18\r \x01(\x08\"s\n\x07\x41\x63\x63ount\x12\x17\n\x13\x41\x43\x43OUNT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43\x43OUNT_IDLE\x10\x01\x12\x14\n\x10\x41\x43\x43OUNT_COUNTING\x10\x02\x12\x14\n\x10\x41\x43\x43OUNT_FAULTING\x10\x03\x12\x11\n\rACCOUNT_OTHER\x10\x04\x42\x0c\n\n_registersB\x0e\n\x0c_async_pf_enB\x0b\n\t_timer_ns\"!\n\x04\x43opy\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x05Range\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\"=\n\x0c\x41\x64\x64ressSpace\x12\x0c\n\x04\x61sid\x18\x01 \x01(\r\x12\x1f\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x0e.apf.v1.Extent\"W\n\x06\x45xtent\x12\x0b\n\x03gva\x18\x01 \x01(\x04\x12\x0b\n\x03gfn\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\x10\n\x08writable\x18\x04 \x01(\x08\x12\x12\n\nexecutable\x18\x05 \x01(\x08\x32T\n\x0cGuestService\x12\x44\n\tTakeTraps\x12\x18.apf.v1.TakeTrapsRequest\x1a\x19.apf.v1.TakeTrapsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,31 +33,47 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'apf.v1.guest_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TAKETRAPSREQUEST']._serialized_start=51
-  _globals['_TAKETRAPSREQUEST']._serialized_end=472
-  _globals['_BOOTED']._serialized_start=474
-  _globals['_BOOTED']._serialized_end=482
-  _globals['_TICKARRIVED']._serialized_start=484
-  _globals['_TICKARRIVED']._serialized_end=497
-  _globals['_NOTPRESENTARRIVED']._serialized_start=499
-  _globals['_NOTPRESENTARRIVED']._serialized_end=533
-  _globals['_PAGEREADYARRIVED']._serialized_start=535
-  _globals['_PAGEREADYARRIVED']._serialized_end=568
-  _globals['_SYSCALLRAISED']._serialized_start=570
-  _globals['_SYSCALLRAISED']._serialized_end=585
-  _globals['_EXCEPTIONRAISED']._serialized_start=587
-  _globals['_EXCEPTIONRAISED']._serialized_end=650
-  _globals['_STOPPED']._serialized_start=652
-  _globals['_STOPPED']._serialized_end=661
-  _globals['_TAKETRAPSRESPONSE']._serialized_start=664
-  _globals['_TAKETRAPSRESPONSE']._serialized_end=796
-  _globals['_DISPATCH']._serialized_start=799
-  _globals['_DISPATCH']._serialized_end=1153
-  _globals['_DISPATCH_ACCOUNT']._serialized_start=1008
-  _globals['_DISPATCH_ACCOUNT']._serialized_end=1123
-  _globals['_ADDRESSSPACE']._serialized_start=1155
-  _globals['_ADDRESSSPACE']._serialized_end=1216
-  _globals['_EXTENT']._serialized_start=1218
-  _globals['_EXTENT']._serialized_end=1305
-  _globals['_GUESTSERVICE']._serialized_start=1307
-  _globals['_GUESTSERVICE']._serialized_end=1391
+  _globals['_TAKETRAPSREQUEST']._serialized_end=695
+  _globals['_FAULTMET']._serialized_start=698
+  _globals['_FAULTMET']._serialized_end=836
+  _globals['_FAULTMET_KIND']._serialized_start=760
+  _globals['_FAULTMET_KIND']._serialized_end=836
+  _globals['_SAMPLE']._serialized_start=838
+  _globals['_SAMPLE']._serialized_end=902
+  _globals['_BOOTED']._serialized_start=904
+  _globals['_BOOTED']._serialized_end=912
+  _globals['_TICKARRIVED']._serialized_start=914
+  _globals['_TICKARRIVED']._serialized_end=927
+  _globals['_NOTPRESENTARRIVED']._serialized_start=929
+  _globals['_NOTPRESENTARRIVED']._serialized_end=963
+  _globals['_PAGEREADYARRIVED']._serialized_start=965
+  _globals['_PAGEREADYARRIVED']._serialized_end=998
+  _globals['_SYSCALLRAISED']._serialized_start=1000
+  _globals['_SYSCALLRAISED']._serialized_end=1015
+  _globals['_EXCEPTIONRAISED']._serialized_start=1017
+  _globals['_EXCEPTIONRAISED']._serialized_end=1080
+  _globals['_STOPPED']._serialized_start=1082
+  _globals['_STOPPED']._serialized_end=1091
+  _globals['_TIMERARRIVED']._serialized_start=1093
+  _globals['_TIMERARRIVED']._serialized_end=1107
+  _globals['_INTERRUPTARRIVED']._serialized_start=1109
+  _globals['_INTERRUPTARRIVED']._serialized_end=1127
+  _globals['_FETCHED']._serialized_start=1129
+  _globals['_FETCHED']._serialized_end=1152
+  _globals['_TAKETRAPSRESPONSE']._serialized_start=1155
+  _globals['_TAKETRAPSRESPONSE']._serialized_end=1287
+  _globals['_DISPATCH']._serialized_start=1290
+  _globals['_DISPATCH']._serialized_end=1778
+  _globals['_DISPATCH_ACCOUNT']._serialized_start=1620
+  _globals['_DISPATCH_ACCOUNT']._serialized_end=1735
+  _globals['_COPY']._serialized_start=1780
+  _globals['_COPY']._serialized_end=1813
+  _globals['_RANGE']._serialized_start=1815
+  _globals['_RANGE']._serialized_end=1851
+  _globals['_ADDRESSSPACE']._serialized_start=1853
+  _globals['_ADDRESSSPACE']._serialized_end=1914
+  _globals['_EXTENT']._serialized_start=1916
+  _globals['_EXTENT']._serialized_end=2003
+  _globals['_GUESTSERVICE']._serialized_start=2005
+  _globals['_GUESTSERVICE']._serialized_end=2089
 # @@protoc_insertion_point(module_scope)

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TakeTrapsRequest(_message.Message):
-    __slots__ = ("time_ns", "seq", "registers", "attach", "booted", "tick", "not_present", "page_ready", "syscall", "exception", "stopped")
+    __slots__ = ("time_ns", "seq", "registers", "attach", "booted", "tick", "not_present", "page_ready", "syscall", "exception", "stopped", "timer", "interrupt", "fetched", "min_flt", "maj_flt", "faults", "samples")
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,13 @@ class TakeTrapsRequest(_message.Message):
     SYSCALL_FIELD_NUMBER: _ClassVar[int]
     EXCEPTION_FIELD_NUMBER: _ClassVar[int]
     STOPPED_FIELD_NUMBER: _ClassVar[int]
+    TIMER_FIELD_NUMBER: _ClassVar[int]
+    INTERRUPT_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_FIELD_NUMBER: _ClassVar[int]
+    MIN_FLT_FIELD_NUMBER: _ClassVar[int]
+    MAJ_FLT_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_FIELD_NUMBER: _ClassVar[int]
     time_ns: int
     seq: int
     registers: bytes
@@ -32,7 +39,44 @@ class TakeTrapsRequest(_message.Message):
     syscall: SyscallRaised
     exception: ExceptionRaised
     stopped: Stopped
-    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., registers: _Optional[bytes] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., booted: _Optional[_Union[Booted, _Mapping]] = ..., tick: _Optional[_Union[TickArrived, _Mapping]] = ..., not_present: _Optional[_Union[NotPresentArrived, _Mapping]] = ..., page_ready: _Optional[_Union[PageReadyArrived, _Mapping]] = ..., syscall: _Optional[_Union[SyscallRaised, _Mapping]] = ..., exception: _Optional[_Union[ExceptionRaised, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ...) -> None: ...
+    timer: TimerArrived
+    interrupt: InterruptArrived
+    fetched: Fetched
+    min_flt: int
+    maj_flt: int
+    faults: _containers.RepeatedCompositeFieldContainer[FaultMet]
+    samples: _containers.RepeatedCompositeFieldContainer[Sample]
+    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., registers: _Optional[bytes] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., booted: _Optional[_Union[Booted, _Mapping]] = ..., tick: _Optional[_Union[TickArrived, _Mapping]] = ..., not_present: _Optional[_Union[NotPresentArrived, _Mapping]] = ..., page_ready: _Optional[_Union[PageReadyArrived, _Mapping]] = ..., syscall: _Optional[_Union[SyscallRaised, _Mapping]] = ..., exception: _Optional[_Union[ExceptionRaised, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., timer: _Optional[_Union[TimerArrived, _Mapping]] = ..., interrupt: _Optional[_Union[InterruptArrived, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., min_flt: _Optional[int] = ..., maj_flt: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[FaultMet, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+
+class FaultMet(_message.Message):
+    __slots__ = ("gfn", "kind")
+    class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        KIND_UNSPECIFIED: _ClassVar[FaultMet.Kind]
+        KIND_MINOR: _ClassVar[FaultMet.Kind]
+        KIND_MAJOR: _ClassVar[FaultMet.Kind]
+        KIND_ASYNC: _ClassVar[FaultMet.Kind]
+    KIND_UNSPECIFIED: FaultMet.Kind
+    KIND_MINOR: FaultMet.Kind
+    KIND_MAJOR: FaultMet.Kind
+    KIND_ASYNC: FaultMet.Kind
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    kind: FaultMet.Kind
+    def __init__(self, gfn: _Optional[int] = ..., kind: _Optional[_Union[FaultMet.Kind, str]] = ...) -> None: ...
+
+class Sample(_message.Message):
+    __slots__ = ("task", "rip", "path", "count")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    RIP_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    task: int
+    rip: int
+    path: int
+    count: int
+    def __init__(self, task: _Optional[int] = ..., rip: _Optional[int] = ..., path: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class Booted(_message.Message):
     __slots__ = ()
@@ -72,6 +116,20 @@ class Stopped(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class TimerArrived(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class InterruptArrived(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Fetched(_message.Message):
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
 class TakeTrapsResponse(_message.Message):
     __slots__ = ("seq", "at_ns", "attached", "dispatch")
     SEQ_FIELD_NUMBER: _ClassVar[int]
@@ -85,7 +143,7 @@ class TakeTrapsResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., dispatch: _Optional[_Union[Dispatch, _Mapping]] = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "async_pf_en")
+    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "async_pf_en", "timer_ns", "copies", "fetch", "log_faults", "shutdown")
     class Account(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACCOUNT_UNSPECIFIED: _ClassVar[Dispatch.Account]
@@ -106,6 +164,11 @@ class Dispatch(_message.Message):
     APF_NS_FIELD_NUMBER: _ClassVar[int]
     SPACES_FIELD_NUMBER: _ClassVar[int]
     ASYNC_PF_EN_FIELD_NUMBER: _ClassVar[int]
+    TIMER_NS_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    LOG_FAULTS_FIELD_NUMBER: _ClassVar[int]
+    SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     task: int
     asid: int
     account: Dispatch.Account
@@ -114,7 +177,28 @@ class Dispatch(_message.Message):
     apf_ns: int
     spaces: _containers.RepeatedCompositeFieldContainer[AddressSpace]
     async_pf_en: int
-    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., async_pf_en: _Optional[int] = ...) -> None: ...
+    timer_ns: int
+    copies: _containers.RepeatedCompositeFieldContainer[Copy]
+    fetch: _containers.RepeatedCompositeFieldContainer[Range]
+    log_faults: bool
+    shutdown: bool
+    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., async_pf_en: _Optional[int] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ...) -> None: ...
+
+class Copy(_message.Message):
+    __slots__ = ("gpa", "data")
+    GPA_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    gpa: int
+    data: bytes
+    def __init__(self, gpa: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Range(_message.Message):
+    __slots__ = ("gpa", "length")
+    GPA_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    gpa: int
+    length: int
+    def __init__(self, gpa: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class AddressSpace(_message.Message):
     __slots__ = ("asid", "extents")

@@ -11,8 +11,10 @@ exact, for between two traps only current's own time moves, and linearly. A tick
 
 Functions followed: update_curr, update_min_vruntime, place_entity (GENTLE_FAIR_SLEEPERS), __sched_period,
 sched_slice (BASE_SLICE), check_preempt_tick, wakeup_preempt_entity, check_preempt_wakeup, pick_next_entity,
-yield_task_fair. As in pick_next_task_fair with CONFIG_FAIR_GROUP_SCHED, picking current again does not end its slice
-(prev_sum_exec stays), so after a slice is over the first tick that finds another task leftmost switches.
+yield_task_fair; dequeue_entity, enqueue_entity and migrate_task_rq_fair, which carry a vruntime from one queue to
+another as its distance from min_vruntime. As in pick_next_task_fair with CONFIG_FAIR_GROUP_SCHED, picking current
+again does not end its slice (prev_sum_exec stays), so after a slice is over the first tick that finds another task
+leftmost switches.
 
 Departures: one flat queue (no groups, no bandwidth); vruntime is divided exactly, not by a 32-bit reciprocal; no
 LAST_BUDDY, and a next or skip buddy that is not honoured at once is forgotten; no START_DEBIT, as all tasks exist
@@ -24,16 +26,7 @@ from __future__ import annotations
 from bisect import insort
 
 from apf.messages import NEVER_NS
-
-NICE_0_LOAD = 1024
-# sched_prio_to_weight (kernel/sched/core.c), from nice -20 to 19: about 1.25 from one to the next.
-NICE_TO_WEIGHT = (
-    *(88761, 71755, 56483, 46273, 36291, 29154, 23254, 18705, 14949, 11916),
-    *(9548, 7620, 6100, 4904, 3906, 3121, 2501, 1991, 1586, 1277),
-    *(1024, 820, 655, 526, 423, 335, 272, 215, 172, 137),
-    *(110, 87, 70, 56, 45, 36, 29, 23, 18, 15),
-)
-NICE_MIN, NICE_MAX = -20, 19
+from guestsched.core.sched import Entity, RunQueue, tuning_factor
 
 # The normalized sysctl_sched_* of 5.10; a vCPU's are these times tuning_factor().
 LATENCY_NS = 6_000_000
@@ -42,87 +35,60 @@ WAKEUP_GRANULARITY_NS = 1_000_000
 NR_LATENCY = 8
 
 
-def tuning_factor(cpus: int) -> int:
-    """1 + ilog2(min(cpus, 8)), get_update_sysctl_factor's: 1, 2, 3, 4 for 1, 2-3, 4-7, 8 and more CPUs."""
-    return min(cpus, 8).bit_length()
+class CfsEntity(Entity):
+    """What CFS knows of one task. ``vruntime`` in ns of a nice-0 task.
 
+    ``home`` is the queue it is on, or sleeps on; between two queues it is None, and vruntime relative.
+    """
 
-class Entity:
-    """What CFS knows of one task (struct sched_entity). Times in ns; ``vruntime`` in ns of a nice-0 task."""
-
-    __slots__ = ("id", "on_rq", "prev_sum_exec_ns", "sum_exec_ns", "vruntime", "weight")
+    __slots__ = ("home", "vruntime")
 
     def __init__(self, task_id: int, nice: int = 0) -> None:
-        assert NICE_MIN <= nice <= NICE_MAX, f"task {task_id}: nice {nice}"
-        self.id = task_id
-        self.weight = NICE_TO_WEIGHT[nice - NICE_MIN]
+        super().__init__(task_id, nice)
         self.vruntime = 0
-        self.sum_exec_ns = 0
-        self.prev_sum_exec_ns = 0
-        self.on_rq = False
+        self.home: CfsRunQueue | None = None
 
     def __repr__(self) -> str:
-        return f"Entity({self.id}, vruntime={self.vruntime}, weight={self.weight})"
-
-    def virtual(self, delta_ns: int) -> int:
-        """calc_delta_fair: what ``delta_ns`` of running adds to vruntime."""
-        return delta_ns * NICE_0_LOAD // self.weight
-
-    def runtime_for(self, virtual_ns: int) -> int:
-        """The shortest time of running that adds at least ``virtual_ns`` to vruntime; 0 if that is negative."""
-        return max(0, -(-virtual_ns * self.weight // NICE_0_LOAD))
+        return f"CfsEntity({self.id}, vruntime={self.vruntime}, weight={self.weight})"
 
 
-class RunQueue:
-    """struct cfs_rq and what of struct rq CFS needs. ``curr`` is None while the idle task runs."""
+class CfsRunQueue(RunQueue):
+    """struct cfs_rq and what of struct rq CFS needs."""
 
     __slots__ = (
-        *("clock_ns", "curr", "idle_ns", "latency_ns", "load", "min_granularity_ns", "min_vruntime", "start_ns"),
-        *("wakeup_granularity_ns", "_checked_min_vruntime", "_order", "_waiting"),
+        *("latency_ns", "min_granularity_ns", "min_vruntime", "wakeup_granularity_ns"),
+        *("_checked_min_vruntime", "_order", "_waiting"),
     )
 
-    def __init__(self, cpus: int) -> None:
+    curr: CfsEntity | None
+
+    def __init__(self, cpus: int, hz: int) -> None:
+        super().__init__(cpus, hz)
         factor = tuning_factor(cpus)
         self.latency_ns = LATENCY_NS * factor
         self.min_granularity_ns = MIN_GRANULARITY_NS * factor
         self.wakeup_granularity_ns = WAKEUP_GRANULARITY_NS * factor
-        self.curr: Entity | None = None
-        self.load = 0
         self.min_vruntime = 0
-        self.start_ns = 0
-        self.clock_ns = 0
-        self.idle_ns = 0
         # Sorted by vruntime; equal ones in order of arrival, as in the kernel's tree.
-        self._waiting: list[tuple[int, int, Entity]] = []
+        self._waiting: list[tuple[int, int, CfsEntity]] = []
         self._order = 0
         self._checked_min_vruntime = 0
 
-    @property
-    def nr_running(self) -> int:
-        """Entities on the queue, current included."""
-        return len(self._waiting) + (self.curr is not None)
+    @staticmethod
+    def new_entity(task_id: int, nice: int) -> CfsEntity:
+        """The entity of a task that has never run."""
+        return CfsEntity(task_id, nice)
 
-    def waiting_ids(self) -> list[int]:
-        """Ids of the entities that wait, leftmost first."""
-        return [entity.id for _, _, entity in self._waiting]
+    def waiting(self) -> list[CfsEntity]:
+        """The entities that wait, leftmost first."""
+        return [entity for _, _, entity in self._waiting]
 
     # Time ------------------------------------------------------------------------------------------------------
 
-    def start(self, now_ns: int) -> None:
-        """The vCPU is up: its time counts from here."""
-        self.start_ns = self.clock_ns = now_ns
-
-    def update_curr(self, now_ns: int) -> None:
-        """Charge all time since the last call to current, or to the idle task."""
-        delta_ns = now_ns - self.clock_ns
-        assert delta_ns >= 0, f"time went back from {self.clock_ns} to {now_ns} ns"
-        self.clock_ns = now_ns
-        curr = self.curr
-        if curr is None:
-            self.idle_ns += delta_ns
-            return
-        curr.sum_exec_ns += delta_ns
-        curr.vruntime += curr.virtual(delta_ns)
+    def _charge(self, delta_ns: int) -> None:
+        super()._charge(delta_ns)
+        assert self.curr is not None
+        self.curr.vruntime += self.curr.virtual(delta_ns)
         self._update_min_vruntime()
 
     def _update_min_vruntime(self) -> None:
@@ -137,44 +103,68 @@ class RunQueue:
 
     # Coming and going ------------------------------------------------------------------------------------------
 
-    def _insert(self, entity: Entity) -> None:
+    def _insert(self, entity: CfsEntity) -> None:
         self._order += 1
         insort(self._waiting, (entity.vruntime, self._order, entity))
 
-    def _enqueue(self, entity: Entity) -> None:
-        assert not entity.on_rq, f"{entity} is on the queue already"
-        entity.on_rq = True
-        self.load += entity.weight
+    def _remove(self, entity: Entity) -> None:
+        for position, (_, _, candidate) in enumerate(self._waiting):
+            if candidate is entity:
+                del self._waiting[position]
+                return
+        raise AssertionError(f"{entity} does not wait here")
+
+    def _enqueue(self, entity: CfsEntity) -> None:
+        self._account_enqueue(entity)
+        entity.home = self
         self._insert(entity)
 
     def enqueue_new(self, entity: Entity) -> None:
         """An entity that has never run joins the queue."""
+        assert isinstance(entity, CfsEntity)
         entity.vruntime = max(entity.vruntime, self.min_vruntime)
         self._enqueue(entity)
 
     def enqueue_woken(self, entity: Entity) -> None:
-        """A sleeper wakes: half a latency of credit, but vruntime never falls. update_curr first."""
+        """A sleeper wakes: half a latency of credit, but vruntime never falls, as seen from min_vruntime."""
+        assert isinstance(entity, CfsEntity)
+        if entity.home is not None and entity.home is not self:
+            entity.vruntime += self.min_vruntime - entity.home.min_vruntime
         entity.vruntime = max(entity.vruntime, self.min_vruntime - (self.latency_ns >> 1))
         self._enqueue(entity)
 
-    def dequeue_curr(self) -> None:
-        """Current sleeps or dies; ``pick_next`` must follow. update_curr first."""
+    def enqueue_migrated(self, entity: Entity) -> None:
+        """An entity comes from another queue, as far from min_vruntime here as it was there."""
+        assert isinstance(entity, CfsEntity) and entity.home is None, f"{entity} did not leave a queue"
+        entity.vruntime += self.min_vruntime
+        self._enqueue(entity)
+
+    def dequeue_waiting(self, entity: Entity) -> None:
+        """An entity that waits leaves; its vruntime becomes relative to min_vruntime."""
+        assert isinstance(entity, CfsEntity)
+        self._remove(entity)
+        self._account_dequeue(entity)
+        entity.vruntime -= self.min_vruntime
+        entity.home = None
+        self._update_min_vruntime()
+
+    def dequeue_curr(self, sleeps: bool = True) -> None:
+        """Current sleeps or dies, which is the same here."""
         curr = self.curr
-        assert curr is not None and curr.on_rq, "no current entity to dequeue"
+        assert curr is not None, "no current entity to dequeue"
         self.curr = None
-        curr.on_rq = False
-        self.load -= curr.weight
+        self._account_dequeue(curr)
         self._update_min_vruntime()
 
     # Deciding --------------------------------------------------------------------------------------------------
 
-    def slice_ns(self, entity: Entity) -> int:
+    def slice_ns(self, entity: CfsEntity) -> int:
         """The time ``entity`` may run in one period: its weight's share, at least the minimum granularity."""
         running = self.nr_running
         period_ns = running * self.min_granularity_ns if running > NR_LATENCY else self.latency_ns
         return max(period_ns * entity.weight // self.load, self.min_granularity_ns)
 
-    def _ahead(self, entity: Entity, other: Entity) -> int:
+    def _ahead(self, entity: CfsEntity, other: CfsEntity) -> int:
         """wakeup_preempt_entity: 1 if ``entity`` is further ahead of ``other`` than the granularity, 0 or -1."""
         gap = entity.vruntime - other.vruntime
         if gap <= 0:
@@ -183,6 +173,7 @@ class RunQueue:
 
     def wakeup_preempts(self, woken: Entity) -> bool:
         """Whether ``woken``, just enqueued, takes the CPU at once. The idle task always yields it."""
+        assert isinstance(woken, CfsEntity)
         return self.curr is None or self._ahead(self.curr, woken) == 1
 
     def tick_preempts(self) -> bool:
@@ -218,6 +209,7 @@ class RunQueue:
         ``preferred`` (the next buddy) and ``skip`` (current yields) are honoured unless that is unfair by more than
         the wakeup granularity.
         """
+        assert preferred is None or isinstance(preferred, CfsEntity)
         curr, waiting = self.curr, self._waiting
         if not waiting:
             return curr
@@ -231,31 +223,22 @@ class RunQueue:
             self._switch(chosen)
         return chosen
 
-    def _switch(self, entity: Entity) -> None:
+    def _switch(self, entity: CfsEntity) -> None:
         """put_prev_entity and set_next_entity."""
         if self.curr is not None:
             self._insert(self.curr)
-        for position, (_, _, candidate) in enumerate(self._waiting):
-            if candidate is entity:
-                del self._waiting[position]
-                break
-        else:
-            raise AssertionError(f"{entity} does not wait here")
+        self._remove(entity)
         entity.prev_sum_exec_ns = entity.sum_exec_ns
         self.curr = entity
 
     # Invariants ------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Assert order, load, and that min_vruntime never falls."""
-        entities = [entity for _, _, entity in self._waiting]
+        """Assert the order too, and that min_vruntime never falls."""
+        super().check()
         assert [row[:2] for row in self._waiting] == sorted(row[:2] for row in self._waiting), "queue out of order"
         for vruntime, _, entity in self._waiting:
             assert vruntime == entity.vruntime, f"{entity} moved while it waited at {vruntime}"
-        assert self.curr not in entities, f"{self.curr} is current and waits"
-        if self.curr is not None:
-            entities.append(self.curr)
-        assert all(entity.on_rq for entity in entities), f"on the queue, but not on_rq: {entities}"
-        assert self.load == sum(entity.weight for entity in entities), f"load {self.load} of {entities}"
+            assert entity.home is self, f"{entity} waits here, but its home is {entity.home}"
         assert self.min_vruntime >= self._checked_min_vruntime, "min_vruntime fell"
         self._checked_min_vruntime = self.min_vruntime

@@ -1,19 +1,20 @@
-"""The guest kernel's step: one trap of one vCPU in, one Dispatch for that vCPU out.
+"""The guest kernel's step: one trap of one vCPU in, one Dispatch for that vCPU out; or what has arrived from outside.
 
 Theory. A vCPU runs a task until it traps. The kernel first charges the time since the last trap to whom it belongs
 (``update_curr``), then handles the trap, perhaps picks another task, and lets the vCPU go on after what that cost:
-``apf_handler_ns`` for either APF event, ``syscall_ns`` for a system call, ``context_switch_ns`` if another task runs
-than before (the idle task included); a tick's own cost is the vCPU's. These costs are spent after the trap, so they
-are charged to the task that runs next. A Dispatch is always later than its trap, by 1 ns if nothing cost anything.
+``apf_handler_ns`` for either APF event, ``syscall_ns`` for a system call, ``interrupt_ns`` for a timer or an interrupt
+that had something to do, ``context_switch_ns`` if another task runs than before (the idle task included); a tick's own
+cost is the vCPU's. These costs are spent after the trap, so they are charged to the task that runs next. A Dispatch is
+always later than its trap, by 1 ns if nothing cost anything.
 
 Protocol: pv2010, as in Linux 4.19 (arch/x86/kernel/kvm.c: do_async_page_fault, kvm_async_pf_task_wait and _wake;
 kvm_guest_cpu_init enables it when a CPU boots). Not-present puts current to sleep uninterruptibly; ready puts the
-task that waits back on its queue, where it may preempt at once.
+task that waits back on a queue, where it may preempt at once. It is plain schedule(), not io_schedule(): the task
+counts in the load average, and not as waiting for I/O (E48).
 
 Departures: interrupts a guest kernel would take while it runs are taken by the vCPU when it goes on; the guest
-kernel's code is not executed but paid for; a page-ready comes to the vCPU that faulted, as the token says, and no
-task migrates, so no wake-up ever concerns another vCPU (a peer that tries gets a CoreError). The idle task cannot
-fault, so there is no waiter that halts instead of sleeping.
+kernel's code is not executed but paid for. The idle task cannot fault, so there is no waiter that halts instead of
+sleeping. The kernel's own accesses to guest memory are made by the vCPU (``fetch``, ``copies``).
 """
 
 from __future__ import annotations
@@ -21,34 +22,64 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from apf import registers as register_file
 from apf.core import CoreError
 from apf.journal import Journal
 from apf.messages import (
+    NEVER_NS,
+    PAGE_SHIFT,
     Account,
     AddressSpace,
     ApfMode,
     Booted,
     Dispatch,
     ExceptionRaised,
+    Fetched,
+    InterruptArrived,
+    KernelPath,
     NotPresentArrived,
     PageReadyArrived,
+    Sample,
+    Segment,
     Stopped,
     SyscallRaised,
     TickArrived,
+    TimerArrived,
     TrapRaised,
 )
 from apf.scenario import Scenario
 from guestsched.core import killing
-from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL, WaitTable
-from guestsched.core.cfs import Entity, RunQueue
-from guestsched.core.cpu import Cpu, Phase
-from guestsched.core.image import Image, reason_gpa
-from guestsched.core.syscall import MINUS_ENOSYS, Syscall
+from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL
+from guestsched.core.arrivals import (
+    AccessArrived,
+    AccessCancelled,
+    Arrival,
+    KillArrived,
+    KillTaken,
+    Refusal,
+    Refused,
+    ReplayArrived,
+    ShutdownArrived,
+    SpawnArrived,
+    Spawned,
+)
+from guestsched.core.cpu import Cpu, Phase, TimerKind
+from guestsched.core.feed import Feed
+from guestsched.core.kernel import TASKS_MAX, Effect, Kernel, Log, Post, Reply
+from guestsched.core.process import PER_CPU_GFN, Memory, OutOfMemory, Process, ProcessPlan
+from guestsched.core.profile import UNKNOWN, Profile
+from guestsched.core.sched import Entity, RunQueue
+from guestsched.core.syscall import Syscalls
 from guestsched.core.task import Task, TaskEvent, TaskResult, TaskState
 
-_MASK = (1 << 64) - 1
+__all__ = ("ArrivalsTaken", "Effect", "GuestCore", "Log", "Post", "Reply", "TrapTaken")
+
 _ASYNC_PF_ENABLED = 1
+_PAGE_FAULT = 14
+
+
+def reason_gpa(vcpu: int) -> int:
+    """Guest-physical address of the u32 APF reason word of ``vcpu`` (64-byte aligned, as the MSR wants it)."""
+    return (PER_CPU_GFN + vcpu) << PAGE_SHIFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,66 +91,125 @@ class TrapTaken:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """Send ``dispatch`` to ``vcpu``."""
+class ArrivalsTaken:
+    """These have arrived from outside; no vCPU runs."""
 
-    vcpu: int
-    dispatch: Dispatch
-
-
-@dataclass(frozen=True, slots=True)
-class Log:
-    """Tell the user ``text``, which happened at ``at_ns``."""
-
-    at_ns: int
-    text: str
-
-
-Effect = Reply | Log
+    arrivals: tuple[Arrival, ...]
 
 
 class GuestCore:
-    """The guest kernel of one VM: a ``Core[TrapTaken, Effect]``."""
+    """The guest kernel of one VM: a ``Core[TrapTaken | ArrivalsTaken, Effect]``.
 
-    def __init__(self, scenario: Scenario, image: Image, journal: Journal) -> None:
-        vcpus = scenario.vm.vcpus
+    ``plans``: the processes there are at boot. ``policy``: the class of the run queues. Raises OutOfMemory if the plans
+    do not fit into the guest's memory.
+    """
+
+    def __init__(
+        self, scenario: Scenario, plans: tuple[ProcessPlan, ...], policy: type[RunQueue], journal: Journal
+    ) -> None:
+        vcpus, pages = scenario.vm.vcpus, scenario.vm.guest_memory >> PAGE_SHIFT
         self._costs = scenario.costs
         self._apf = scenario.mode is ApfMode.PV2010
-        self._spaces = image.spaces
         self._journal = journal
-        self._waiters = WaitTable()
-        self._cpus = [Cpu(index, RunQueue(vcpus)) for index in range(vcpus)]
-        self._tasks = {number: Task.new(number, spec) for number, spec in enumerate(image.tasks, start=1)}
+        self._kernel = Kernel(scenario.costs, vcpus, scenario.vm.hz, policy, Memory(vcpus, pages), journal)
+        self._feed = Feed(self._kernel)
+        self._syscalls = Syscalls(self._kernel, self._feed)
+        self._now_ns = 0
+        self._shutdown = False
         self._finished = False
-        for task in self._tasks.values():
-            assert 0 <= task.spec.vcpu < vcpus, f"task {task.id} {task.spec.name}: no vCPU {task.spec.vcpu}"
-            self._cpus[task.spec.vcpu].rq.enqueue_new(task.entity)
+        for plan in plans:
+            self._kernel.make(plan, 0)
+        for task in self._kernel.tasks.values():
+            self._start(task, 0, None)
+        self._kernel.effects.clear()
+
+    # What there is, to be read only ----------------------------------------------------------------------------------
+
+    @property
+    def now_ns(self) -> int:
+        """Time of the last step."""
+        return self._now_ns
+
+    @property
+    def processes(self) -> dict[int, Process]:
+        """All processes by asid."""
+        return self._kernel.processes
+
+    @property
+    def tasks(self) -> dict[int, Task]:
+        """All tasks by id."""
+        return self._kernel.tasks
+
+    @property
+    def profile(self) -> Profile:
+        """The samples so far."""
+        return self._kernel.profile
+
+    def cpu(self, vcpu: int) -> Cpu:
+        """The kernel's view of a vCPU."""
+        return self._kernel.cpus[vcpu]
+
+    def segments(self) -> tuple[Segment, ...]:
+        """The VM's memory at boot, for hostd.
+
+        What is written all over comes first, so that what is used all the time (programs, per-CPU pages) is resident
+        when the run starts, as it is in the steady state.
+        """
+        cpus = len(self._kernel.cpus)
+        rest = [segment for process in self.processes.values() for segment in process.segments()]
+        rest.sort(key=lambda segment: not segment.stamps)
+        return (*(s for s in rest if s.stamps), Segment(PER_CPU_GFN, cpus), *(s for s in rest if not s.stamps))
 
     def deadline_ns(self) -> None:
         """Never: the guest kernel acts on traps only."""
 
-    def step(self, event: TrapTaken, now_ns: int) -> list[Effect]:
-        """Take a trap that was raised at ``now_ns``. The last effect is the Reply; before it, what there is to tell.
+    # Steps -----------------------------------------------------------------------------------------------------------
+
+    def step(self, event: TrapTaken | ArrivalsTaken, now_ns: int) -> list[Effect]:
+        """Take a trap that was raised at ``now_ns``, or what arrived then. A trap's last effect is its Reply.
 
         Raises CoreError if the vCPU broke the contract (nothing has changed then), AssertionError if it did what no
         vCPU can do to a guest, such as a not-present in its idle task.
         """
-        if not 0 <= event.vcpu < len(self._cpus):
-            raise CoreError(f"no vCPU {event.vcpu}: this VM has {len(self._cpus)}")
-        cpu, raised = self._cpus[event.vcpu], event.raised
+        self._now_ns = now_ns
+        effects = self._kernel.effects = []
+        if isinstance(event, ArrivalsTaken):
+            for arrival in event.arrivals:
+                self._arrive(arrival, now_ns)
+            self._feed.distribute(now_ns)
+        else:
+            self._trap(event, now_ns)
+        return effects
+
+    def _trap(self, event: TrapTaken, now_ns: int) -> None:
+        kernel = self._kernel
+        if not 0 <= event.vcpu < len(kernel.cpus):
+            raise CoreError(f"no vCPU {event.vcpu}: this VM has {len(kernel.cpus)}")
+        cpu, raised = kernel.cpus[event.vcpu], event.raised
         self._refuse_foreign(cpu, raised)
         cpu.accept(raised, now_ns)
         cpu.rq.update_curr(now_ns)
         before = cpu.rq.curr
         if before is not None and raised.registers is not None:
-            self._tasks[before.id].registers = raised.registers
-        effects: list[Effect] = []
-        cost_ns = self._handle(cpu, raised, now_ns, effects)
+            task = kernel.tasks[before.id]
+            task.registers = raised.registers
+            task.min_flt += raised.min_flt
+            task.maj_flt += raised.maj_flt
+            if raised.faults and task.id in kernel.works:
+                kernel.works[task.id].faults.extend(raised.faults)
+        for sample in raised.samples:
+            self._book(sample)
+        cost_ns = self._handle(cpu, raised, now_ns)
+        if (
+            not isinstance(raised.trap, Stopped) and not cpu.fetching
+        ):  # in the midst of a system call nothing preempts
+            kernel.reap(cpu, now_ns)
+            if cpu.need_resched:
+                kernel.schedule(cpu, now_ns)
         if cpu.rq.curr is not before:
             cost_ns += self._costs.context_switch_ns
             cpu.nr_switches += 1
-        effects.append(Reply(cpu.index, self._dispatch(cpu, raised, now_ns, max(1, cost_ns), before)))
-        return effects
+        kernel.effects.append(Reply(cpu.index, self._dispatch(cpu, raised, now_ns, max(1, cost_ns), before)))
 
     def _refuse_foreign(self, cpu: Cpu, raised: TrapRaised) -> None:
         """CoreError for an APF event that cannot be this vCPU's."""
@@ -132,37 +222,64 @@ class GuestCore:
             raise CoreError(f"vCPU {cpu.index}: {trap}: a token has 32 bits")
         if trap.token == WAKE_ALL and isinstance(trap, NotPresentArrived):
             raise CoreError(f"vCPU {cpu.index}: {trap}: ~0 wakes all, nobody can wait for it")
-        node = self._waiters.find(trap.token)
+        node = self._kernel.waiters.find(trap.token)
         if node is not None and node.cpu != cpu.index:
             raise CoreError(f"vCPU {cpu.index}: {trap}, but the token is vCPU {node.cpu}'s")
 
+    def _book(self, sample: Sample) -> None:
+        """A sample of the profile has come in."""
+        profile = self._kernel.profile
+        if sample.path is not KernelPath.USER:
+            profile.add_kernel(sample)
+            return
+        task = self._kernel.tasks.get(sample.task)
+        if task is None:
+            raise CoreError(f"a sample of task {sample.task}: there is none")
+        symbol = self._kernel.processes[task.asid].symbol(sample.rip)
+        if symbol is None:
+            profile.add(sample, UNKNOWN, task.spec.program)
+        else:
+            profile.add(sample, symbol.name, symbol.program)
+
     # Traps: each handler returns what it cost, without the switch --------------------------------------------------
 
-    def _handle(self, cpu: Cpu, raised: TrapRaised, now_ns: int, effects: list[Effect]) -> int:
-        record, trap = self._journal.record, raised.trap
+    def _handle(self, cpu: Cpu, raised: TrapRaised, now_ns: int) -> int:
+        record, trap, costs = self._journal.record, raised.trap, self._costs
         match trap:
             case Booted():
                 record(now_ns, "boot", cpu.index)
-                self._schedule(cpu, now_ns)
+                self._kernel.schedule(cpu, now_ns)
                 return 0
             case TickArrived():
                 record(now_ns, "tick", cpu.index)
-                self._tick(cpu, now_ns)
+                cpu.ticks += 1
+                cpu.need_resched |= cpu.rq.tick_preempts()
                 return 0
+            case TimerArrived():
+                record(now_ns, "timer", cpu.index)
+                self._timers(cpu, now_ns)
+                return costs.interrupt_ns
+            case InterruptArrived():
+                record(now_ns, "interrupt", cpu.index)
+                cpu.interrupts += 1
+                return costs.interrupt_ns if cpu.need_resched else 0
             case NotPresentArrived(token):
                 record(now_ns, "not_present", cpu.index, token)
                 self._not_present(cpu, token, now_ns)
-                return self._costs.apf_handler_ns
+                return costs.apf_handler_ns
             case PageReadyArrived(token):
                 record(now_ns, "page_ready", cpu.index, token)
                 self._page_ready(cpu, token, now_ns)
-                return self._costs.apf_handler_ns
+                return costs.apf_handler_ns
             case SyscallRaised():
-                self._syscall(cpu, now_ns)
-                return self._costs.syscall_ns
+                self._syscalls.enter(cpu, now_ns)
+                return costs.syscall_ns
+            case Fetched(data):
+                self._fetched(cpu, data, now_ns)
+                return 0
             case ExceptionRaised(vector, address, rip):
                 record(now_ns, "exception", cpu.index, vector, address, rip)
-                effects.append(self._kill(cpu, killing.describe(vector, address, rip), now_ns))
+                self._exception(cpu, vector, address, rip, now_ns)
                 return 0
             case Stopped():
                 record(now_ns, "stop", cpu.index)
@@ -170,101 +287,161 @@ class GuestCore:
             case _:
                 assert_never(trap)
 
-    def _current(self, cpu: Cpu, what: str) -> Task:
-        """The task that trapped; the idle task runs no user code and never faults (E46)."""
-        assert cpu.rq.curr is not None, f"{what} on vCPU {cpu.index} while it is idle"
-        return self._tasks[cpu.rq.curr.id]
-
-    def _tick(self, cpu: Cpu, now_ns: int) -> None:
-        cpu.ticks += 1
-        assert cpu.rq.tick_preempts(), f"tick on vCPU {cpu.index} at {now_ns} ns, after {cpu.run_until_ns}: no switch"
-        self._schedule(cpu, now_ns)
+    def _timers(self, cpu: Cpu, now_ns: int) -> None:
+        """hrtimer_interrupt: everything that is due, in order."""
+        kernel = self._kernel
+        for kind, task_id, wakes in cpu.expired(now_ns):
+            task = kernel.tasks[task_id]
+            match kind:
+                case TimerKind.START:
+                    if task.state is TaskState.NEW:
+                        kernel.start(task, now_ns, cpu)
+                case TimerKind.KILL:
+                    kernel.kill(task, "its lifetime is over", now_ns, cpu)
+                case TimerKind.WAKE:
+                    if task.state is TaskState.SLEEP and task.wakes == wakes:
+                        if task.id in kernel.works:
+                            self._feed.feed(task, now_ns)
+                        kernel.wake(task, TaskEvent.TIMER, now_ns, cpu)
 
     def _not_present(self, cpu: Cpu, token: int, now_ns: int) -> None:
-        task = self._current(cpu, f"not-present {token:#x}")
+        task = self._kernel.current(cpu, f"not-present {token:#x}")
         cpu.not_present += 1
-        if self._waiters.wait(token, cpu.index, task.id):
-            self._leave(cpu, task, TaskEvent.NOT_PRESENT, now_ns)
+        if self._kernel.waiters.wait(token, cpu.index, task.id):
+            self._kernel.leave(cpu, task, TaskEvent.NOT_PRESENT, now_ns)
 
     def _page_ready(self, cpu: Cpu, token: int, now_ns: int) -> None:
         cpu.page_ready += 1
+        waiters = self._kernel.waiters
         if token == WAKE_ALL:
-            woken = self._waiters.wake_all(cpu.index)
+            woken = waiters.wake_all(cpu.index)
         else:
-            task_id = self._waiters.wake(token, cpu.index)
+            task_id = waiters.wake(token, cpu.index)
             woken = [] if task_id == DUMMY else [task_id]
-        rq, preferred, resched = cpu.rq, None, False
         for task_id in woken:
-            task = self._tasks[task_id]
-            task.move(TaskEvent.PAGE_READY, now_ns)
-            rq.enqueue_woken(task.entity)
-            self._journal.record(now_ns, "wake", task_id)
-            # As in check_preempt_wakeup: the first that preempts is the one to run, the rest find need_resched set.
-            if not resched and rq.wakeup_preempts(task.entity):
-                resched, preferred = True, task.entity if rq.curr is not None else None
-        if resched:
-            self._schedule(cpu, now_ns, preferred)
+            self._kernel.wake(self._kernel.tasks[task_id], TaskEvent.PAGE_READY, now_ns, cpu)
 
-    def _syscall(self, cpu: Cpu, now_ns: int) -> None:
-        task = self._current(cpu, "system call")
-        number = register_file.get(task.registers, "rax") & _MASK
-        self._journal.record(now_ns, "syscall", cpu.index, task.id, number)
-        match number:
-            case Syscall.EXIT:
-                self._leave(cpu, task, TaskEvent.EXITED, now_ns)
-                return
-            case Syscall.SCHED_YIELD:
-                result = 0
-            case Syscall.CLOCK_GETTIME:
-                result = now_ns
-            case _:
-                result = MINUS_ENOSYS
-        task.registers = register_file.replace(task.registers, rax=result)
-        if number == Syscall.SCHED_YIELD:
-            self._schedule(cpu, now_ns, skip=True)
+    def _fetched(self, cpu: Cpu, data: bytes, now_ns: int) -> None:
+        wanted = sum(length for _, length in cpu.fetch)
+        if len(data) != wanted:
+            raise CoreError(f"vCPU {cpu.index}: {len(data)} bytes fetched, {wanted} were asked for")
+        cpu.fetch = ()
+        if cpu.fetching == "exec":
+            cpu.fetching = ""
+            process = self._kernel.processes[self._kernel.current(cpu, "exec").asid]
+            process.execing = False
+            for task_id in process.tasks[1:]:
+                self._start(self._kernel.tasks[task_id], now_ns, cpu)
+        else:
+            self._syscalls.fetched(cpu, data, now_ns)
 
-    def _kill(self, cpu: Cpu, reason: str, now_ns: int) -> Log:
-        task = self._current(cpu, reason)
-        task.killed = reason
-        self._leave(cpu, task, TaskEvent.KILLED, now_ns)
-        spec = task.spec
-        return Log(now_ns, f"task {task.id} {spec.name} (program {spec.program}, vCPU {cpu.index}) killed: {reason}")
-
-    # Scheduling ------------------------------------------------------------------------------------------------
-
-    def _leave(self, cpu: Cpu, task: Task, event: TaskEvent, now_ns: int) -> None:
-        """Current goes to sleep or dies, and another runs."""
-        task.move(event, now_ns)
-        task.nvcsw += 1
-        self._journal.record(now_ns, "leave", task.id, event.name)
-        cpu.rq.dequeue_curr()
-        self._schedule(cpu, now_ns)
-
-    def _schedule(self, cpu: Cpu, now_ns: int, preferred: Entity | None = None, skip: bool = False) -> None:
-        before = cpu.rq.curr
-        after = cpu.rq.pick_next(preferred, skip)
-        if after is before:
+    def _exception(self, cpu: Cpu, vector: int, address: int, rip: int, now_ns: int) -> None:
+        task = self._kernel.current(cpu, f"exception {vector}")
+        process = self._kernel.processes[task.asid]
+        # Another vCPU's mmap: this one has not been told yet, and is now (a spurious fault, as of a lazy TLB).
+        if vector == _PAGE_FAULT and cpu.known.get(task.asid) != process.version and process.extent_of(address):
             return
-        if before is not None:
-            task = self._tasks[before.id]
-            task.move(TaskEvent.PREEMPTED, now_ns)
-            task.nivcsw += 1
-        if after is not None:
-            self._tasks[after.id].move(TaskEvent.PICKED, now_ns)
+        reason = killing.describe(vector, address, rip)
+        task.doomed = reason
+        text = f"task {task.id} {task.spec.name} (program {task.spec.program}, vCPU {cpu.index}) killed: {reason}"
+        self._kernel.effects.append(Log(now_ns, text))
+
+    def _start(self, task: Task, now_ns: int, here: Cpu | None) -> None:
+        """Start a task, or set the timer that does."""
+        if task.spec.start_ns > now_ns:
+            cpu = self._kernel.cpus[task.cpu]
+            self._kernel.arm(cpu, task.spec.start_ns, TimerKind.START, task, here)
+        else:
+            self._kernel.start(task, now_ns, here)
+
+    # Arrivals ----------------------------------------------------------------------------------------------------------
+
+    def _arrive(self, arrival: Arrival, now_ns: int) -> None:
+        kernel, record = self._kernel, self._journal.record
+        match arrival:
+            case AccessArrived():
+                write = "w" if arrival.write else "r"
+                place = (arrival.ticket, arrival.process, arrival.offset, arrival.words, write)
+                record(now_ns, "arrive_access", *place)
+                self._feed.access_arrived(arrival, now_ns)
+            case AccessCancelled():
+                record(now_ns, "arrive_cancel", arrival.ticket)
+                self._feed.cancelled(arrival)
+            case ReplayArrived():
+                record(now_ns, "arrive_replay", arrival.ticket, arrival.process, len(arrival.accesses))
+                self._feed.replay_arrived(arrival, now_ns)
+            case SpawnArrived():
+                record(now_ns, "arrive_spawn", arrival.ticket, arrival.plan.name, arrival.plan.digest)
+                self._spawn(arrival, now_ns)
+            case KillArrived():
+                record(now_ns, "arrive_kill", arrival.ticket, arrival.process, arrival.task)
+                self._kill(arrival, now_ns)
+            case ShutdownArrived():
+                record(now_ns, "arrive_shutdown")
+                self._shutdown = True
+                for cpu in kernel.cpus:
+                    kernel.post(cpu)
+            case _:
+                assert_never(arrival)
+
+    def _spawn(self, arrival: SpawnArrived, now_ns: int) -> None:
+        kernel, plan = self._kernel, arrival.plan
+        if len(kernel.tasks) + len(plan.tasks) > TASKS_MAX:
+            text = f"{len(kernel.tasks)} tasks there are, {len(plan.tasks)} more: at most {TASKS_MAX}"
+            kernel.effects.append(Refused(arrival.ticket, Refusal.RESOURCE_EXHAUSTED, text))
+            return
+        try:
+            process = kernel.make(plan, now_ns)
+        except OutOfMemory as error:
+            kernel.effects.append(Refused(arrival.ticket, Refusal.RESOURCE_EXHAUSTED, str(error)))
+            return
+        process.execing = True
+        self._start(kernel.tasks[process.tasks[0]], now_ns, None)
+        kernel.effects.append(Spawned(arrival.ticket, process.asid, tuple(process.tasks), now_ns))
+
+    def _kill(self, arrival: KillArrived, now_ns: int) -> None:
+        kernel = self._kernel
+        process = kernel.processes.get(arrival.process)
+        if process is None or (arrival.task and arrival.task not in process.tasks):
+            what = (
+                f"process {arrival.process}" if process is None else f"task {arrival.task} of process {process.asid}"
+            )
+            kernel.effects.append(Refused(arrival.ticket, Refusal.NOT_FOUND, f"{what}: there is none"))
+            return
+        meant = [arrival.task] if arrival.task else process.tasks
+        alive = [task_id for task_id in meant if kernel.tasks[task_id].state is not TaskState.DEAD]
+        for task_id in alive:
+            kernel.kill(kernel.tasks[task_id], "killed from outside", now_ns, None)
+        kernel.effects.append(KillTaken(arrival.ticket, tuple(alive)))
+
+    # The reply -----------------------------------------------------------------------------------------------------
 
     def _dispatch(self, cpu: Cpu, raised: TrapRaised, now_ns: int, cost_ns: int, before: Entity | None) -> Dispatch:
         trap, curr = raised.trap, cpu.rq.curr
-        booting = isinstance(trap, Booted)
-        spaces: tuple[AddressSpace, ...] = self._spaces if booting else ()
         task_id, asid, account, registers = 0, 0, Account.IDLE, None
+        spaces: tuple[AddressSpace, ...] = ()
+        copies: tuple[tuple[int, bytes], ...] = ()
         if curr is not None:
-            task = self._tasks[curr.id]
-            task_id, asid, account = task.id, task.spec.asid, task.spec.account
+            task = self._kernel.tasks[curr.id]
+            process = self._kernel.processes[task.asid]
+            task_id, asid, account = task.id, task.asid, task.spec.account
             if curr is not before or task.registers is not raised.registers:
                 registers = task.registers
+            if cpu.known.get(asid) != process.version:
+                cpu.known[asid] = process.version
+                spaces = (process.space(),)
+            if process.execing and not cpu.fetching:
+                copies = tuple(process.copies())
+                cpu.fetching, cpu.fetch = "exec", ((copies[0][0], 1),)
+            elif not cpu.fetching and task.copies:
+                copies = tuple(task.copies)
+                task.copies.clear()
         cpu.resume_ns = now_ns + cost_ns
         cpu.run_until_ns = cpu.rq.run_until_ns()
-        self._journal.record(now_ns, "dispatch", cpu.index, task_id, cpu.resume_ns, cpu.run_until_ns)
+        cpu.timer_ns = cpu.next_timer_ns
+        stopping = self._shutdown and not isinstance(trap, Stopped)
+        timer_ns = -1 if cpu.timer_ns == NEVER_NS else cpu.timer_ns
+        self._journal.record(now_ns, "dispatch", cpu.index, task_id, cpu.resume_ns, cpu.run_until_ns, timer_ns)
         return Dispatch(
             at_ns=cpu.resume_ns,
             task=task_id,
@@ -274,62 +451,36 @@ class GuestCore:
             run_until_ns=cpu.run_until_ns,
             apf_ns=cost_ns if isinstance(trap, NotPresentArrived | PageReadyArrived) else 0,
             spaces=spaces,
-            async_pf_en=reason_gpa(cpu.index) | _ASYNC_PF_ENABLED if booting and self._apf else None,
+            async_pf_en=reason_gpa(cpu.index) | _ASYNC_PF_ENABLED if isinstance(trap, Booted) and self._apf else None,
+            timer_ns=cpu.timer_ns,
+            copies=copies,
+            fetch=cpu.fetch if cpu.fetching else (),
+            log_faults=task_id in self._kernel.works,
+            shutdown=stopping,
         )
 
-    # The end ---------------------------------------------------------------------------------------------------
+    # The end ---------------------------------------------------------------------------------------------------------
 
     def finish(self, now_ns: int) -> tuple[TaskResult, ...]:
-        """After every vCPU stopped: journal each task's counters, once, and return them."""
+        """After every vCPU stopped: journal each task's counters and the profile, once; returns the tasks' rows."""
         assert not self._finished, "finished already"
-        running = [cpu.index for cpu in self._cpus if cpu.phase is not Phase.STOPPED]
+        running = [cpu.index for cpu in self._kernel.cpus if cpu.phase is not Phase.STOPPED]
         assert not running, f"vCPUs {running} have not stopped"
         self._finished = True
         self.check()
         results = self.results()
         for row in results:
             values = (f"{name}={value}" for name, value in row.values)
-            self._journal.record(
-                now_ns, "task", row.id, row.name, row.state, row.sum_exec_ns, row.nvcsw, row.nivcsw, *values
-            )
+            times = (row.sum_exec_ns, row.nvcsw, row.nivcsw, row.min_flt, row.maj_flt, row.counted, row.status)
+            self._journal.record(now_ns, "task", row.id, row.name, row.state, *times, *values)
+        for line in self.profile.rows():
+            self._journal.record(now_ns, "profile", line.program or "[kernel]", line.symbol, line.samples)
         return results
 
     def results(self) -> tuple[TaskResult, ...]:
         """Every task's row, in order of ids. Exact once the vCPUs have stopped, else as of their last traps."""
-        return tuple(task.result() for task in self._tasks.values())
-
-    def cpu(self, vcpu: int) -> Cpu:
-        """The kernel's view of a vCPU: counters and run queue, to be read only."""
-        return self._cpus[vcpu]
+        return tuple(task.result() for task in self._kernel.tasks.values())
 
     def check(self) -> None:
-        """Assert that every task is in exactly one place, no vCPU idles beside work, and no time is lost."""
-        self._waiters.check()
-        where: dict[int, list[TaskState]] = {number: [] for number in self._tasks}
-        for node in self._waiters.nodes():
-            if node.task != DUMMY:
-                where[node.task].append(TaskState.APF_WAIT)
-                home = self._tasks[node.task].spec.vcpu
-                assert node.cpu == home, f"{node}, but the task's vCPU is {home}"
-        for cpu in self._cpus:
-            self._check_cpu(cpu, where)
-        for number, task in self._tasks.items():
-            expected = [] if task.state is TaskState.DEAD else [task.state]
-            assert where[number] == expected, f"found as {where[number]}\n{task.story()}"
-            assert task.entity.on_rq == (task.state in (TaskState.READY, TaskState.RUNNING)), task.story()
-
-    def _check_cpu(self, cpu: Cpu, where: dict[int, list[TaskState]]) -> None:
-        rq = cpu.rq
-        rq.check()
-        waiting = rq.waiting_ids()
-        for task_id in waiting:
-            where[task_id].append(TaskState.READY)
-        if rq.curr is not None:
-            where[rq.curr.id].append(TaskState.RUNNING)
-        elif cpu.phase is not Phase.OFF:
-            assert not waiting, f"vCPU {cpu.index} idles, but {waiting} wait"
-        spent_ns = rq.idle_ns + sum(
-            task.entity.sum_exec_ns for task in self._tasks.values() if task.spec.vcpu == cpu.index
-        )
-        passed_ns = rq.clock_ns - rq.start_ns
-        assert spent_ns == passed_ns, f"vCPU {cpu.index}: {passed_ns} ns passed, {spent_ns} ns charged"
+        """Assert every invariant."""
+        self._kernel.check()

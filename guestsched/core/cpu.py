@@ -1,18 +1,22 @@
-"""One vCPU as the guest kernel sees it: its place in the conversation and its run queue.
+"""One vCPU as the guest kernel sees it: its place in the conversation, its run queue, its timers.
 
 OFF -Booted-> UP -Stopped-> STOPPED. Between Booted and Stopped every trap comes no earlier than the last reply let
 the vCPU go on. A peer that breaks this gets a CoreError.
+
+Timers are the vCPU's own hrtimers (struct hrtimer_cpu_base): the earliest goes to the vCPU's local APIC with every
+dispatch. One set by another vCPU takes effect with the interrupt that is posted with it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+from heapq import heappop, heappush
 
 from apf.core import CoreError
-from apf.messages import NEVER_NS, Booted, Stopped, TickArrived, TrapRaised
+from apf.messages import NEVER_NS, Booted, Fetched, Stopped, TickArrived, TimerArrived, TrapRaised
 from apf.registers import FILE_BYTES
-from guestsched.core.cfs import RunQueue
+from guestsched.core.sched import Entity, RunQueue
 
 
 class Phase(IntEnum):
@@ -23,19 +27,58 @@ class Phase(IntEnum):
     STOPPED = 2
 
 
+class TimerKind(IntEnum):
+    """What a timer does to its task."""
+
+    START = 0
+    WAKE = 1
+    KILL = 2
+
+
 @dataclass(slots=True)
 class Cpu:
-    """State of vCPU ``index``. ``resume_ns`` and ``run_until_ns`` are those of the last Dispatch."""
+    """State of vCPU ``index``. ``resume_ns`` and ``run_until_ns`` are those of the last Dispatch.
+
+    ``need_resched`` with ``preferred``: TIF_NEED_RESCHED and the next buddy. ``known``: versions of address spaces by
+    asid that the vCPU was told. ``fetching``: what the current task's system call reads memory for (``fetch``), "" if
+    it does not.
+    """
 
     index: int
     rq: RunQueue
     phase: Phase = Phase.OFF
     resume_ns: int = 0
     run_until_ns: int = NEVER_NS
+    timer_ns: int = NEVER_NS
+    need_resched: bool = False
+    preferred: Entity | None = None
+    fetching: str = ""
+    fetch: tuple[tuple[int, int], ...] = ()
+    known: dict[int, int] = field(default_factory=dict)
+    timers: list[tuple[int, int, TimerKind, int, int]] = field(default_factory=list)
     ticks: int = 0
+    interrupts: int = 0
     not_present: int = 0
     page_ready: int = 0
     nr_switches: int = 0
+    pulled: int = 0
+
+    def arm(self, at_ns: int, order: int, kind: TimerKind, task: int, wakes: int) -> None:
+        """Set a timer; ``order`` decides between timers of the same time, ``wakes`` tells whether it is still wanted."""
+        heappush(self.timers, (at_ns, order, kind, task, wakes))
+
+    def expired(self, now_ns: int) -> list[tuple[TimerKind, int, int]]:
+        """Take the timers that are due at ``now_ns``: (kind, task, wakes)."""
+        due = []
+        while self.timers and self.timers[0][0] <= now_ns:
+            _, _, kind, task, wakes = heappop(self.timers)
+            due.append((kind, task, wakes))
+        return due
+
+    @property
+    def next_timer_ns(self) -> int:
+        """When the earliest timer is due."""
+        return self.timers[0][0] if self.timers else NEVER_NS
 
     def accept(self, raised: TrapRaised, now_ns: int) -> None:
         """Boot or stop if ``raised`` says so. Raises CoreError, with nothing changed, if it may not come now."""
@@ -62,4 +105,8 @@ class Cpu:
             return f" with {given} bytes of registers instead of {FILE_BYTES}; it runs task {curr.id}"
         if isinstance(trap, TickArrived) and now_ns < self.run_until_ns:
             return f": ticks before {self.run_until_ns} ns change nothing and are its own"
+        if isinstance(trap, TimerArrived) and now_ns < self.timer_ns:
+            return f": its timer was to expire at {self.timer_ns} ns"
+        if bool(self.fetching) is not isinstance(trap, Fetched):
+            return f", but the kernel was {'reading memory' if self.fetching else 'not reading memory'} for its task"
         return ""

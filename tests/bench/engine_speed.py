@@ -19,7 +19,7 @@ from unicorn import UC_ARCH_X86, UC_HOOK_TLB_FILL, UC_MODE_64, Uc, unicorn_const
 from apf import registers
 from apf.hostmem import Geometry, HostMemory, ept_entry
 from apf.messages import PAGE_SIZE, AddressSpace, Extent
-from guestsched.programs import load
+from guestsched.programs import BUILTINS
 from vcpud.cpu.engine import Engine, Exit, ExitCause
 
 CODE, DATA = 0x400000, 0x600000
@@ -126,7 +126,7 @@ def loop_speeds(milliseconds: int = 200) -> list[Speed]:
 
 
 def _work_thread(machine: _Machine, milliseconds: int) -> Speed:
-    program = load("work_thread")
+    program = BUILTINS["work_thread"]
     code = program.code[program.symbols["work_thread_count"] :]  # behind its system call
     machine.store(code)
     uc = machine.plain()
@@ -168,7 +168,7 @@ def fault_round_trip_us(faults: int = 20_000) -> float:
     """Microseconds from a fault of ``fault_thread`` to the next: run, EPT violation, ``map_overlay``."""
     machine = _Machine()
     machine.memory.epts[0][DATA_GFN:] = 0
-    machine.store(load("fault_thread").code)
+    machine.store(BUILTINS["fault_thread"].code)
     machine.engine.load_registers(registers.new(rip=CODE, rdi=DATA, rsi=DATA_PAGES, rbx=1, r11=1))
     engine, elapsed, seen = machine.engine, 0.0, 0
     while seen < faults:

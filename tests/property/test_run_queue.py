@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apf.messages import NEVER_NS
-from guestsched.core.cfs import Entity, RunQueue
+from guestsched.core.cfs import CfsEntity as Entity
+from guestsched.core.cfs import CfsRunQueue as RunQueue
 
 NICES = st.integers(-20, 19)
 NEAR_NS = st.integers(-20_000_000, 20_000_000)
 
 
 def make_queue(nices: list[int], offsets: list[int], cpus: int) -> RunQueue:
-    rq = RunQueue(cpus)
+    rq = RunQueue(cpus, 250)
     for number, (nice, offset) in enumerate(zip(nices, offsets, strict=True), start=1):
         entity = Entity(number, nice)
         entity.vruntime = 10**9 + offset

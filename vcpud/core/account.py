@@ -42,6 +42,10 @@ class TimeAccount:
             self.spent_ns[cause] += until_ns - self._at_ns
             self._at_ns = until_ns
 
+    def end(self, end_ns: int) -> None:
+        """The run ends earlier than planned."""
+        self._end_ns = end_ns
+
     def check(self) -> None:
         """Nothing is counted twice or lost."""
         assert sum(self.spent_ns.values()) == self._at_ns <= self._end_ns

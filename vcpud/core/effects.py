@@ -1,8 +1,8 @@
 """What goes into the vCPU's core (facts) and what comes out of it (imperatives).
 
 A step returns any number of ``MapPage``, ``SetSpace`` and ``LoadTask`` effects and, last, exactly one that says how it
-goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason`` or ``Finish``. The shell carries them
-out in order, each in the window that holds the core's time.
+goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason``, ``ReadGuest``, ``WriteGuest`` or
+``Finish``. The shell carries them out in order, each in the window that holds the core's time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from apf.messages import Access, AddressSpace, Dispatch, HostReply, HostRequest, Trap
+from apf.messages import Access, AddressSpace, Dispatch, FaultMet, HostReply, HostRequest, Sample, Trap
 
 
 class ExitCause(Enum):
@@ -69,7 +69,43 @@ class ReasonRead:
     reason: int | None
 
 
-Event = Attached | GuestExited | HostReplied | GuestReplied | TimeReached | ReasonRead
+@dataclass(frozen=True, slots=True)
+class GuestMemoryRead:
+    """The last ReadGuest; None: its page is not mapped."""
+
+    data: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMemoryWritten:
+    """The last WriteGuest; not done: its page is not mapped for writing."""
+
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class InterruptPosted:
+    """The vCPU has entered a window with an interrupt posted. ``retired`` as in GuestExited; ``rip`` of
+    the task that the CPU runs, None if it has yet to be loaded.
+
+    If the core runs, idles or is halted, what this step returns replaces the last effect of the step before.
+    """
+
+    retired: int
+    rip: int | None
+
+
+Event = (
+    Attached
+    | GuestExited
+    | HostReplied
+    | GuestReplied
+    | TimeReached
+    | ReasonRead
+    | GuestMemoryRead
+    | GuestMemoryWritten
+    | InterruptPosted
+)
 
 # imperatives
 
@@ -118,17 +154,25 @@ class AskHost:
 
 @dataclass(frozen=True, slots=True)
 class AskGuest:
-    """Deliver a trap to the guest kernel and wait for its reply; with the task's registers unless it is idle."""
+    """Deliver a trap to the guest kernel and wait for its reply; with the task's registers unless it is idle.
+
+    The other fields are those of ``TrapRaised``.
+    """
 
     trap: Trap
     with_registers: bool
+    min_flt: int = 0
+    maj_flt: int = 0
+    faults: tuple[FaultMet, ...] = ()
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """Let the clock jump to ``at_ns``."""
+    """Let the clock jump to ``at_ns``; ``interruptible``: or until an interrupt is posted."""
 
     at_ns: int
+    interruptible: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +184,36 @@ class InjectReason:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadGuest:
+    """Read ``length`` bytes at ``gpa``, in one page, as the guest kernel does."""
+
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class WriteGuest:
+    """Write ``data`` at ``gpa``, in one page, as the guest kernel does."""
+
+    gpa: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The run is over for this vCPU."""
 
 
-Effect = MapPage | SetSpace | LoadTask | EnterGuest | AskHost | AskGuest | WaitUntil | InjectReason | Finish
+Effect = (
+    MapPage
+    | SetSpace
+    | LoadTask
+    | EnterGuest
+    | AskHost
+    | AskGuest
+    | WaitUntil
+    | InjectReason
+    | ReadGuest
+    | WriteGuest
+    | Finish
+)

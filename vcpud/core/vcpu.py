@@ -8,8 +8,9 @@ shell carries there; the core waits in a state of its own for the answer.
     RUNNING --fault--> FAULT --mapped or retry--> RUNNING
                        FAULT --in progress--> NOT_PRESENT --reason word read--> TRAP --dispatch--> RUNNING | IDLE
     RUNNING | IDLE | HALTED --item done--> PREFAULT --mapped--> READY --reason word read--> TRAP
-    RUNNING --repeated fault--> HALTED --tick or item done--> RUNNING
-    NOT_PRESENT | READY --word's page not mapped--> REASON_FAULT --mapped--> back
+    RUNNING --repeated fault--> HALTED --interrupt or item done--> RUNNING
+    TRAP --dispatch with guest memory to read or write--> COPY --done--> RUNNING | TRAP
+    NOT_PRESENT | READY | COPY --its page not mapped--> KERNEL_FAULT --mapped--> back
 
 Protocol of 2010 (``pv2010``; arch/x86/kvm/x86.c before 5.8): both events are #PF; the reason word in per-CPU guest
 memory says 1 (not present) or 2 (ready), CR2 holds the token. ``off``: every fault is BLOCKING; the vCPU sleeps in
@@ -20,7 +21,8 @@ that ever runs on the CPU here: the guest kernel's own paths are modelled costs.
 kernel accesses; they fault synchronously (E45).
 
 Ticks: HZ is delivered locally. A tick costs ``tick_ns``; only one at or after the dispatch's ``run_until_ns`` can change
-which task runs, so only that one traps. Ticks missed in a stall come as one, late. An idle vCPU has none (NO_HZ).
+which task runs, so only that one traps. Ticks missed in a stall come as one, late. An idle vCPU has none (NO_HZ). The
+dispatch's ``timer_ns`` (the guest's other hrtimers) expires likewise, also in an idle vCPU, and always traps.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from typing import assert_never
 
 from apf.journal import Journal
 from apf.messages import (
+    FAULTS_LOGGED_MAX,
     NEVER_NS,
     PAGE_SHIFT,
     Access,
@@ -41,10 +44,14 @@ from apf.messages import (
     Dispatch,
     ExceptionRaised,
     FaultKind,
+    FaultMet,
     FaultMode,
     FaultRaised,
+    Fetched,
     HostReply,
     InProgress,
+    InterruptArrived,
+    KernelPath,
     Mapped,
     NotPresentArrived,
     PageReadyArrived,
@@ -53,8 +60,10 @@ from apf.messages import (
     Stopped,
     SyscallRaised,
     TickArrived,
+    TimerArrived,
     Trap,
 )
+from apf.registers import get as register
 from apf.scenario import Costs
 from vcpud.core.account import CAUSE_OF_ACCOUNT, Cause, TimeAccount
 from vcpud.core.async_pf import AsyncPfQueue, WorkItem
@@ -68,16 +77,22 @@ from vcpud.core.effects import (
     ExitCause,
     Finish,
     GuestExited,
+    GuestMemoryRead,
+    GuestMemoryWritten,
     GuestReplied,
     HostReplied,
     InjectReason,
+    InterruptPosted,
     LoadTask,
     MapPage,
+    ReadGuest,
     ReasonRead,
     SetSpace,
     TimeReached,
     WaitUntil,
+    WriteGuest,
 )
+from vcpud.core.sampler import Sampler
 
 REASON_NOT_PRESENT = 1
 REASON_READY = 2
@@ -97,7 +112,8 @@ class State(Enum):
     NOT_PRESENT = "not present"  # injecting
     PREFAULT = "prefault"  # hostd has a PrefaultRaised
     READY = "ready"  # injecting
-    REASON_FAULT = "reason fault"  # hostd has a fault of the reason word's page
+    COPY = "copy"  # the guest kernel reads or writes guest memory
+    KERNEL_FAULT = "kernel fault"  # hostd has a fault of a page that the guest kernel (or KVM for it) uses
     TRAP = "trap"  # guestsched has a trap
     STOPPING = "stopping"  # guestsched has the last trap
     FINISHED = "finished"
@@ -107,18 +123,32 @@ _S = State
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     _S.NEW: (_S.TRAP,),
     _S.RUNNING: (_S.RUNNING, _S.FAULT, _S.HALTED, _S.PREFAULT, _S.TRAP, _S.STOPPING),
-    _S.IDLE: (_S.IDLE, _S.PREFAULT, _S.STOPPING),
-    _S.HALTED: (_S.HALTED, _S.RUNNING, _S.PREFAULT, _S.TRAP, _S.STOPPING),
+    _S.IDLE: (_S.IDLE, _S.PREFAULT, _S.TRAP, _S.STOPPING),
+    _S.HALTED: (_S.HALTED, _S.RUNNING, _S.PREFAULT, _S.STOPPING),
     _S.FAULT: (_S.RUNNING, _S.RETRY, _S.NOT_PRESENT),
-    _S.RETRY: (_S.RUNNING, _S.PREFAULT, _S.NOT_PRESENT, _S.READY),
-    _S.NOT_PRESENT: (_S.TRAP, _S.REASON_FAULT),
+    _S.RETRY: (_S.RUNNING, _S.PREFAULT, _S.NOT_PRESENT, _S.READY, _S.COPY),
+    _S.NOT_PRESENT: (_S.TRAP, _S.KERNEL_FAULT),
     _S.PREFAULT: (_S.READY, _S.RETRY),
-    _S.READY: (_S.TRAP, _S.REASON_FAULT),
-    _S.REASON_FAULT: (_S.NOT_PRESENT, _S.READY, _S.RETRY),
-    _S.TRAP: (_S.RUNNING, _S.IDLE),
+    _S.READY: (_S.TRAP, _S.KERNEL_FAULT),
+    _S.COPY: (_S.RUNNING, _S.TRAP, _S.KERNEL_FAULT),
+    _S.KERNEL_FAULT: (_S.NOT_PRESENT, _S.READY, _S.COPY, _S.RETRY),
+    _S.TRAP: (_S.RUNNING, _S.IDLE, _S.COPY),
     _S.STOPPING: (_S.FINISHED,),
     _S.FINISHED: (),
 }
+
+_PATH_OF_TRAP = {
+    Booted: KernelPath.SCHEDULE,
+    TickArrived: KernelPath.SCHEDULE,
+    TimerArrived: KernelPath.TIMER,
+    InterruptArrived: KernelPath.INTERRUPT,
+    NotPresentArrived: KernelPath.NOT_PRESENT,
+    PageReadyArrived: KernelPath.PAGE_READY,
+    SyscallRaised: KernelPath.SYSCALL,
+    Fetched: KernelPath.SYSCALL,
+    ExceptionRaised: KernelPath.EXCEPTION,
+}
+"""Where the guest kernel is while it handles a trap."""
 
 
 @dataclass(slots=True)
@@ -136,6 +166,10 @@ class VcpuCounters:
     sync_limit: int = 0  # 64 items live: handled synchronously
     prefault_again: int = 0  # the page was gone again before page ready could go out (E37)
     ticks: int = 0
+    timers: int = 0
+    interrupts: int = 0
+    kernel_faults: int = 0  # of pages the guest kernel used
+    samples: int = 0
     traps: int = 0
     stall_ns: int = 0
     async_wait_ns: int = 0  # not-present to done, summed over asynchronous faults
@@ -156,6 +190,8 @@ class VcpuConfig:
     hz: int
     end_ns: int
     costs: Costs
+    sample_period_ns: int = 0  # of the profile; 0: none is taken
+    sample_phase_ns: int = 0
 
 
 class VcpuCore:
@@ -164,6 +200,7 @@ class VcpuCore:
     def __init__(self, config: VcpuConfig, journal: Journal) -> None:
         self._config = config
         self._costs = config.costs
+        self._end_ns = config.end_ns
         self._tick_period_ns = 1_000_000_000 // config.hz
         self.journal = journal
         self.state = State.NEW
@@ -178,7 +215,15 @@ class VcpuCore:
         self._next_tick_ns = NEVER_NS
         self._fault_gfn = 0  # of the fault hostd is asked about
         self._item: WorkItem | None = None  # the item being announced or prefaulted
-        self._resume = State.RUNNING  # where REASON_FAULT and RETRY go back to
+        self._resume = State.RUNNING  # where KERNEL_FAULT and RETRY go back to
+        self._interrupt = False  # one is posted
+        self._path: KernelPath | None = None  # of the guest kernel while it has a trap
+        self._copies: deque[ReadGuest | WriteGuest] = deque()  # what COPY has yet to do
+        self._fetched = bytearray()
+        self._sampler = Sampler(config.sample_period_ns, config.sample_phase_ns)
+        self._rip = 0  # of the task, when it last left the CPU
+        self._min_flt = self._maj_flt = 0  # since the last trap
+        self._faults: list[FaultMet] = []
 
     # the only way in
 
@@ -198,6 +243,12 @@ class VcpuCore:
                 return self._time_reached(now_ns)
             case ReasonRead(reason=reason):
                 return self._reason_read(reason)
+            case GuestMemoryRead(data=data):
+                return self._copied(data is not None, data or b"")
+            case GuestMemoryWritten(done=done):
+                return self._copied(done, b"")
+            case InterruptPosted():
+                return self._interrupt_posted(event, now_ns)
             case _:
                 assert_never(event)
 
@@ -227,7 +278,7 @@ class VcpuCore:
     # states and time
 
     def _announcing(self) -> State:
-        return self._resume if self.state in (State.REASON_FAULT, State.RETRY) else self.state
+        return self._resume if self.state in (State.KERNEL_FAULT, State.RETRY) else self.state
 
     def _move(self, state: State) -> None:
         if state not in TRANSITIONS[self.state]:
@@ -237,10 +288,19 @@ class VcpuCore:
         self._story.append((self.now_ns, state))
         self.state = state
 
-    def _spend(self, cause: Cause, until_ns: int) -> None:
-        """Let the clock go on to ``until_ns`` and book the time."""
+    def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
+        """Let the clock go on to ``until_ns`` and book the time, in which the guest kernel was on ``path``, if it ran."""
         self.account.spend(cause, until_ns)
         self.now_ns = max(self.now_ns, until_ns)
+        if path is not None and self._sampler.next_ns <= self.now_ns:
+            self._sampler.in_kernel(self.now_ns, path)
+            self._sampled()
+
+    def _sampled(self) -> None:
+        """What taking a sample costs the guest."""
+        self.counters.samples += 1
+        self.now_ns += self._costs.profile_sample_ns
+        self.account.spend(Cause.KERNEL, self.now_ns)
 
     def _task_cause(self) -> Cause:
         return CAUSE_OF_ACCOUNT[self._dispatch.account]
@@ -249,36 +309,87 @@ class VcpuCore:
 
     def _enter(self) -> list[Effect]:
         """vcpu_enter_guest: deliver what is due, in KVM's order, or let the guest run."""
-        if self.now_ns >= self._config.end_ns:
+        if self.now_ns >= self._end_ns:
             return self._ask_guest(Stopped(), State.STOPPING)
         if (item := self.async_pf.pop_done(self.now_ns)) is not None:
             return self._complete(item)
+        if self._interrupt:
+            return self._take_interrupt()
+        if self.now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
+            # The profile's timer and the tick are hrtimers of one base (hrtimer_interrupt): a sample that is due with the
+            # tick, or was missed with it in a stall, sees what that one interrupt has interrupted.
+            self._end_halt()
+            self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
+            self._sampled()
+            return self._enter()
         if self.now_ns >= self._next_tick_ns:
             return self._tick()
+        if self.now_ns >= self._dispatch.timer_ns:
+            return self._timer()
         ready_ns = self.async_pf.next_ready_ns()
-        until_ns = min(self._next_tick_ns, self._config.end_ns, NEVER_NS if ready_ns is None else ready_ns)
-        if self.state is State.RUNNING:
-            return [EnterGuest(self.now_ns - self._retired_ns(), until_ns)]
-        return [WaitUntil(until_ns)]
+        until_ns = min(
+            self._next_tick_ns, self._dispatch.timer_ns, self._end_ns, NEVER_NS if ready_ns is None else ready_ns
+        )
+        if self.state is State.IDLE:
+            return [WaitUntil(until_ns, interruptible=True)]
+        until_ns = min(until_ns, self._sampler.next_ns)
+        if self.state is State.HALTED:
+            return [WaitUntil(until_ns, interruptible=True)]
+        return [EnterGuest(self.now_ns - self._retired_ns(), until_ns)]
 
     def _retired_ns(self) -> int:
         return self.retired * 1000 // self._config.cpu_mips
 
     def _time_reached(self, now_ns: int) -> list[Effect]:
         """The end of an idle or halted stretch, or of a retry's delay."""
-        self._spend(Cause.IDLE if self.state is State.IDLE else Cause.STALL, now_ns)
+        self._waited(now_ns)
         if self.state is State.RETRY:
             return self._retry_over()
         return self._enter()
+
+    def _waited(self, until_ns: int) -> None:
+        self._spend(Cause.IDLE if self.state is State.IDLE else Cause.STALL, until_ns)
+        if self.state is State.IDLE:
+            self._sampler.idled(self.now_ns)
+
+    def _interrupt_posted(self, posted: InterruptPosted, now_ns: int) -> list[Effect]:
+        """A kick: out of the guest, of HLT or of the APF halt; anything else is gone through with first."""
+        self._interrupt = True
+        if self.state is State.RUNNING:
+            self.retired = posted.retired
+            if posted.rip is not None:
+                self._rip = posted.rip
+            self._spend(self._task_cause(), now_ns)
+        elif self.state in (State.IDLE, State.HALTED):
+            self._waited(now_ns)
+        else:
+            return []
+        return self._enter()
+
+    def _take_interrupt(self) -> list[Effect]:
+        self._interrupt = False
+        self.counters.interrupts += 1
+        self._end_halt()
+        return self._ask_guest(InterruptArrived(), State.TRAP)
+
+    def _timer(self) -> list[Effect]:
+        """The local APIC timer: the guest's hrtimers (hrtimer_interrupt)."""
+        self.counters.timers += 1
+        self._end_halt()
+        return self._ask_guest(TimerArrived(), State.TRAP)
+
+    def _end_halt(self) -> None:
+        """An interrupt ends the APF halt (E07)."""
+        if self.state is State.HALTED:
+            self._move(State.RUNNING)
 
     def _tick(self) -> list[Effect]:
         """Apic timer interrupt; what was missed since the last one has coalesced into it."""
         due_ns = self.now_ns
         self.counters.ticks += 1
         self._next_tick_ns = (due_ns // self._tick_period_ns + 1) * self._tick_period_ns
-        if self.state is State.HALTED:  # an interrupt ends the APF halt (E07)
-            self._move(State.RUNNING)
-        self._spend(Cause.KERNEL, due_ns + self._costs.tick_ns)
+        self._end_halt()
+        self._spend(Cause.KERNEL, due_ns + self._costs.tick_ns, KernelPath.TICK)
         if due_ns >= self._dispatch.run_until_ns:
             return self._ask_guest(TickArrived(), State.TRAP)
         return self._enter()
@@ -287,12 +398,12 @@ class VcpuCore:
 
     def _guest_exited(self, exited: GuestExited, now_ns: int) -> list[Effect]:
         assert self.state is State.RUNNING, self.story()
-        self.retired = exited.retired
+        self.retired, self._rip = exited.retired, exited.rip
         self._spend(self._task_cause(), now_ns)
         if exited.cause is ExitCause.BUDGET:
             return self._enter()
         self.counters.exits += 1
-        if self.now_ns >= self._config.end_ns:  # the run ended under this instruction: it is not executed
+        if self.now_ns >= self._end_ns:  # the run ended under this instruction: it is not executed
             return self._enter()
         match exited.cause:
             case ExitCause.EPT_VIOLATION:
@@ -340,31 +451,50 @@ class VcpuCore:
 
     def _mapped(self, reply: Mapped) -> list[Effect]:
         prefault = self.state is State.PREFAULT
-        if reply.kind is FaultKind.MAJOR:
+        major = reply.kind is FaultKind.MAJOR
+        if major:
             self.counters.stall_ns += reply.stall_ns
         if prefault:
-            self.counters.prefault_again += reply.kind is FaultKind.MAJOR
-        elif reply.kind is FaultKind.MAJOR:
+            self.counters.prefault_again += major
+        elif major:
             self.counters.faults_major += 1
         else:
             self.counters.faults_minor += 1
+        if self.state is State.FAULT:
+            self._task_faulted(reply.gfn, reply.kind)
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
-        self._spend(Cause.APF if self.state is not State.FAULT else self._task_cause(), reply.at_ns)
+        self._spend(self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
         self.journal.record(self.now_ns, "mapped", reply.gfn, reply.kind.name, reply.stall_ns)
         if prefault:
             self._move(State.READY)
             return [page, self._inject(REASON_READY)]
-        if self.state is State.REASON_FAULT:
+        if self.state is State.KERNEL_FAULT:
             self._move(self._resume)
-            return [page, self._inject(self._reason())]
+            return [page, self._again()]
         self._move(State.RUNNING)
         return [page, *self._enter()]
+
+    def _fault_cause(self) -> Cause:
+        """Whose time the part of a fault is in which the vCPU does not sleep."""
+        if self.state is State.FAULT:
+            return self._task_cause()
+        return Cause.KERNEL if self._announcing() is State.COPY else Cause.APF
+
+    def _task_faulted(self, gfn: int, kind: FaultKind) -> None:
+        """mm_account_fault, for the guest's task: what its next trap will tell."""
+        if kind is FaultKind.MINOR:
+            self._min_flt += 1
+        else:
+            self._maj_flt += 1
+        if self._dispatch.log_faults and len(self._faults) < FAULTS_LOGGED_MAX:
+            self._faults.append(FaultMet(gfn, kind))
 
     def _in_progress(self, reply: InProgress) -> list[Effect]:
         """kvm_setup_async_pf worked: tell the guest that the page is not present."""
         self.counters.faults_async += 1
         self.counters.async_wait_ns += reply.ready_at_ns - self.now_ns
+        self._task_faulted(self._fault_gfn, FaultKind.ASYNC)
         self._spend(self._task_cause(), reply.at_ns)
         self._item = self.async_pf.setup(reply.work, self._fault_gfn, reply.ready_at_ns)
         self._move(State.NOT_PRESENT)
@@ -373,11 +503,22 @@ class VcpuCore:
     def _retry_over(self) -> list[Effect]:
         """The delay of a Retry is over: do again what led to it."""
         self._move(self._resume)
-        if self.state in (State.NOT_PRESENT, State.READY):
-            return [self._inject(self._reason())]
+        if self.state in (State.NOT_PRESENT, State.READY, State.COPY):
+            return [self._again()]
         if self.state is State.PREFAULT:
             return self._ask_prefault()
         return self._enter()
+
+    def _again(self) -> Effect:
+        """The page that the guest kernel needed is there: what it was needed for."""
+        return self._copies[0] if self.state is State.COPY else self._inject(self._reason())
+
+    def _kernel_fault(self, gpa: int, access: Access) -> list[Effect]:
+        """A fault at CPL 0: the vCPU waits for it."""
+        self.counters.kernel_faults += 1
+        self._resume = self.state
+        self._move(State.KERNEL_FAULT)
+        return [AskHost(FaultRaised(gpa >> PAGE_SHIFT, access, FaultMode.BLOCKING))]
 
     # the protocol of 2010
 
@@ -393,9 +534,7 @@ class VcpuCore:
         assert self._item is not None and self._reason_gpa is not None
         item = self._item
         if reason is None:  # the word's page is out: the host's put_user faults it in, synchronously (E45)
-            self._resume = self.state
-            self._move(State.REASON_FAULT)
-            return [AskHost(FaultRaised(self._reason_gpa >> PAGE_SHIFT, Access.WRITE, FaultMode.BLOCKING))]
+            return self._kernel_fault(self._reason_gpa, Access.WRITE)
         self._spend(Cause.APF, self.now_ns + self._costs.apf_inject_ns)
         self._item = None
         if reason == REASON_NOT_PRESENT:
@@ -427,12 +566,23 @@ class VcpuCore:
     def _ask_guest(self, trap: Trap, state: State) -> list[Effect]:
         self.counters.traps += 1
         self._move(state)
-        return [AskGuest(trap, with_registers=self._dispatch.task != 0)]
+        self._path = _PATH_OF_TRAP.get(type(trap))
+        asked = AskGuest(
+            trap,
+            with_registers=self._dispatch.task != 0,
+            min_flt=self._min_flt,
+            maj_flt=self._maj_flt,
+            faults=tuple(self._faults),
+            samples=self._sampler.drain(),
+        )
+        self._min_flt = self._maj_flt = 0
+        self._faults.clear()
+        return [asked]
 
     def _dispatched(self, dispatch: Dispatch) -> list[Effect]:
         """Back from the guest kernel: what runs now."""
-        self._spend(Cause.APF, self.now_ns + dispatch.apf_ns)
-        self._spend(Cause.KERNEL, dispatch.at_ns)
+        self._spend(Cause.APF, self.now_ns + dispatch.apf_ns, self._path)
+        self._spend(Cause.KERNEL, dispatch.at_ns, self._path)
         if self.state is State.STOPPING:
             self._move(State.FINISHED)
             return [Finish()]
@@ -440,13 +590,42 @@ class VcpuCore:
         if dispatch.async_pf_en is not None:  # kvm_pv_enable_async_pf
             enabled = dispatch.async_pf_en & _EN_ENABLED and self._config.mode is ApfMode.PV2010
             self._reason_gpa = dispatch.async_pf_en & ~_EN_ENABLED if enabled else None
+        if dispatch.shutdown:
+            self._end_ns = self.now_ns
+            self.account.end(self.now_ns)
         was_idle = self._dispatch.task == 0
         self._dispatch = dispatch
-        if dispatch.registers is not None:
-            effects.append(LoadTask(dispatch.asid, dispatch.registers))
         if dispatch.task == 0:
             self._next_tick_ns = NEVER_NS
         elif was_idle:
             self._next_tick_ns = (self.now_ns // self._tick_period_ns + 1) * self._tick_period_ns
-        self._move(State.RUNNING if dispatch.task else State.IDLE)
-        return effects + self._enter()
+        if dispatch.registers is not None:
+            self._rip = register(dispatch.registers, "rip")
+            effects.append(LoadTask(dispatch.asid, dispatch.registers))
+        self._copies.extend(WriteGuest(gpa, data) for gpa, data in dispatch.copies)
+        self._copies.extend(ReadGuest(gpa, length) for gpa, length in dispatch.fetch)
+        if self._copies:
+            self._move(State.COPY)
+            return [*effects, self._copies[0]]
+        return effects + self._go_on()
+
+    def _copied(self, done: bool, data: bytes) -> list[Effect]:
+        """copy_from_user or copy_to_user got so far."""
+        assert self.state is State.COPY, self.story()
+        copy = self._copies[0]
+        if not done:
+            return self._kernel_fault(copy.gpa, Access.READ if isinstance(copy, ReadGuest) else Access.WRITE)
+        self._copies.popleft()
+        self._fetched += data
+        if self._copies:
+            return [self._copies[0]]
+        if self._dispatch.fetch:
+            fetched = bytes(self._fetched)
+            self._fetched.clear()
+            return self._ask_guest(Fetched(fetched), State.TRAP)
+        return self._go_on()
+
+    def _go_on(self) -> list[Effect]:
+        """The guest kernel is done: back to the task it chose."""
+        self._move(State.RUNNING if self._dispatch.task else State.IDLE)
+        return self._enter()

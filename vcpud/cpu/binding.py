@@ -30,6 +30,7 @@ emu_start = _function(
     "uc_emu_start", *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t)
 )
 reg_read = _function("uc_reg_read", ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+reg_write = _function("uc_reg_write", ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 reg_read_batch = _function("uc_reg_read_batch", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 reg_write_batch = _function("uc_reg_write_batch", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
 control = _function("uc_ctl", ctypes.c_void_p, ctypes.c_uint)

@@ -18,15 +18,18 @@ Departures from a real CPU:
   past the instruction, which counts as retired; every other exception leaves it at the instruction.
 - A repeated string instruction counts once per repetition.
 - IN and OUT raise #GP only after the rest of their block has run, and count as retired; SYSENTER counts as retired.
-- SYSCALL does not change RCX and R11.
-- RDTSC and RDTSCP raise #GP (CR4.TSD). CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
+- RDTSC and RDTSCP give the vCPU's time in ns at the start of the block they are in (``hooks`` says why), and ECX = 0.
+- CPUID answers with the fixed values of ``CPU_MODEL``, whatever the host.
+- There is no AVX (CPUID says so): 256-bit forms are undefined, but Unicorn takes the 128-bit VEX form of an SSE
+  instruction for the old two-operand one. Programs must not be compiled with -mavx.
+- The transcendental x87 instructions (FSIN, FYL2X, F2XM1, ...) are those of the host's math library, so their last bits
+  may differ between hosts. All other floating point is exact, SSE's too.
 - Alignment checks, debug registers and single-stepping are not there.
 """
 
 from __future__ import annotations
 
 import ctypes
-import struct
 from typing import Any
 
 import numpy as np
@@ -77,7 +80,6 @@ _UNDEFINED_OPCODE_VECTOR = 6
 _NO_BLOCK = -1
 _REMEMBERED = 4096
 _OFFSET_MASK = PAGE_SIZE - 1
-_U32 = struct.Struct("<I")
 _KEY_MASK = (1 << 64) - 1
 
 
@@ -106,6 +108,8 @@ class Engine:
         self._fill_words(cpu_mips, publish)
         self._rip = ctypes.c_uint64()
         self._rip_address = ctypes.addressof(self._rip)
+        self._flags = ctypes.c_uint64()
+        self._flags_address = ctypes.addressof(self._flags)
         self._tlb_empty = True
         self._uc: Any = self._new_cpu()
         self._handle = binding.handle_of(self._uc)
@@ -141,6 +145,8 @@ class Engine:
         for instruction, hook in (
             (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
             (x86_const.UC_X86_INS_SYSENTER, hooks.on_sysenter),
+            (x86_const.UC_X86_INS_RDTSC, hooks.on_rdtsc),
+            (x86_const.UC_X86_INS_RDTSCP, hooks.on_rdtscp),
             (x86_const.UC_X86_INS_IN, hooks.on_in),
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
@@ -151,6 +157,11 @@ class Engine:
     def retired(self) -> int:
         """Instructions retired in all."""
         return self._words[_RETIRED]
+
+    @property
+    def rip(self) -> int:
+        """Where the task that runs goes on."""
+        return self._rip.value
 
     # Address spaces and mappings ------------------------------------------------------------------------------------
 
@@ -263,6 +274,7 @@ class Engine:
                 return Exit(ExitCause.EPT_VIOLATION, retired, words[_GFN], access, address, 0, rip)
             return Exit(ExitCause.EXCEPTION, retired, 0, access, address & _KEY_MASK, _PAGE_FAULT_VECTOR, rip)
         if reason == _R_SYSCALL:
+            self._note_return(rip)
             return Exit(ExitCause.SYSCALL, words[_RETIRED] - start, 0, Access.READ, 0, 0, rip)
         if reason == _R_INTERRUPT or error == unicorn_const.UC_ERR_INSN_INVALID:
             vector = words[_VECTOR] if reason == _R_INTERRUPT else _UNDEFINED_OPCODE_VECTOR
@@ -272,6 +284,12 @@ class Engine:
         if reason == _R_NONE and error != unicorn_const.UC_ERR_OK:
             raise EngineError(f"Unicorn error {error} at {rip:#x}")
         return None
+
+    def _note_return(self, rip: int) -> None:
+        """What SYSCALL leaves in registers: the next instruction's address in RCX, the flags in R11."""
+        binding.reg_read(self._handle, x86_const.UC_X86_REG_RFLAGS, self._flags_address)
+        binding.reg_write(self._handle, x86_const.UC_X86_REG_RCX, self._rip_address)
+        binding.reg_write(self._handle, x86_const.UC_X86_REG_R11, self._flags_address)
 
     def _forget_exception(self) -> None:
         """Bring the CPU back from an exception that was never delivered.
@@ -324,26 +342,39 @@ class Engine:
 
     # The guest kernel's and KVM's own accesses ----------------------------------------------------------------------
 
-    def read_u32(self, gpa: int) -> int | None:
-        """The u32 at guest-physical ``gpa``, which must not cross a page; None if it is not mapped (yet)."""
+    def read_bytes(self, gpa: int, length: int) -> bytes | None:
+        """``length`` bytes at guest-physical ``gpa``, which must not cross a page; None if it is not mapped (yet)."""
         entry = self._mapping(gpa >> PAGE_SHIFT)
         if not entry:
             return None
         pfn = entry >> PAGE_SHIFT
+        start = _place(pfn, gpa, length)
         self._memory.accessed[pfn] = 1
-        value: int = _U32.unpack_from(self._bytes, _place(pfn, gpa))[0]
-        return value
+        return bytes(self._bytes[start : start + length])
 
-    def write_u32(self, gpa: int, value: int) -> bool:
-        """Store a u32 likewise; False if the page is not mapped writable."""
+    def write_bytes(self, gpa: int, data: bytes) -> bool:
+        """Store ``data`` likewise; False if the page is not mapped writable.
+
+        The page may hold code that has not run yet; code that has is never written (write-xor-execute).
+        """
         entry = self._mapping(gpa >> PAGE_SHIFT)
         if not entry & EPT_WRITE:
             return False
         pfn = entry >> PAGE_SHIFT
+        start = _place(pfn, gpa, len(data))
         self._memory.accessed[pfn] = 1
         self._memory.dirty[pfn] = 1
-        _U32.pack_into(self._bytes, _place(pfn, gpa), value)
+        self._bytes[start : start + len(data)] = data
         return True
+
+    def read_u32(self, gpa: int) -> int | None:
+        """The u32 at ``gpa``, as ``read_bytes``."""
+        data = self.read_bytes(gpa, 4)
+        return None if data is None else int.from_bytes(data, "little")
+
+    def write_u32(self, gpa: int, value: int) -> bool:
+        """Store a u32, as ``write_bytes``."""
+        return self.write_bytes(gpa, value.to_bytes(4, "little"))
 
     def close(self) -> None:
         """Free the Unicorn engine. The object cannot be used afterwards."""
@@ -351,8 +382,8 @@ class Engine:
         self._handle = 0
 
 
-def _place(pfn: int, gpa: int) -> int:
+def _place(pfn: int, gpa: int, length: int) -> int:
     offset = gpa & _OFFSET_MASK
-    if offset > PAGE_SIZE - 4:
-        raise ValueError(f"the u32 at {gpa:#x} crosses a page")
+    if offset + length > PAGE_SIZE:
+        raise ValueError(f"{length} bytes at {gpa:#x} cross a page")
     return pfn << PAGE_SHIFT | offset

@@ -14,6 +14,12 @@ Paging. The fill hook is the MMU: process extents (guest-virtual to guest-physic
 the vCPU's private overlay, then the VM's EPT. Write permission is given on write fills only, so that the first write
 to a page always comes here, where its dirty byte is set (as KVM write-protects pages to log them as dirty).
 
+Time. RDTSC shows the vCPU's virtual time at the start of the block that executes it. Where in its block an instruction
+stands is not known here, and a count that includes the whole block would run ahead: after a fault in mid-block takes
+the rest off again, the next reading, of another task or on another vCPU, could be an earlier one. What a block's start
+shows has been reached by the vCPU's clock, whatever happens later, so time never goes back. An instruction reached by
+a jump starts its block and reads the exact time.
+
 All functions compile when this module is imported and are cached beside it. numba does not see that a cached
 function's *callee* in another file changed: touch this file after changing ``publish`` or ``native``.
 """
@@ -25,8 +31,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 import llvmlite.binding as llvm
-from numba import cfunc, types
-from unicorn import unicorn_const
+from numba import cfunc, njit, types
+from unicorn import unicorn_const, x86_const
 
 from apf.clockpage import publish
 from vcpud.cpu.binding import uclib
@@ -79,6 +85,8 @@ class Word(IntEnum):
     TB_PC = 23
     TB_SIZES = 24
     """Both: a ``struct uc_tb`` for ``UC_CTL_TB_REQUEST_CACHE``: pc u64, instructions u16, bytes u16."""
+    SCRATCH = 25
+    """Where a hook puts the value of a register it writes."""
 
 
 class Reason(IntEnum):
@@ -133,6 +141,7 @@ _CPU_MIPS: Final = Word.CPU_MIPS * 8
 _TABLE: Final = TABLE_START * 8
 _TB: Final = Word.TB_PC * 8
 _TB_SIZES: Final = Word.TB_SIZES * 8
+_SCRATCH: Final = Word.SCRATCH * 8
 _BUDGET: Final = int(Reason.BUDGET)
 _EPT_VIOLATION: Final = int(Reason.EPT_VIOLATION)
 _PAGE_FAULT: Final = int(Reason.PAGE_FAULT)
@@ -146,11 +155,15 @@ _WRITE: Final = unicorn_const.UC_PROT_WRITE
 _EXEC: Final = unicorn_const.UC_PROT_EXEC
 _MEM_WRITE: Final = unicorn_const.UC_MEM_WRITE
 _MEM_FETCH: Final = unicorn_const.UC_MEM_FETCH
+_RAX: Final = x86_const.UC_X86_REG_RAX
+_RCX: Final = x86_const.UC_X86_REG_RCX
+_RDX: Final = x86_const.UC_X86_REG_RDX
 
 # Symbols have to be there before a cached function is loaded. With a ctypes pointer instead numba would not cache.
-for _name in ("uc_emu_stop", "uc_ctl"):
+for _name in ("uc_emu_stop", "uc_ctl", "uc_reg_write"):
     llvm.add_symbol(f"apf_{_name}", ctypes.cast(getattr(uclib, _name), ctypes.c_void_p).value)
 _uc_emu_stop: Any = types.ExternalFunction("apf_uc_emu_stop", types.int32(types.int64))
+_uc_reg_write: Any = types.ExternalFunction("apf_uc_reg_write", types.int32(types.int64, types.int32, types.int64))
 # Variadic in C; on x86-64 Linux integers travel in the same registers either way.
 _uc_ctl: Any = types.ExternalFunction("apf_uc_ctl", types.int32(types.int64, types.int32, types.int64, types.int64))
 
@@ -326,6 +339,34 @@ def on_sysenter(uc: int, state: int) -> None:
         store64(state + _REASON, _INTERRUPT)
         store64(state + _VECTOR, _GENERAL_PROTECTION)
     _uc_emu_stop(uc)
+
+
+@njit(types.void(types.int64, types.int64), cache=True, error_model="numpy")
+def _show_time(uc: int, state: int) -> None:
+    """EDX:EAX = the time in ns at which the running block started."""
+    row = state + _TABLE + ((load64(state + _LAST_BLOCK) & (TABLE_ROWS - 1)) << 4)  # the block hook has just used it
+    retired = load64(state + _RETIRED) - load32(row + 8)
+    now_ns = load64(state + _BASE_NS) + retired * NS_PER_US // load64(state + _CPU_MIPS)
+    store64(state + _SCRATCH, now_ns & 0xFFFFFFFF)
+    _uc_reg_write(uc, _RAX, state + _SCRATCH)
+    store64(state + _SCRATCH, now_ns >> 32)
+    _uc_reg_write(uc, _RDX, state + _SCRATCH)
+
+
+@cfunc(types.int32(types.int64, types.int64), cache=True)
+def on_rdtsc(uc: int, state: int) -> int:
+    """``UC_HOOK_INSN`` of RDTSC. True: Unicorn does no more about it."""
+    _show_time(uc, state)
+    return 1
+
+
+@cfunc(types.int32(types.int64, types.int64), cache=True)
+def on_rdtscp(uc: int, state: int) -> int:
+    """``UC_HOOK_INSN`` of RDTSCP, likewise. IA32_TSC_AUX is 0: it would name the vCPU, and tasks migrate."""
+    store64(state + _SCRATCH, 0)
+    _uc_reg_write(uc, _RCX, state + _SCRATCH)
+    _show_time(uc, state)
+    return 1
 
 
 @cfunc(types.uint32(types.int64, types.uint32, types.int32, types.int64), cache=True)

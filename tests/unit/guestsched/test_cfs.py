@@ -5,14 +5,16 @@ from __future__ import annotations
 import pytest
 
 from apf.messages import NEVER_NS
-from guestsched.core.cfs import NICE_TO_WEIGHT, Entity, RunQueue, tuning_factor
+from guestsched.core.cfs import CfsEntity as Entity
+from guestsched.core.cfs import CfsRunQueue as RunQueue
+from guestsched.core.sched import NICE_TO_WEIGHT, tuning_factor
 
 MS = 1_000_000
 
 
 def queue(*nices: int, cpus: int = 1) -> tuple[RunQueue, list[Entity]]:
     """A queue with one new entity for each nice value; the first is current."""
-    rq = RunQueue(cpus)
+    rq = RunQueue(cpus, 250)
     entities = [Entity(number, nice) for number, nice in enumerate(nices, start=1)]
     for entity in entities:
         rq.enqueue_new(entity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 
 import numpy as np
@@ -16,9 +17,10 @@ from vcpud.cpu.engine import ExitCause, Publisher
 PRIVILEGED = (
     *("cli", "sti", "hlt", "wrmsr", "rdmsr", "mov cr3, rax", "mov rax, cr0", "mov cr8, rax", "mov dr7, rax"),
     *("lgdt [rdi]", "lidt [rdi]", "invlpg [rdi]", "clts", "wbinvd", "lmsw ax", "ltr ax", "swapgs", "sysexit"),
-    *("sysret", "iretq", "rdtsc"),
+    *("sysret", "iretq", "xsetbv", "mov rax, dr0"),
 )
-UNDEFINED = ("ud2", "rdrand eax", "rdseed rax", "rdtscp", "xgetbv", "vaddps ymm0, ymm1, ymm2", "vmcall", "rdpmc")
+UNDEFINED = ("ud2", "rdrand eax", "rdseed rax", "xgetbv", "xsave [rdi]", "vaddps ymm0, ymm1, ymm2", "vmcall", "rdpmc")
+UNDEFINED += ("rdfsbase rax", "monitor", "mwait", "xtest", "vmmcall")
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,42 @@ def test_cpuid_names_a_fixed_cpu(rig) -> None:
     rig.start("mov eax, 1; cpuid; hlt")
     rig.engine.run(100, 0)
     ecx = rig.get("rcx")
-    assert rig.get("rax") == 0x206C1  # Westmere
+    assert rig.get("rax") == 0x206A1  # Sandy Bridge
     assert not ecx >> 30 & 1 and not ecx >> 28 & 1 and ecx >> 20 & 1  # RDRAND, AVX; SSE4.2
+
+
+def test_cpuid_answers_the_same_on_every_host(rig) -> None:
+    """All leaves and the first subleaves of each, as one number."""
+    answers = []
+    for leaf in (*range(0xF), *range(0x80000000, 0x8000000B), 0x40000000, 0x40000001):
+        for subleaf in range(4):
+            rig.start("cpuid; mov esi, ecx; syscall", rax=leaf, rcx=subleaf)
+            rig.engine.run(100, 0)
+            saved = rig.engine.save_registers()
+            answers.append([registers.get(saved, name) & 0xFFFFFFFF for name in ("rax", "rbx", "rsi", "rdx")])
+    digest = hashlib.sha256(repr(answers).encode()).hexdigest()
+    assert digest == "bd21cf311491d8473176881a0fc8aa69533289a460026a8afbf34b73b14ee2f7"
+
+
+def test_syscall_leaves_the_return_address_and_the_flags(rig) -> None:
+    rig.start("xor eax, eax; stc; syscall; nop", rcx=1, r11=2)
+    rig.engine.run(100, 0)
+    assert rig.get("rcx") == rig.CODE + 5 == rig.get("rip")
+    assert rig.get("r11") == 0x247  # CF, PF, ZF, IF
+    rig.start(b"\x66\x0f\x05\x90", rig.CODE + 0x100)  # a prefix makes it longer
+    rig.engine.run(100, 0)
+    assert rig.get("rcx") == rig.CODE + 0x103
+
+
+def test_fs_base_and_rounding_modes_take_effect(rig) -> None:
+    rig.memory.frames[rig.DATA_PFN, 16:24] = 7
+    text = (
+        "mov rax, qword ptr fs:[16]; mov ebx, 3; mov ecx, 2; cvtsi2sd xmm0, rbx; cvtsi2sd xmm1, rcx; divsd xmm0, xmm1"
+    )
+    for mxcsr, rounded in ((0x1F80, 2), (0x3F80, 1), (0x5F80, 2)):
+        rig.start(text + "; cvtsd2si rdx, xmm0; syscall", fs_base=rig.DATA, mxcsr=mxcsr)
+        rig.engine.run(100, 0)
+        assert (rig.get("rax"), rig.get("rdx")) == (0x0707070707070707, rounded)
 
 
 def test_all_registers_survive_a_switch(rig, new_rig) -> None:

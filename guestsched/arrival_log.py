@@ -1,0 +1,119 @@
+"""What has come to a guest from outside, written down so that the run can be repeated.
+
+A JSON document a line: first the scenario, then every group of arrivals with the time it was granted, then, if the run
+came to its end, the digest of the guest's journal.
+
+    {"scenario": {...}}
+    {"at_ns": 40000, "arrivals": [["access", 1, 1, 4096, 1, false], ...]}
+    {"digest": "..."}
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO, assert_never
+
+from apf.scenario import Scenario, ScenarioError
+from guestsched.core.arrivals import (
+    AccessArrived,
+    AccessCancelled,
+    Arrival,
+    KillArrived,
+    ReplayArrived,
+    ShutdownArrived,
+    SpawnArrived,
+)
+from guestsched.core.task import AccessList, TraceAccess
+from guestsched.spawn import SpawnWish
+
+Arrivals = deque[tuple[int, tuple[Arrival, ...]]]
+
+
+class ArrivalLog:
+    """Writes the log. ``wishes``: what the plans of SpawnArrived were made from, by ticket."""
+
+    def __init__(self, sink: TextIO, scenario: Scenario) -> None:
+        self._sink = sink
+        self._write({"scenario": scenario.model_dump(mode="json")})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        json.dump(line, self._sink, separators=(",", ":"))
+        self._sink.write("\n")
+
+    def take(self, at_ns: int, arrivals: Iterable[Arrival], wishes: dict[int, SpawnWish]) -> None:
+        """Note a group of arrivals."""
+        self._write({"at_ns": at_ns, "arrivals": [_out(arrival, wishes) for arrival in arrivals]})
+
+    def close(self, digest: str | None) -> None:
+        """The run is over; ``digest`` is the guest core's."""
+        if digest is not None:
+            self._write({"digest": digest})
+        self._sink.close()
+
+
+def _out(arrival: Arrival, wishes: dict[int, SpawnWish]) -> list[Any]:
+    match arrival:
+        case AccessArrived(ticket, process, offset, words, write):
+            return ["access", ticket, process, offset, words, write]
+        case AccessCancelled(ticket, process):
+            return ["cancel", ticket, process]
+        case ReplayArrived(ticket, process, accesses):
+            items = [accesses[index] for index in range(len(accesses))]
+            return ["replay", ticket, process, [[a.address, a.words, a.write, a.think] for a in items]]
+        case SpawnArrived(ticket, _):
+            return ["spawn", ticket, wishes[ticket].model_dump(mode="json")]
+        case KillArrived(ticket, process, task):
+            return ["kill", ticket, process, task]
+        case ShutdownArrived():
+            return ["shutdown"]
+        case _:
+            assert_never(arrival)
+
+
+def read(path: Path) -> tuple[Scenario, Arrivals, str | None]:
+    """The scenario, the arrivals and the guest's digest (None: the run was cut short). Raises ScenarioError."""
+    scenario: Scenario | None = None
+    arrivals: Arrivals = deque()
+    digest = None
+    try:
+        with path.open() as lines:
+            for number, text in enumerate(lines, start=1):
+                try:
+                    line = json.loads(text)
+                    if "scenario" in line:
+                        scenario = Scenario.model_validate(line["scenario"])
+                    elif "digest" in line:
+                        digest = str(line["digest"])
+                    else:
+                        assert scenario is not None
+                        group = tuple(_in(fields, scenario) for fields in line["arrivals"])
+                        arrivals.append((int(line["at_ns"]), group))
+                except (ValueError, KeyError, TypeError, AssertionError) as error:
+                    raise ScenarioError(f"{path}: line {number}: not of a log of arrivals: {error}") from error
+    except OSError as error:
+        raise ScenarioError(f"{path}: {error.strerror}") from error
+    if scenario is None:
+        raise ScenarioError(f"{path}: not a log of arrivals: its first line names no scenario")
+    return scenario, arrivals, digest
+
+
+def _in(fields: list[Any], scenario: Scenario) -> Arrival:
+    match fields:
+        case ["access", ticket, process, offset, words, write]:
+            return AccessArrived(ticket, process, offset, words, write)
+        case ["cancel", ticket, process]:
+            return AccessCancelled(ticket, process)
+        case ["replay", ticket, process, items]:
+            accesses = tuple(TraceAccess(address, words, write, think) for address, words, write, think in items)
+            return ReplayArrived(ticket, process, AccessList(accesses))
+        case ["spawn", ticket, wish]:
+            made = SpawnWish.model_validate_json(json.dumps(wish))
+            return SpawnArrived(ticket, made.plan(scenario.seed, scenario.vm.vcpus))
+        case ["kill", ticket, process, task]:
+            return KillArrived(ticket, process, task)
+        case ["shutdown"]:
+            return ShutdownArrived()
+    raise ValueError(f"no such arrival: {fields}")
