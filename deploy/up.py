@@ -259,11 +259,9 @@ def show_ended(console: Console, document: dict[str, Any]) -> None:
     wall_s = run["run_seconds"] or run["wall_seconds"]
     causes = {cause: sum(vcpu[cause] for vcpu in run["vcpu_time"].values()) for cause in CAUSES}
     whole = sum(causes.values()) or 1.0
-    # A run that was shut down went as far as its vCPUs did.
-    guest_s = run["virtual_seconds"] or whole / len(run["vcpu_time"])
     faults = ", ".join(f"{count:,} {kind}" for kind, count in run["faults"].items())
     console.print(
-        f"{run['apf']}: {guest_s:.6f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
+        f"{run['apf']}: {run['virtual_seconds']:.6f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
         f"faults {faults}, corrupt pages {run['corrupt_pages']}, digest {run['digest']}",
         markup=False,
         highlight=False,
