@@ -25,8 +25,8 @@ from pathlib import Path
 from apf import registers as register_file
 from apf.chance import stream_key
 from apf.messages import CHECK_MULTIPLIER, NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Account, Stamp
-from apf.scenario import Scenario, ScenarioError
 from apf.scenario import Process as ProcessTable
+from apf.scenario import Scenario, ScenarioError
 from guestsched.core.process import ProcessPlan, Region, Symbol
 from guestsched.core.task import AccessList, TaskSpec
 from guestsched.elf import ElfProgram, load_elf
@@ -220,8 +220,8 @@ class _Planner:
             )
         if self._pages * tasks >= 1 << _TAG_SHIFT:
             raise ScenarioError(
-                f"process {self._name}: {self._pages} pages times {tasks} tasks that verify what they write must be less "
-                f"than 2**{_TAG_SHIFT}, for every stamp has a tag of its own"
+                f"process {self._name}: {self._pages} pages times {tasks} tasks that verify what they write must be "
+                f"less than 2**{_TAG_SHIFT}, for every stamp has a tag of its own"
             )
         stride = tasks << _TAG_SHIFT
         return tuple(Stamp(STAMP_BYTES * i, (i + 1) << _TAG_SHIFT, stride) for i in range(tasks))

@@ -1,4 +1,4 @@
-"""T18 and T19: the profile inside the guest, with and without APF. Only user symbols are gated (see deploy.published)."""
+"""T18 and T19: the profile inside the guest, with and without APF. Only user symbols are gated."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class Kernel:
         self._check_preempt(cpu, task, here)
 
     def _select(self, task: Task, here: Cpu | None) -> Cpu:
-        """select_idle_sibling: where it ran last if that idles, else the waker's, else any that idles; else the first."""
+        """select_idle_sibling: where it ran last if that idles, else the waker's, else any that idles."""
         before = self.cpus[task.cpu]
         if task.entity.delayed:  # it never left that queue
             return before

@@ -289,7 +289,7 @@ class VcpuCore:
         self.state = state
 
     def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
-        """Let the clock go on to ``until_ns`` and book the time, in which the guest kernel was on ``path``, if it ran."""
+        """Let the clock go on to ``until_ns`` and book the time; if the guest kernel ran then, it was on ``path``."""
         self.account.spend(cause, until_ns)
         self.now_ns = max(self.now_ns, until_ns)
         if path is not None and self._sampler.next_ns <= self.now_ns:
@@ -316,8 +316,8 @@ class VcpuCore:
         if self._interrupt:
             return self._take_interrupt()
         if self.now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
-            # The profile's timer and the tick are hrtimers of one base (hrtimer_interrupt): a sample that is due with the
-            # tick, or was missed with it in a stall, sees what that one interrupt has interrupted.
+            # The profile's timer and the tick are hrtimers of one base (hrtimer_interrupt): a sample that is due with
+            # the tick, or was missed with it in a stall, sees what that one interrupt has interrupted.
             self._end_halt()
             self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
             self._sampled()
