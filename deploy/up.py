@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_MODE = "pv2010"
 _ANSWER_S = 30.0
 _STATUS_S = 2.0
+_ENDING_S = 5.0
 _ANY_PORT = "127.0.0.1:0"
 
 
@@ -224,7 +225,9 @@ def down(clusters: Clusters, name: str, deadline_s: float) -> Ended:
         names = clusters.names()
         raise BadInput(f"--name = {name}: no such cluster; there are {', '.join(names) if names else 'none'}")
     asked = record.status == "running" and _shut_down(record)
-    after = _end(clusters, record, deadline_s if asked else 0.0)
+    # An API that is gone is that of a run that is about to end by itself; then its own words are better than ours.
+    grace_s = deadline_s if asked else min(deadline_s, _ENDING_S) if record.status == "running" else 0.0
+    after = _end(clusters, record, grace_s)
     document = None
     if after is not None:
         if after.status == "ended":
