@@ -6,6 +6,7 @@ multiprocessing-logging, so lines of all processes come out whole and in one str
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -148,7 +149,8 @@ def stop(processes: list[ForkProcess], grace_s: float) -> None:
     for process in processes:
         if process.is_alive():
             process.terminate()
-            os.kill(process.pid or 0, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it died, and a signal interrupted who was told so
+                os.kill(process.pid or 0, signal.SIGCONT)
     deadline = _monotonic() + grace_s
     for process in processes:
         process.join(max(0.0, deadline - _monotonic()))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_MODE = "pv2010"
 _ANSWER_S = 30.0
 _STATUS_S = 2.0
-_NOTICE_S = 5.0
+_ENDING_S = 5.0
 _ANY_PORT = "127.0.0.1:0"
 
 
@@ -225,8 +225,9 @@ def down(clusters: Clusters, name: str, deadline_s: float) -> Ended:
         names = clusters.names()
         raise BadInput(f"--name = {name}: no such cluster; there are {', '.join(names) if names else 'none'}")
     asked = record.status == "running" and _shut_down(record)
-    # A supervisor whose guest does not answer may just be finding out why: that is what is to be told.
-    after = _end(clusters, record, deadline_s if asked else min(deadline_s, _NOTICE_S))
+    # An API that is gone is that of a run that is about to end by itself; then its own words are better than ours.
+    grace_s = deadline_s if asked else min(deadline_s, _ENDING_S) if record.status == "running" else 0.0
+    after = _end(clusters, record, grace_s)
     document = None
     if after is not None:
         if after.status == "ended":
@@ -259,16 +260,16 @@ def show_ended(console: Console, document: dict[str, Any]) -> None:
     """Print the results of a run, from its JSON document."""
     (run,) = document["runs"]
     wall_s = run["run_seconds"] or run["wall_seconds"]
+    causes = {cause: sum(vcpu[cause] for vcpu in run["vcpu_time"].values()) for cause in CAUSES}
+    whole = sum(causes.values()) or 1.0
     faults = ", ".join(f"{count:,} {kind}" for kind, count in run["faults"].items())
     console.print(
-        f"{run['apf']}: {run['virtual_seconds']:.3f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
+        f"{run['apf']}: {run['virtual_seconds']:.6f} s of guest time in {wall_s:.1f} s, {run['windows']:,} windows, "
         f"faults {faults}, corrupt pages {run['corrupt_pages']}, digest {run['digest']}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
-    causes = {cause: sum(vcpu[cause] for vcpu in run["vcpu_time"].values()) for cause in CAUSES}
-    whole = sum(causes.values()) or 1.0
     table = Table(*causes, title="vCPU time by cause, all vCPUs together", title_justify="left")
     table.add_row(*(f"{seconds:.3f} s {100 * seconds / whole:.2f} %" for seconds in causes.values()))
     console.print(table)
