@@ -330,8 +330,9 @@ class GuestCore:
             cpu.fetching = ""
             process = self._kernel.processes[self._kernel.current(cpu, "exec").asid]
             process.execing = False
-            for task_id in process.tasks[1:]:
-                self._start(self._kernel.tasks[task_id], now_ns, cpu)
+            for task in (self._kernel.tasks[task_id] for task_id in process.tasks[1:]):
+                if task.state is TaskState.NEW:  # not killed meanwhile
+                    self._start(task, now_ns, cpu)
         else:
             self._syscalls.fetched(cpu, data, now_ns)
 
