@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ pytestmark = pytest.mark.skipif(GCC is None, reason="no gcc: a C program cannot 
 
 SOURCES = Path(__file__).parent / "c"
 HEADER = Path(str(files("guestsched.programs").joinpath("apf_guest.h")))
-PAGES, ROUNDS = 640, 2
-"""Two instances use 5 MiB, of which the group has 4 for everything."""
+Checksums = Callable[[int], list[int]]
+PAGES = 600
+"""Of each of two instances: 4.7 MiB together, where the memory group has 4 for everything."""
 
 
 def gcc(*arguments: str | Path) -> None:
@@ -41,20 +43,21 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def checksums(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
-    """Of instance 0 and 1, from the host."""
-    native = tmp_path_factory.mktemp("native") / "numbers"
-    gcc("-O3", "-DNATIVE", "-Wall", "-o", native, SOURCES / "numbers.c")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Checksums:
+    """The host's checksums of instances 0 and 1."""
+    program = tmp_path_factory.mktemp("native") / "numbers"
+    gcc("-O3", "-DNATIVE", "-Wall", "-o", program, SOURCES / "numbers.c")
 
-    def run(instance: int) -> int:
-        return int(subprocess.check_output([native, str(instance), str(PAGES), str(ROUNDS)], text=True, timeout=60))
+    def run(rounds: int) -> list[int]:
+        commands = ([program, str(instance), str(PAGES), str(rounds)] for instance in range(2))
+        return [int(subprocess.check_output(command, text=True, timeout=60)) for command in commands]
 
-    return [run(0), run(1)]
+    return run
 
 
-def two(program: str, layout: str) -> Table:
+def two(program: str, layout: str, rounds: int) -> Table:
     """Two instances on vCPU 0: of one address space, or a process each."""
-    thread: dict[str, Any] = {"program": program, "args": [PAGES, ROUNDS], "vcpus": [0]}
+    thread: dict[str, Any] = {"program": program, "args": [PAGES, rounds], "vcpus": [0]}
     if layout == "threads":
         return {"name": "numbers", "thread": [{**thread, "count": 2}]}
     return {"name": "numbers", "count": 2, "thread": [thread]}
@@ -69,29 +72,29 @@ def check(ran: Ran, checksums: list[int], layout: str) -> None:
     assert len(ran.result.told) == 2 and all(line.endswith(": done") for line in ran.result.told)
     kind = "faults_async" if ran.result.mode == "pv2010" else "faults_major"
     assert ran.result.counter(kind) > PAGES, "it did not fit"
-    assert all(row["maj_flt"] > PAGES // 4 and row["min_flt"] >= PAGES for row in rows)
+    assert all(row["min_flt"] >= PAGES for row in rows)
 
 
-def test_the_host_computes_something(checksums: list[int]) -> None:
-    assert len(set(checksums)) == 2 and all(0 < checksum < 1 << 64 for checksum in checksums)
+def test_the_host_computes_something(native: Checksums) -> None:
+    assert len({*native(1), *native(2)}) == 4
 
 
 @pytest.mark.parametrize(("apf", "layout"), [("off", "processes"), ("pv2010", "threads")])
-def test_doubles_under_eviction(apf: str, layout: str, numbers: str, checksums: list[int], tmp_path: Path) -> None:
-    scenario = guests(apf, two(numbers, layout), vm__vcpus=1, duration_s=2)
+def test_doubles_under_eviction(apf: str, layout: str, numbers: str, native: Checksums, tmp_path: Path) -> None:
+    scenario = guests(apf, two(numbers, layout, rounds=1), vm__vcpus=1, duration_s=2)
     ran = alike(scenario, tmp_path / "one")
-    check(ran, checksums, layout)
+    check(ran, native(1), layout)
     same(ran, on_twin(scenario, tmp_path / "again"))
 
 
 @pytest.mark.parametrize(("apf", "layout"), [("off", "threads"), ("pv2010", "processes")])
 @pytest.mark.parametrize("policy", ["cfs", "eevdf", "rr"])
 def test_doubles_on_the_twin(
-    apf: str, layout: str, policy: str, numbers: str, checksums: list[int], tmp_path: Path
+    apf: str, layout: str, policy: str, numbers: str, native: Checksums, tmp_path: Path
 ) -> None:
     """The scheduler changes when, never what."""
-    scenario = guests(apf, two(numbers, layout), sched__policy=policy, duration_s=2)
-    check(on_twin(scenario, tmp_path), checksums, layout)
+    scenario = guests(apf, two(numbers, layout, rounds=3), sched__policy=policy, duration_s=2)
+    check(on_twin(scenario, tmp_path), native(3), layout)
 
 
 def test_a_privileged_instruction_ends_its_task_and_no_other(tmp_path: Path) -> None:

@@ -7,6 +7,15 @@
 #define WORDS 512 /* doubles in a page */
 #define USED 24   /* of which so many are computed with, from a place that differs from page to page */
 
+#ifdef NATIVE
+static void yield(void)
+{
+}
+#else
+#include "apf_guest.h"
+#define yield apf_yield
+#endif
+
 static double root(double x)
 {
 	double result;
@@ -27,6 +36,8 @@ static void fill(double *memory, long pages, long instance)
 	for (long page = 0; page < pages; page++) {
 		double *at = place(memory, page);
 
+		if (page % 32 == 0)
+			yield(); /* so that instances take turns, and fill the memory together */
 		for (int i = 0; i < USED; i++) {
 			value = value * 1.000030517578125 + 0.1;
 			if (value > 1e6)
@@ -34,22 +45,6 @@ static void fill(double *memory, long pages, long instance)
 			at[i] = value - (double)i / 7.0;
 		}
 	}
-}
-
-/* Each page from itself and the one before: a relaxation with some divisions. */
-static double relax(double *memory, long pages)
-{
-	double sum = 0.0;
-
-	for (long page = 0; page < pages; page++) {
-		double *at = place(memory, page), *before = place(memory, page ? page - 1 : pages - 1);
-
-		for (int i = 0; i < USED; i++)
-			at[i] = 0.5 * at[i] + 0.25 * before[i] + root(at[i] * at[i] + 2.0) / (3.0 + before[i] * before[i]);
-		for (int i = 0; i < USED; i++)
-			sum = sum * 0.75 + at[i];
-	}
-	return sum;
 }
 
 static unsigned long bits_of(double value)
@@ -60,9 +55,20 @@ static unsigned long bits_of(double value)
 	return bits;
 }
 
-static unsigned long step(unsigned long checksum, double value)
+/* Each page from itself and the one before: a relaxation with some divisions. Every number goes into the checksum. */
+static unsigned long relax(double *memory, long pages, unsigned long checksum)
 {
-	return checksum * 6364136223846793005UL + bits_of(value);
+	for (long page = 0; page < pages; page++) {
+		double *at = place(memory, page), *before = place(memory, page ? page - 1 : pages - 1);
+
+		if (page % 32 == 0)
+			yield();
+		for (int i = 0; i < USED; i++)
+			at[i] = 0.5 * at[i] + 0.25 * before[i] + root(at[i] * at[i] + 2.0) / (3.0 + before[i] * before[i]);
+		for (int i = 0; i < USED; i++)
+			checksum = checksum * 6364136223846793005UL + bits_of(at[i]);
+	}
+	return checksum;
 }
 
 #ifdef NATIVE
@@ -78,13 +84,11 @@ int main(int argc, char **argv)
 	(void)argc;
 	fill(memory, pages, instance);
 	for (long round = 0; round < rounds; round++)
-		checksum = step(checksum, relax(memory, pages));
+		checksum = relax(memory, pages, checksum);
 	printf("%lu\n", checksum);
 	return 0;
 }
 #else
-#include "apf_guest.h"
-
 void _start(long instance, long pages, long rounds)
 {
 	long began_ns = apf_clock_ns();
@@ -97,7 +101,7 @@ void _start(long instance, long pages, long rounds)
 	for (long round = 0; round < rounds; round++) {
 		long now_ns;
 
-		checksum = step(checksum, relax(memory, pages));
+		checksum = relax(memory, pages, checksum);
 		apf_sleep_ns(50000);
 		now_ns = apf_clock_ns();
 		if (now_ns < began_ns + 50000)
