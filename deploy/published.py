@@ -44,3 +44,19 @@ PROFILES: dict[ApfName, dict[str, float]] = {
         "rcu_process_gp_end": 0.02,
     },
 }
+
+USER_SYMBOLS = ("work_thread", "fault_thread")
+
+# Why a kernel row differs: what the emulator does on that path, by the function the sample is booked on.
+KERNEL_ROWS: dict[str, str] = {
+    "do_softirq": "the tick ({tick_ns} ns): those missed in a stall come as one here; KVM's APIC timer likely caught up",
+    "_raw_spin_unlock_irq": "switches of tick and not-present ({context_switch_ns} ns each), all booked on their end",
+    "_raw_spin_unlock_irqrestore": "timers that wake tasks; this guest has none",
+    "retint_careful": "page ready: handler and switch ({apf_handler_ns} + {context_switch_ns} ns), booked on its end",
+    "system_call": "system calls ({syscall_ns} ns)",
+    "native_safe_halt": "idle: in 2010 no vCPU was",
+    "hrtimer_run_pending": "not modelled: in do_softirq's",
+    "run_timer_softirq": "not modelled: in do_softirq's",
+    "rcu_process_gp_end": "not modelled: in do_softirq's",
+    "_raw_spin_lock_irq": "not modelled: in _raw_spin_unlock_irq's",
+}

@@ -7,9 +7,10 @@ from rich.table import Table
 
 from apf.scenario import Scenario
 from deploy.bench import ratio
-from deploy.published import COUNTERS, DURATION_S, RATIO
+from deploy.published import COUNTERS, DURATION_S, KERNEL_ROWS, PROFILES, RATIO, USER_SYMBOLS
 from deploy.result import CAUSES, RunResult
 
+_TASKS_SHOWN = 200
 _ALWAYS = ("counting", "faulting", "stall", "idle", "apf", "kernel")
 
 
@@ -18,8 +19,80 @@ def show(console: Console, scenario: Scenario, results: list[RunResult]) -> None
     console.print(_counts(scenario, results))
     console.print(_times(results))
     console.print(explanation(results), highlight=False)
+    show_profiles(console, results, beside_published=not scenario.process)
     for result in results:
         _show_run(console, result)
+
+
+def show_run(console: Console, results: list[RunResult]) -> None:
+    """Print everything there is to say of a run of processes: the bench's tables, and one of the tasks."""
+    for result in results:
+        console.print(_tasks(result))
+    console.print(_times(results))
+    show_profiles(console, results, beside_published=False)
+    for result in results:
+        _show_run(console, result)
+
+
+def _tasks(run: RunResult) -> Table:
+    title = f"{run.mode}: tasks after {run.virtual_seconds:g} s, {run.scenario.sched.policy}"
+    table = Table(title=title, title_justify="left")
+    for column in ("id", "process", "task", "state"):
+        table.add_column(column)
+    for column in ("nice", "vCPU", "CPU time", "minflt", "majflt", "switches"):
+        table.add_column(column, justify="right")
+    table.add_column("came to", overflow="fold")
+    whole_ns = run.virtual_seconds * 1e9 or 1
+    for task in run.tasks[:_TASKS_SHOWN]:
+        came = [f"{name} {value:,}" for name, value in task["values"].items() if value or name != "corrupt"]
+        came += [f"counted {task['counted']:,}"] if task["counted"] else []
+        came += [f"status {task['status']}"] if task["state"] == "DEAD" and not task["killed"] else []
+        came += [f"killed: {task['killed']}"] if task["killed"] else []
+        share = 100 * task["sum_exec_ns"] / whole_ns
+        numbers = (task["nice"], task["vcpu"], f"{task['sum_exec_ns'] / 1e9:.6f} s {share:5.1f} %")
+        counts = (f"{task[name]:,}" for name in ("min_flt", "maj_flt", "switches"))
+        row = (task["id"], task["process"], task["name"], task["state"], *numbers, *counts)
+        table.add_row(*map(str, row), ", ".join(came))
+    if len(run.tasks) > _TASKS_SHOWN:
+        table.caption = f"and {len(run.tasks) - _TASKS_SHOWN} tasks more (--json has all)"
+    return table
+
+
+def show_profiles(console: Console, results: list[RunResult], beside_published: bool) -> None:
+    """Print the guest's profile of every run that took samples, beside the published one if there is one."""
+    for result in results:
+        if result.scenario.profile_hz:
+            published = PROFILES.get(result.scenario.apf[0], {}) if beside_published else {}
+            console.print(_profile(result, published))
+
+
+def _profile(run: RunResult, published: dict[str, float]) -> Table:
+    samples = sum(row["samples"] for row in run.profile)
+    table = Table(
+        title=f"{run.mode}: profile inside the guest, {samples:,} samples at {run.scenario.profile_hz} Hz",
+        title_justify="left",
+    )
+    table.add_column("symbol")
+    table.add_column("of")
+    table.add_column("samples", justify="right")
+    table.add_column("share", justify="right")
+    if published:
+        for column in ("published", "difference"):
+            table.add_column(column, justify="right")
+        table.add_column("why", overflow="fold")
+    costs = run.scenario.costs.model_dump()
+    rows = [(row["symbol"], row["program"] or "kernel", row["samples"]) for row in run.profile]
+    missing = [symbol for symbol in published if symbol not in {row["symbol"] for row in run.profile}]
+    rows += [(symbol, symbol if symbol in USER_SYMBOLS else "kernel", 0) for symbol in missing]
+    for symbol, program, count in rows:
+        share = 100 * count / samples if samples else 0.0
+        cells = [symbol, program, f"{count:,}", f"{share:.2f} %"]
+        if published:
+            there = published.get(symbol)
+            cells += ["", ""] if there is None else [f"{there:.2f} %", f"{share - there:+.2f}"]
+            cells.append(KERNEL_ROWS.get(symbol, "").format(**costs))
+        table.add_row(*cells)
+    return table
 
 
 def _counts(scenario: Scenario, results: list[RunResult]) -> Table:

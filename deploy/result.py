@@ -8,6 +8,7 @@ from typing import Any
 
 from apf.journal import run_digest
 from apf.scenario import Scenario
+from guestsched.programs import BUILTINS
 
 NS_PER_S = 1_000_000_000
 CAUSES = ("counting", "faulting", "other", "stall", "idle", "apf", "kernel")
@@ -28,6 +29,10 @@ class RunResult:
     host_counters: dict[str, int]
     guest_counters: dict[str, int]
     audit: dict[str, int]
+    profile: tuple[dict[str, Any], ...] = ()
+    """Rows of symbol, program (empty: the guest kernel's) and samples, most samples first."""
+    folded: str = ""
+    end_ns: int = 0
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     wall_seconds: float = 0.0
     run_seconds: float = 0.0
@@ -61,6 +66,9 @@ class RunResult:
             host_counters=host["counters"],
             guest_counters=guest["counters"],
             audit=host["audit"],
+            profile=tuple(guest["profile"]),
+            folded=guest["folded"],
+            end_ns=int(guest["end_ns"]),
             messages=messages or {},
             wall_seconds=wall_seconds,
             run_seconds=float(host.get("run_seconds", 0.0)),
@@ -79,7 +87,7 @@ class RunResult:
     @property
     def virtual_seconds(self) -> float:
         """Length of the run in guest time."""
-        return self.scenario.duration_ns / NS_PER_S
+        return (self.scenario.duration_ns or self.end_ns) / NS_PER_S
 
     def time_ns(self, cause: str) -> int:
         """VCPU time that went to ``cause``, all vCPUs together."""
@@ -100,9 +108,31 @@ class RunResult:
 
     @property
     def lost_writes(self) -> int:
-        """Writes the guest made that are in no page."""
-        accesses = sum(task["values"].get("accesses", 0) for task in self.tasks)
-        return int(accesses - self.audit["writes"])
+        """Writes that programs with stamps made and that are in no page; 0 where some of their accesses only read."""
+        counted = [task for task in self.tasks if self._always_writes(task)]
+        if len(counted) < sum(self._is_stamped(task) for task in self.tasks):
+            return 0
+        return int(sum(task["values"]["accesses"] for task in counted) - self.audit["writes"])
+
+    def _is_stamped(self, task: dict[str, Any]) -> bool:
+        """Whether the audit at the end knows of what the task wrote: not of outside load, nor of later processes."""
+        program = BUILTINS.get(task["program"])
+        return program is not None and program.stamps and task["process"] in self._boot_processes()
+
+    def _always_writes(self, task: dict[str, Any]) -> bool:
+        name = task["process"].partition("/")[0]
+        tables = [table for table in self.scenario.process if table.name == name]
+        threads = [thread for table in tables for thread in table.thread if thread.program == task["program"]]
+        return self._is_stamped(task) and all(thread.parameters.get("writes", 256) == 256 for thread in threads)
+
+    def _boot_processes(self) -> set[str]:
+        if not self.scenario.process:
+            return {"bench"}
+        return {
+            table.name if table.count == 1 else f"{table.name}/{number}"
+            for table in self.scenario.process
+            for number in range(table.count)
+        }
 
     def document(self) -> dict[str, Any]:
         """One entry of ``runs`` in the JSON."""
@@ -128,6 +158,7 @@ class RunResult:
             "host": self.host_counters,
             "guest": self.guest_counters,
             "tasks": list(self.tasks),
+            "profile": list(self.profile),
             "told": list(self.told),
         }
 

@@ -16,6 +16,8 @@ from deploy.result import RunResult
 
 _EVICTIONS = ("write", "drop")
 """What a border does to a page that was picked: its bytes go to the swap file, or are there already."""
+KINDS_OF_VCPU = frozenset(["boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "stop", "dispatch"])
+"""Records of the guest kernel that begin with the number of a vCPU; the others name tasks, tickets and such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +249,7 @@ def _stall(journals: Journals, place: int) -> Stall | None:
     task = journals.current(vcpu, fault.time_ns)
     ready = journals.others_on(vcpu, task)
     heard = any(
-        r.kind != "task" and r.fields[0] == vcpu and fault.time_ns < r.time_ns < at_ns for r in journals.guest
+        r.kind in KINDS_OF_VCPU and r.fields[0] == vcpu and fault.time_ns < r.time_ns < at_ns for r in journals.guest
     )
     if not task or not ready or heard:
         return None
@@ -305,7 +307,7 @@ def _told(journals: Journals, vcpu: int, token: int) -> tuple[Record, Record, Re
 
     None unless the page-ready is the vCPU's next trap, and the task it wakes runs at once.
     """
-    own = [r for r in journals.guest if r.kind not in ("leave", "wake", "task") and r.fields[0] == vcpu]
+    own = [r for r in journals.guest if r.kind in KINDS_OF_VCPU and r.fields[0] == vcpu]
     for place, record in enumerate(own):
         if record.kind == "not_present" and record.fields[1] == token:
             rest = own[place : place + 4]

@@ -15,12 +15,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.padding import Padding
 
+from apf.journal import Journal
 from apf.messages import PAGE_SHIFT
 from apf.scenario import ApfName, Scenario, ScenarioError, load
 from deploy import twin
 from deploy.local import LocalCluster
 from deploy.story import Async, FirstTouch, Journals, Life, Stall, SwapOut, lives
-from guestsched.core.image import BUFFER_GFN, BUFFER_GVA, reason_gpa
+from guestsched.build import guest_core, memory_gfn
+from guestsched.core.core import reason_gpa
+from guestsched.plan import MEMORY_GVA
 
 _SMALL = {
     "duration_s": "0.03",
@@ -64,7 +67,9 @@ def walk(scenario: Scenario, on_processes: bool = False) -> list[Step]:
     """
     _verify(scenario)
     runs = {mode: _run(scenario.for_mode(mode), on_processes) for mode in scenario.apf}
-    found = {mode: {life.gfn: life for life in lives(journals, BUFFER_GFN)} for mode, journals in runs.items()}
+    found = {
+        mode: {life.gfn: life for life in lives(journals, _first_gfn(journals))} for mode, journals in runs.items()
+    }
     gfn = _choose(list(found.values()))
     return [step for mode, journals in runs.items() for step in _tell(mode, journals, found[mode][gfn])]
 
@@ -116,6 +121,11 @@ def _run(scenario: Scenario, on_processes: bool) -> Journals:
         return Journals.read(result, {path.stem: path for path in Path(scratch).glob("*.journal")})
 
 
+def _first_gfn(journals: Journals) -> int:
+    """Of the buffer."""
+    return memory_gfn(guest_core(journals.result.scenario, Journal()))
+
+
 def _choose(found: list[dict[int, Life]]) -> int:
     common = [gfn for gfn in found[0] if all(gfn in lived for lived in found)]
     if not common:
@@ -141,7 +151,8 @@ class _Teller:
         self._journals = journals
         self._life = life
         self._page = f"gfn {life.gfn:#x}"
-        self._gva = f"{BUFFER_GVA + (life.gfn - BUFFER_GFN << PAGE_SHIFT):#x}"
+        self._first_gfn = _first_gfn(journals)
+        self._gva = f"{MEMORY_GVA + (life.gfn - self._first_gfn << PAGE_SHIFT):#x}"
 
     def _step(self, stage: str, time_ns: int, process: str, functions: str, rows: str, text: str) -> Step:
         return Step(self._mode, stage, time_ns, process, tuple(functions.split()), tuple(rows.split()), text)
@@ -381,7 +392,7 @@ class _Teller:
         for record in self._journals.host:
             if record.kind == "reclaim":
                 return record.time_ns, len(touched), faults, len(mapped)
-            if record.kind == "fault" and record.fields[2] >= BUFFER_GFN:
+            if record.kind == "fault" and record.fields[2] >= self._first_gfn:
                 faults += 1
                 touched.add(record.fields[2])
                 if record.fields[4] == "minor":

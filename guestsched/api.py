@@ -104,9 +104,7 @@ class _Waiting:
 class LoadApi(LoadServiceServicer):
     """The service, and the inbox between it and the guest."""
 
-    def __init__(
-        self, scenario: Scenario, run: RunDir, vm: int, turns: TurnServer, log: ArrivalLog
-    ) -> None:
+    def __init__(self, scenario: Scenario, run: RunDir, vm: int, turns: TurnServer, log: ArrivalLog) -> None:
         self._scenario = scenario
         self._run = run
         self._vm = vm
@@ -222,9 +220,7 @@ class LoadApi(LoadServiceServicer):
 
         remaining_s = context.time_remaining()
         try:
-            self._submit(
-                arrival, settle, ticket, None if remaining_s is None else time.monotonic() + remaining_s
-            )
+            self._submit(arrival, settle, ticket, None if remaining_s is None else time.monotonic() + remaining_s)
             answer = await future
         except _Error as error:
             await _abort(context, error)
@@ -259,9 +255,7 @@ class LoadApi(LoadServiceServicer):
             raise _Error(Code.INVALID_ARGUMENT, f"kind = {request.kind}: allowed: ACCESS_READ, ACCESS_WRITE")
         length = request.length or _WORD
         if length % _WORD or length > WORDS_MAX * _WORD:
-            raise _Error(
-                Code.INVALID_ARGUMENT, f"length = {length}: a multiple of {_WORD} up to {WORDS_MAX * _WORD}"
-            )
+            raise _Error(Code.INVALID_ARGUMENT, f"length = {length}: a multiple of {_WORD} up to {WORDS_MAX * _WORD}")
         place = request.WhichOneof("place")
         if place == "page":
             field, value, offset = "page", request.page, request.page * PAGE_SIZE
@@ -318,9 +312,7 @@ class LoadApi(LoadServiceServicer):
             context, ticket, ReplayArrived(ticket, process.asid, AccessList(tuple(items)))
         )
         met = {"hit" if kind is None else kind.name.lower(): count for kind, count in done.met}
-        return load_pb2.ReplayResponse(
-            arrived_ns=done.arrived_ns, finished_ns=done.done_ns, met=met, task=done.task
-        )
+        return load_pb2.ReplayResponse(arrived_ns=done.arrived_ns, finished_ns=done.done_ns, met=met, task=done.task)
 
     async def Spawn(  # noqa: N802, D102 - the generated base names and documents it
         self, request: load_pb2.SpawnRequest, context: Any

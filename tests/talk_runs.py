@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from apf.hostmem import Geometry, HostMemory
-from apf.messages import Access, AddressSpace, FaultMode, FaultRaised, GupVariant, HostReply, InProgress, Mapped
+from apf.journal import Journal
+from apf.messages import Access, FaultMode, FaultRaised, GupVariant, HostReply, InProgress, Mapped
 from apf.scenario import Scenario, load
 from deploy import twin
 from deploy.local import LocalCluster
-from deploy.story import Journals, Record
+from deploy.story import KINDS_OF_VCPU, Journals, Record
 from deploy.walk import small
-from guestsched.core.image import BUFFER_GFN, BUFFER_GVA, Image
+from guestsched.build import guest_core, memory_gfn
+from guestsched.core.process import ProcessPlan
 from hostd import device_profiles
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.events import BorderReached, ReadSlot, Reply, RequestTaken
@@ -40,6 +43,11 @@ class Ran:
     def scenario(self) -> Scenario:
         return self.journals.result.scenario
 
+    @cached_property
+    def first_gfn(self) -> int:
+        """Of the buffer."""
+        return memory_gfn(guest_core(self.scenario, Journal()))
+
     def host(self, *kinds: str) -> list[Record]:
         return [record for record in self.journals.host if record.kind in kinds]
 
@@ -48,7 +56,7 @@ class Ran:
         return [
             record
             for record in self.host("fault")
-            if record.fields[2] >= BUFFER_GFN and outcome in (None, record.fields[4])
+            if record.fields[2] >= self.first_gfn and outcome in (None, record.fields[4])
         ]
 
     def first_touches(self) -> dict[int, Record]:
@@ -59,14 +67,14 @@ class Ran:
 
     def buffer_ept(self) -> npt.NDArray[np.uint64]:
         pages = self.scenario.bench.buffer >> 12
-        return self.ept[BUFFER_GFN : BUFFER_GFN + pages]
+        return self.ept[self.first_gfn : self.first_gfn + pages]
 
     def guest_of(self, vcpu: int) -> list[Record]:
         """What the guest kernel did on one vCPU; ``leave`` and ``wake`` name tasks, and belong to the trap before."""
         own, mine = [], False
         for record in self.journals.guest:
             if record.kind not in ("leave", "wake"):
-                mine = record.kind != "task" and record.fields[0] == vcpu
+                mine = record.kind in KINDS_OF_VCPU and record.fields[0] == vcpu
             if mine:
                 own.append(record)
         return own
@@ -107,18 +115,15 @@ def small_run(**changes: Any) -> Scenario:
     return Scenario.model_validate(data)
 
 
-def two_processes(image: Image, pages: int) -> Image:
-    """The image with faulting task 2 in a process of its own: the same addresses, other guest pages behind them."""
-    buffer = next(segment for segment in image.segments if segment.gfn == BUFFER_GFN)
-    (shared,) = image.spaces
-    extents = tuple(
-        replace(extent, gfn=extent.gfn + pages) if extent.gva == BUFFER_GVA else extent for extent in shared.extents
-    )
-    return Image(
-        segments=(*image.segments, replace(buffer, gfn=BUFFER_GFN + pages)),
-        spaces=(shared, AddressSpace(2, extents)),
-        tasks=tuple(replace(task, asid=2) if task.name == "fault_thread/1" else task for task in image.tasks),
-    )
+def two_processes(plans: tuple[ProcessPlan, ...]) -> tuple[ProcessPlan, ...]:
+    """The benchmark with faulting task 2 in a process of its own: the same addresses, other guest pages behind them.
+
+    The one that is alone comes first, so that every vCPU begins with a faulting task.
+    """
+    (bench,) = plans
+    alone = tuple(task for task in bench.tasks if task.name == "fault_thread/1")
+    others = tuple(task for task in bench.tasks if task not in alone)
+    return replace(bench, name="alone", tasks=alone), replace(bench, tasks=others)
 
 
 class SmallHost:

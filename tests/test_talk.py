@@ -27,11 +27,13 @@ from talk_runs import (
     two_processes,
 )
 
+from apf.journal import Journal
 from apf.messages import ExceptionRaised, GupVariant, InProgress, Mapped
 from apf.scenario import Scenario, load
 from deploy import published, twin, walk
-from guestsched.build import guest_image
-from guestsched.core.image import BUFFER_GFN, reason_gpa
+from guestsched.build import guest_core, memory_gfn
+from guestsched.core.core import reason_gpa
+from guestsched.plan import plans
 from vcpud.core.effects import AskGuest, EnterGuest, ExitCause, GuestExited, GuestReplied
 from vcpud.cpu.engine import Engine
 
@@ -53,19 +55,19 @@ def roomy() -> Ran:
 
 
 def test_t01_nothing_is_mapped_before_it_is_used(roomy: Ran) -> None:
-    touched = {gfn - BUFFER_GFN for gfn in roomy.first_touches()}
+    touched = {gfn - roomy.first_gfn for gfn in roomy.first_touches()}
     mapped = set(np.flatnonzero(roomy.buffer_ept()).tolist())
     assert 1000 < len(touched) < len(roomy.buffer_ept()), "some pages used, some not"
     assert mapped <= touched
     loaded = [record.fields for record in roomy.host("segment")]
-    assert all(gfn + pages <= BUFFER_GFN for _vm, gfn, pages, *_ in loaded), (
+    assert all(gfn + pages <= roomy.first_gfn for _vm, gfn, pages, *_ in loaded), (
         "no page of the buffer comes with the image"
     )
 
 
 def test_t01_on_the_twin_the_ept_grows_with_the_first_touches_only(tmp_path: Any) -> None:
     run = twin.Twin(small_run().for_mode("off"), tmp_path / "swap")
-    ept = run.memory.epts[0][BUFFER_GFN:]
+    ept = run.memory.epts[0][memory_gfn(run.guest.core) :]
     assert not ept.any()
     run.start()
     mapped = 0
@@ -109,7 +111,7 @@ def test_t03_each_page_fault_maps_one_page(roomy: Ran) -> None:
 def test_t04_in_the_end_all_pages_in_use_are_mapped(roomy: Ran) -> None:
     last_ns = max(record.time_ns for record in roomy.host("border"))
     settled = {gfn for gfn, fault in roomy.first_touches().items() if fault.fields[5] <= last_ns}
-    mapped = set((np.flatnonzero(roomy.buffer_ept()) + BUFFER_GFN).tolist())
+    mapped = set((np.flatnonzero(roomy.buffer_ept()) + roomy.first_gfn).tolist())
     assert mapped == settled and len(settled) > 1000
 
 
@@ -150,12 +152,14 @@ def test_t07_different_guest_pages_belong_to_different_processes(
 ) -> None:
     scenario = small_run(duration_s__="0.003").for_mode("off")
     pages = scenario.bench.buffer >> 12
-    monkeypatch.setattr(twin, "guest_image", lambda chosen: two_processes(guest_image(chosen), pages))
+    monkeypatch.setattr("guestsched.build.plans", lambda chosen: two_processes(plans(chosen)))
     ran = on_twin(scenario, tmp_path)
     result = ran.journals.result
-    first, second = ([r.fields[2] for r in ran.faults() if r.fields[1] == vcpu] for vcpu in range(2))
+    second_gfn = memory_gfn(guest_core(scenario, Journal()), process=2)
+    first = [r.fields[2] for r in ran.faults() if r.fields[1] == 1]
+    second = [r.fields[2] for r in ran.faults() if r.fields[1] == 0 and r.fields[2] >= second_gfn]
     assert len(first) > 300 and len(second) > 300
-    assert max(first) < BUFFER_GFN + pages <= min(second), "one virtual address, two guest pages"
+    assert max(first) < ran.first_gfn + pages <= second_gfn <= min(second), "one virtual address, two guest pages"
     # Threads of one process draw the same pages of it now and then; processes never share one.
     assert result.host_counters["zero_fill"] == len(set(first)) + len(set(second))
     assert not any(task["values"].get("corrupt") or task["killed"] for task in result.tasks)
@@ -290,7 +294,7 @@ def test_t13_page_ready_brings_a_back(pv: Ran) -> None:
                 asleep[record.fields[1]] = (own[place + 1].fields[0], record.time_ns)
             if record.kind == "page_ready":
                 task, since_ns = asleep.pop(record.fields[1])
-                assert own[place + 1].kind == "wake" and own[place + 1].fields == (task,)
+                assert own[place + 1].kind == "wake" and own[place + 1].fields == (task, vcpu)
                 assert record.time_ns > since_ns
                 later = [r for r in own[place:] if r.kind == "dispatch" and r.fields[1] == task]
                 back += bool(later)
@@ -328,11 +332,11 @@ def test_t14_with_get_user_pages_fast_even_an_empty_page_needs_the_worker(pv: Ra
 
 
 def test_t15_the_benchmark_is_four_threads_that_access_and_four_that_count(off: Ran) -> None:
-    tasks = guest_image(Scenario()).tasks
+    tasks = plans(Scenario())[0].tasks
     assert Counter(task.program for task in tasks) == {"fault_thread": 4, "work_thread": 4}
     assert published.FAULT_THREADS == published.WORK_THREADS == 4
     # At random: the buffer's quarters get their shares, and hardly ever does the next page follow.
-    pages = [fault.fields[2] - BUFFER_GFN for fault in off.first_touches().values()]
+    pages = [fault.fields[2] - off.first_gfn for fault in off.first_touches().values()]
     quarters = np.bincount(np.array(pages) // (len(off.buffer_ept()) // 4), minlength=4) / len(pages)
     assert abs(quarters - 0.25).max() < 0.05
     assert sum(after == page + 1 for page, after in pairwise(pages)) < 10

@@ -200,7 +200,9 @@ class GuestCore:
         for sample in raised.samples:
             self._book(sample)
         cost_ns = self._handle(cpu, raised, now_ns)
-        if not isinstance(raised.trap, Stopped) and not cpu.fetching:  # in the midst of a system call nothing preempts
+        if (
+            not isinstance(raised.trap, Stopped) and not cpu.fetching
+        ):  # in the midst of a system call nothing preempts
             kernel.reap(cpu, now_ns)
             if cpu.need_resched:
                 kernel.schedule(cpu, now_ns)
@@ -401,7 +403,9 @@ class GuestCore:
         kernel = self._kernel
         process = kernel.processes.get(arrival.process)
         if process is None or (arrival.task and arrival.task not in process.tasks):
-            what = f"process {arrival.process}" if process is None else f"task {arrival.task} of process {process.asid}"
+            what = (
+                f"process {arrival.process}" if process is None else f"task {arrival.task} of process {process.asid}"
+            )
             kernel.effects.append(Refused(arrival.ticket, Refusal.NOT_FOUND, f"{what}: there is none"))
             return
         meant = [arrival.task] if arrival.task else process.tasks

@@ -5,7 +5,15 @@ from __future__ import annotations
 from apf import registers as register_file
 from apf.messages import PAGE_SHIFT, PAGE_SIZE
 from guestsched.core.access import BATCH_MAX, WORDS_MAX, Access, Replay, Work, retired, ring_of
-from guestsched.core.arrivals import AccessArrived, AccessCancelled, AccessDone, Refusal, Refused, ReplayArrived, ReplayDone
+from guestsched.core.arrivals import (
+    AccessArrived,
+    AccessCancelled,
+    AccessDone,
+    Refusal,
+    Refused,
+    ReplayArrived,
+    ReplayDone,
+)
 from guestsched.core.kernel import Kernel
 from guestsched.core.process import Process
 from guestsched.core.task import AccessList, Task, TaskEvent
@@ -133,9 +141,7 @@ class Feed:
             access = done.access
             met = "HIT" if done.met is None else done.met.name
             self._kernel.journal.record(now_ns, "retired", access.ticket, done.done_ns, met)
-            self._kernel.effects.append(
-                AccessDone(access.ticket, access.arrived_ns, done.done_ns, done.met, task.id)
-            )
+            self._kernel.effects.append(AccessDone(access.ticket, access.arrived_ns, done.done_ns, done.met, task.id))
         work.batch = []
 
     def retire_own(self, task: Task, now_ns: int) -> None:

@@ -58,7 +58,9 @@ class Syscalls:
         """The current task of ``cpu`` made a system call."""
         kernel = self._kernel
         task = kernel.current(cpu, "system call")
-        number, first, second, third = (register_file.get(task.registers, name) for name in ("rax", "rdi", "rsi", "rdx"))
+        number, first, second, third = (
+            register_file.get(task.registers, name) for name in ("rax", "rdi", "rsi", "rdx")
+        )
         kernel.journal.record(now_ns, "syscall", cpu.index, task.id, number)
         process = kernel.processes[task.asid]
         match number:

@@ -18,7 +18,7 @@ from apf.messages import PAGE_SIZE
 from apf.scenario import GUEST_KERNEL_BYTES, Scenario, load
 from deploy.local import LocalCluster
 from deploy.result import RunResult
-from guestsched.core.image import Image
+from guestsched.core.process import ProcessPlan
 
 MEMORY = {
     "vm.guest_memory": "96MiB",
@@ -113,12 +113,9 @@ def busy_cores() -> Iterator[None]:
             loop.wait()
 
 
-def use_image(monkeypatch: pytest.MonkeyPatch, image: Callable[[Scenario], Image]) -> None:
-    """Let twins and, through the fork, real processes boot ``image(scenario)`` instead of the benchmark."""
-    monkeypatch.setattr("guestsched.build.guest_image", image)
-    monkeypatch.setattr("deploy.twin.guest_image", image)
-    if "guestsched.daemon" in sys.modules:
-        monkeypatch.setattr("guestsched.daemon.guest_image", image)
+def use_plans(monkeypatch: pytest.MonkeyPatch, plans: Callable[[Scenario], tuple[ProcessPlan, ...]]) -> None:
+    """Let twins and, through the fork, real processes boot ``plans(scenario)`` instead of the scenario's processes."""
+    monkeypatch.setattr("guestsched.build.plans", plans)
 
 
 def pages_of(code: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Guests with programs of the tests' own: images beside the benchmark's.
+"""Guests with programs of the tests' own: processes beside the benchmark's.
 
 Code is a few instructions, encoded by hand and commented, so that no assembler is needed.
 """
@@ -6,14 +6,13 @@ Code is a few instructions, encoded by hand and commented, so that no assembler 
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 from apf import registers as register_file
-from apf.messages import PAGE_SHIFT, PAGE_SIZE, Account, AddressSpace, Extent, Segment
+from apf.messages import PAGE_SIZE, Account
 from apf.scenario import Scenario
-from guestsched.build import guest_image
-from guestsched.core.image import BUFFER_GFN, PER_CPU_GFN, Image
+from guestsched.core.process import ProcessPlan, Region
 from guestsched.core.task import TaskSpec
+from guestsched.plan import plans
 
 OWN_CODE_GVA = 0x2000_0000
 OWN_DATA_GVA = 0x3000_0000
@@ -41,42 +40,32 @@ TOUCH_AND_YIELD = (
 )
 
 
-def with_task(image: Image, name: str, code: bytes, vcpu: int, **registers: int) -> Image:
-    """``image`` with one more task, in an address space of its own, that runs ``code``; RBX is its result ``rbx``."""
-    gfn = max(s.gfn + s.pages for s in image.segments if s.gfn < BUFFER_GFN)
-    asid = max(space.asid for space in image.spaces) + 1
-    pages = -(-len(code) // PAGE_SIZE)
-    space = AddressSpace(asid, (Extent(OWN_CODE_GVA, gfn, pages, writable=False, executable=True),))
+def own_process(name: str, code: bytes, vcpu: int, data_pages: int = 0, **registers: int) -> ProcessPlan:
+    """A process of one task that runs ``code``; RBX is its result ``rbx``. Its data, if any, is at OWN_DATA_GVA."""
+    regions = [Region(OWN_CODE_GVA, -(-len(code) // PAGE_SIZE), code, writable=False, executable=True)]
+    if data_pages:
+        regions.append(Region(OWN_DATA_GVA, data_pages, demand_zero=True))
     task = TaskSpec(
         name=name,
         program=name.partition("/")[0],
-        vcpu=vcpu,
-        asid=asid,
         account=Account.OTHER,
         registers=register_file.new(rip=OWN_CODE_GVA, **registers),
         results=(("rbx", "rbx"),),
+        vcpus=(vcpu,),
     )
-    return Image((*image.segments, Segment(gfn, pages, code)), (*image.spaces, space), (*image.tasks, task))
+    return ProcessPlan(name, tuple(regions), (task,))
 
 
-def with_data(image: Image, pages: int) -> Image:
-    """``image`` whose last address space also has ``pages`` pages that hold nothing yet, at OWN_DATA_GVA."""
-    gfn = max(s.gfn + s.pages for s in image.segments if s.gfn < BUFFER_GFN)
-    *others, space = image.spaces
-    extent = Extent(OWN_DATA_GVA, gfn, pages, writable=True, executable=False)
-    return replace(image, spaces=(*others, replace(space, extents=(*space.extents, extent))))
-
-
-def first_touches(scenario: Scenario) -> Image:
+def first_touches(scenario: Scenario) -> tuple[ProcessPlan, ...]:
     """The benchmark and, on vCPU 0, a task that touches 64 new pages, one after the other, and yields after each."""
-    image = with_task(guest_image(scenario), "toucher/0", TOUCH_AND_YIELD, 0, rdi=OWN_DATA_GVA, rsi=64)
-    return with_data(image, 64)
+    return (*plans(scenario), own_process("toucher/0", TOUCH_AND_YIELD, 0, 64, rdi=OWN_DATA_GVA, rsi=64))
 
 
-def offenders(scenario: Scenario) -> Image:
+def offenders(scenario: Scenario) -> tuple[ProcessPlan, ...]:
     """The benchmark and two tasks that do what user code may not."""
-    image = with_task(guest_image(scenario), "illegal/0", ILLEGAL_INSTRUCTION, 0)
-    return with_task(image, "stray/0", TOUCH_BAD_ADDRESS, scenario.vm.vcpus - 1, rdi=BAD_ADDRESS + 0x123)
+    illegal = own_process("illegal/0", ILLEGAL_INSTRUCTION, 0)
+    stray = own_process("stray/0", TOUCH_BAD_ADDRESS, scenario.vm.vcpus - 1, rdi=BAD_ADDRESS + 0x123)
+    return (*plans(scenario), illegal, stray)
 
 
 CODE_PAGES = 600
@@ -107,28 +96,21 @@ def walker_code(program: int) -> bytes:
     return bytes(code)
 
 
-def code_walkers(scenario: Scenario) -> Image:
+def code_walkers(scenario: Scenario) -> tuple[ProcessPlan, ...]:
     """Four tasks on each vCPU, each with a program of its own, all at one address, of ``CODE_PAGES`` pages each.
 
     More code than the smallest memory group holds: code pages are evicted and their frames refilled with other code.
     """
-    gfn = BUFFER_GFN
-    segments, spaces, tasks = [Segment(PER_CPU_GFN, scenario.vm.vcpus)], [], []
+    made = []
     for program in range(4 * scenario.vm.vcpus):
-        segments.append(Segment(gfn, CODE_PAGES, walker_code(program)))
-        extent = Extent(OWN_CODE_GVA, gfn, CODE_PAGES, writable=False, executable=True)
-        spaces.append(AddressSpace(program + 1, (extent,)))
-        tasks.append(
-            TaskSpec(
-                name=f"walker/{program}",
-                program="walker",
-                vcpu=program % scenario.vm.vcpus,
-                asid=program + 1,
-                account=Account.OTHER,
-                registers=register_file.new(rip=OWN_CODE_GVA),
-                results=(("sum", "rbx"), ("pages", "r13")),
-            )
+        task = TaskSpec(
+            name=f"walker/{program}",
+            program="walker",
+            account=Account.OTHER,
+            registers=register_file.new(rip=OWN_CODE_GVA),
+            results=(("sum", "rbx"), ("pages", "r13")),
+            vcpus=(program % scenario.vm.vcpus,),
         )
-        gfn += CODE_PAGES
-    assert gfn << PAGE_SHIFT <= scenario.vm.guest_memory
-    return Image(tuple(segments), tuple(spaces), tuple(tasks))
+        code = Region(OWN_CODE_GVA, CODE_PAGES, walker_code(program), writable=False, executable=True)
+        made.append(ProcessPlan(f"walker/{program}", (code,), (task,)))
+    return tuple(made)

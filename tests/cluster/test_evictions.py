@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_runs import on_processes, small, tiny_memory, use_image
+from cluster_runs import on_processes, small, tiny_memory, use_plans
 from guests_of_tests import CODE_PAGES, code_walkers, walker_sum
 
 from apf.messages import FaultRaised, PrefaultRaised, TrapRaised
@@ -109,7 +109,7 @@ def walkers(apf: str, **overrides: str) -> Scenario:
 @pytest.mark.parametrize("apf", ["off", "pv2010"])
 def test_code_pages_refilled_with_other_code(apf: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs at one address, more code than memory: whoever runs another's stale code gets another sum."""
-    use_image(monkeypatch, code_walkers)
+    use_plans(monkeypatch, code_walkers)
     scenario = walkers(apf, duration_s="0.1" if apf == "off" else "0.04")
     result = twin.run(scenario)
     assert evictions(result) >= 800
@@ -122,7 +122,7 @@ def test_code_pages_refilled_with_other_code(apf: str, monkeypatch: pytest.Monke
 
 
 def test_code_pages_on_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_image(monkeypatch, code_walkers)
+    use_plans(monkeypatch, code_walkers)
     scenario = walkers("pv2010", duration_s="0.015")
     expected = twin.run(scenario)
     assert evictions(expected) >= 300

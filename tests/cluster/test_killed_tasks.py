@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cluster_runs import on_processes, small, use_image
+from cluster_runs import on_processes, small, use_plans
 from guests_of_tests import BAD_ADDRESS, OWN_CODE_GVA, offenders
 
 from apf.scenario import Scenario
@@ -35,12 +35,12 @@ def offenders_died_alone(result: RunResult) -> None:
 
 @pytest.mark.parametrize("apf", ["off", "pv2010"])
 def test_in_the_twin(apf: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_image(monkeypatch, offenders)
+    use_plans(monkeypatch, offenders)
     offenders_died_alone(twin.run(scenario(apf)))
 
 
 def test_on_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    use_image(monkeypatch, offenders)
+    use_plans(monkeypatch, offenders)
     result = on_processes(scenario())
     offenders_died_alone(result)
     assert result.digest == twin.run(scenario()).digest

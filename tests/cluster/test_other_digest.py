@@ -45,11 +45,23 @@ def published() -> str:
     return digest(small())
 
 
-@pytest.mark.parametrize("cost", sorted(Costs.model_fields))
+OTHER_COSTS = ("interrupt_ns", "profile_sample_ns")
+"""The benchmark has no timers and posts no interrupts, and is not profiled."""
+
+
+@pytest.mark.parametrize("cost", sorted(set(Costs.model_fields) - set(OTHER_COSTS)))
 def test_each_cost_of_the_benchmark(cost: str, published: str) -> None:
     scenario = small()
     assert changed(scenario, cost).costs != scenario.costs
     assert digest(changed(scenario, cost)) != published
+
+
+@pytest.mark.parametrize("cost", OTHER_COSTS)
+def test_each_other_cost(cost: str) -> None:
+    """Of a run that starts tasks by timers, and is profiled."""
+    threads = [{"program": "producer", "start_s": 0.001}, {"program": "consumer"}]
+    scenario = small(profile_hz=1000, process=[{"memory": "16MiB", "thread": threads}])
+    assert digest(changed(scenario, cost)) != digest(scenario)
 
 
 # One event dropped, doubled or swapped ---------------------------------------------------------------------------

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from apf import wire
+from apf.journal import Journal
 from apf.messages import CHECK_MULTIPLIER, PAGE_SIZE, Segment, Stamp
 from apf.scenario import Scenario, load
 from deploy.result import RunResult
 from deploy.twin import Twin
-from guestsched.build import guest_image
-from guestsched.core.image import BUFFER_GFN
+from guestsched.build import guest_core, memory_gfn
 from hostd.contents import Audit
 
 STAMPS = (Stamp(0, 1 << 32, 2 << 32), Stamp(64, 2 << 32, 2 << 32))
@@ -45,7 +45,7 @@ def run_with_pages_zeroed(populate: bool, swap: Path, zero: bool) -> RunResult:
     wiped = not zero
     while twin.run_window():
         if not wiped and twin.border_ns > 3_000_000:
-            ept = twin.memory.epts[0][BUFFER_GFN:]
+            ept = twin.memory.epts[0][memory_gfn(twin.guest.core) :]
             twin.memory.frames[(ept[ept != 0] >> np.uint64(12)).astype(np.int64)] = 0
             wiped = True
     result = twin.result(0)
@@ -95,8 +95,8 @@ def test_audit_of_a_demand_zero_segment_accepts_unwritten_stamps_only() -> None:
 
 def test_only_the_buffer_is_demand_zero_and_only_if_asked() -> None:
     for populate in (False, True):
-        segments = guest_image(scenario(populate)).segments
-        assert [s.gfn for s in segments if s.demand_zero] == ([] if populate else [BUFFER_GFN])
+        core = guest_core(scenario(populate), Journal())
+        assert [s.gfn for s in core.segments() if s.demand_zero] == ([] if populate else [memory_gfn(core)])
 
 
 def test_demand_zero_crosses_the_wire_and_comes_without_data() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.scenario import Scenario, load
-from guestsched.build import guest_image
+from guestsched.build import guest_core
 from hostd.build import host_core
 from hostd.shell import HostShell, _take_set
 from hostd.swapfile import SwapFile
@@ -45,14 +45,14 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HostShell
     swap = SwapFile(Path(tmp_path_factory.mktemp("swap")) / "swap")
     memory = HostMemory.anonymous(Geometry.of(SCENARIO))
     shell = HostShell(host_core(SCENARIO, 1, Journal()), memory, swap)
-    shell.load(0, tuple(guest_image(SCENARIO).segments))
+    shell.load(0, guest_core(SCENARIO, Journal()).segments())
     yield shell, memory, swap
     swap.close()
 
 
 def _buffer_pages(shell: HostShell, framed: bool) -> list[int]:
     """Frames, or slots, of the stamped pages."""
-    (segment,) = [one for one in guest_image(SCENARIO).segments if one.stamps]
+    (segment,) = [one for one in guest_core(SCENARIO, Journal()).segments() if one.stamps]
     pfns, slots = shell.core.locate(0, np.arange(segment.pages) + segment.gfn)
     return [int(n) for n in (pfns[pfns >= 0] if framed else slots[pfns < 0])]
 

@@ -289,7 +289,7 @@ class VcpuCore:
         self.state = state
 
     def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
-        """Let the clock go on to ``until_ns`` and book the time, in which the guest kernel was on ``path``, if it ran."""
+        """Let the clock go on to ``until_ns`` and book the time; if the guest kernel ran then, it was on ``path``."""
         self.account.spend(cause, until_ns)
         self.now_ns = max(self.now_ns, until_ns)
         if path is not None and self._sampler.next_ns <= self.now_ns:
@@ -315,6 +315,13 @@ class VcpuCore:
             return self._complete(item)
         if self._interrupt:
             return self._take_interrupt()
+        if self.now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
+            # The profile's timer and the tick are hrtimers of one base (hrtimer_interrupt): a sample that is due with
+            # the tick, or was missed with it in a stall, sees what that one interrupt has interrupted.
+            self._end_halt()
+            self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
+            self._sampled()
+            return self._enter()
         if self.now_ns >= self._next_tick_ns:
             return self._tick()
         if self.now_ns >= self._dispatch.timer_ns:
@@ -323,13 +330,12 @@ class VcpuCore:
         until_ns = min(
             self._next_tick_ns, self._dispatch.timer_ns, self._end_ns, NEVER_NS if ready_ns is None else ready_ns
         )
-        if self.state is not State.RUNNING:
+        if self.state is State.IDLE:
             return [WaitUntil(until_ns, interruptible=True)]
-        if self.now_ns >= self._sampler.next_ns:
-            self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
-            self._sampled()
-            return self._enter()
-        return [EnterGuest(self.now_ns - self._retired_ns(), min(until_ns, self._sampler.next_ns))]
+        until_ns = min(until_ns, self._sampler.next_ns)
+        if self.state is State.HALTED:
+            return [WaitUntil(until_ns, interruptible=True)]
+        return [EnterGuest(self.now_ns - self._retired_ns(), until_ns)]
 
     def _retired_ns(self) -> int:
         return self.retired * 1000 // self._config.cpu_mips
@@ -373,19 +379,16 @@ class VcpuCore:
         return self._ask_guest(TimerArrived(), State.TRAP)
 
     def _end_halt(self) -> None:
-        """An interrupt ends the APF halt (E07), and is an exit of a running guest."""
+        """An interrupt ends the APF halt (E07)."""
         if self.state is State.HALTED:
             self._move(State.RUNNING)
-        elif self.state is State.RUNNING:
-            self.counters.exits += 1
 
     def _tick(self) -> list[Effect]:
         """Apic timer interrupt; what was missed since the last one has coalesced into it."""
         due_ns = self.now_ns
         self.counters.ticks += 1
         self._next_tick_ns = (due_ns // self._tick_period_ns + 1) * self._tick_period_ns
-        if self.state is State.HALTED:  # an interrupt ends the APF halt (E07)
-            self._move(State.RUNNING)
+        self._end_halt()
         self._spend(Cause.KERNEL, due_ns + self._costs.tick_ns, KernelPath.TICK)
         if due_ns >= self._dispatch.run_until_ns:
             return self._ask_guest(TickArrived(), State.TRAP)

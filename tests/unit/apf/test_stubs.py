@@ -11,7 +11,7 @@ import apf.v1
 
 ROOT = Path(__file__).parents[3]
 STUBS = Path(apf.v1.__file__).parent
-NAMES = ("types", "host", "guest")
+NAMES = ("types", "host", "guest", "load")
 
 
 def test_fresh(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from guest_fakes import SPACE, Guest, guest, spec
+from guest_fakes import HANDLER, MS, SWITCH, SYSCALL, Guest, guest, space, spec
 
 from apf import registers as register_file
 from apf.core import CoreError
@@ -14,7 +14,6 @@ from apf.messages import (
     ExceptionRaised,
     NotPresentArrived,
     PageReadyArrived,
-    SyscallRaised,
     TickArrived,
     Trap,
     TrapRaised,
@@ -23,8 +22,6 @@ from guestsched.core.apf_wait import bucket_of
 from guestsched.core.core import TrapTaken
 from guestsched.core.task import TaskResult
 
-MS = 1_000_000
-SWITCH, HANDLER, SYSCALL = 1_500, 1_000, 100
 WAKE_ALL = 0xFFFF_FFFF
 
 
@@ -37,8 +34,7 @@ def pair() -> Guest:
 
 
 def syscall(made: Guest, number: int, now_ns: int) -> tuple[int, bytes | None]:
-    registers = register_file.replace(made.held[0] or b"", rax=number)
-    dispatch = made.trap(SyscallRaised(), now_ns, registers=registers)
+    dispatch = made.syscall(number, now_ns=now_ns)
     return dispatch.task, dispatch.registers
 
 
@@ -53,7 +49,7 @@ def test_boot_picks_the_first_task_and_tells_of_spaces_and_the_reason_word() -> 
     made = guest(spec(1), spec(2, vcpu=1), vm__vcpus=2)
     first, second = made.boot(0), made.boot(1)
     assert (first.task, second.task) == (1, 2)
-    assert first.spaces == second.spaces == (SPACE,)
+    assert first.spaces == second.spaces == (space(vcpus=2),)
     assert (first.async_pf_en, second.async_pf_en) == (0x1001, 0x2001)
     assert (first.at_ns, first.apf_ns, first.run_until_ns) == (SWITCH, 0, NEVER_NS)
     assert first.registers == spec(1).registers

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from guest_fakes import spec
+from guest_fakes import task as new_task
 
 from guestsched.core.task import TRANSITIONS, Task, TaskEvent, TaskState
 
 
 def task_in(state: TaskState) -> Task:
-    task = Task.new(7, spec(7))
+    task = new_task(7)
     task.state = state
     return task
 
@@ -38,7 +38,7 @@ def test_dead_is_for_ever() -> None:
 
 
 def test_illegal_transition_tells_the_story() -> None:
-    task = Task.new(7, spec(7))
+    task = new_task(7)
     task.move(TaskEvent.PICKED, 10)
     task.move(TaskEvent.NOT_PRESENT, 20)
     with pytest.raises(AssertionError) as caught:
@@ -49,6 +49,6 @@ def test_illegal_transition_tells_the_story() -> None:
 
 
 def test_result_reads_registers_by_name() -> None:
-    row = Task.new(7, spec(7)).result()
+    row = new_task(7).result()
     assert row.values == (("count", 7),)
     assert (row.state, row.sum_exec_ns, row.nr_switches, row.killed) == ("READY", 0, 0, "")

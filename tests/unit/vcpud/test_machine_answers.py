@@ -47,7 +47,7 @@ class FakeEngine:
 
 def booted(engine: FakeEngine) -> tuple[Machine, Need]:
     """A machine that waits for hostd's answer to its first fault, at 110 ns."""
-    machine = Machine(core(m.ApfMode.OFF), cast(Engine, engine), 1000)
+    machine = Machine(core(m.ApfMode.OFF), cast(Engine, engine), 1000, lambda border_ns: 0)
     machine.start()
     assert machine.proceed(0).kind is NeedKind.WINDOW
     assert machine.proceed(WINDOW_NS).kind is NeedKind.GUEST
@@ -80,11 +80,11 @@ def test_an_answer_within_the_window_is_taken_at_once() -> None:
 
 def test_the_last_answer_waits_for_its_window_too() -> None:
     """Or the number of windows would depend on whether the opener saw the promise or the end first."""
-    machine = Machine(core(m.ApfMode.OFF, end_ns=WINDOW_NS), cast(Engine, FakeEngine()), 1000)
+    machine = Machine(core(m.ApfMode.OFF, end_ns=WINDOW_NS), cast(Engine, FakeEngine()), 1000, lambda border_ns: 0)
     machine.start()
     machine.proceed(WINDOW_NS)
     machine.guest_replied(m.Dispatch(100, 0, 0, m.Account.IDLE, None, m.NEVER_NS))
-    assert machine.proceed(WINDOW_NS) == Need(NeedKind.WINDOW, WINDOW_NS)
+    assert machine.proceed(WINDOW_NS) == Need(NeedKind.WINDOW, WINDOW_NS, interruptible=True)
     assert machine.proceed(2 * WINDOW_NS).kind is NeedKind.GUEST
     machine.guest_replied(m.Dispatch(2 * WINDOW_NS + 7, 0, 0, m.Account.IDLE, None, m.NEVER_NS))
     assert machine.proceed(2 * WINDOW_NS) == Need(NeedKind.WINDOW, 2 * WINDOW_NS + 7)

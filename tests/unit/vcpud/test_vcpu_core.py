@@ -95,7 +95,7 @@ def test_not_present_and_ready() -> None:
     machine.in_progress(100_000)
     assert machine.next == InjectReason(REASON_GPA, 1)
     machine.reason()
-    assert machine.next == AskGuest(m.NotPresentArrived(token), with_registers=True)
+    assert machine.next == AskGuest(m.NotPresentArrived(token), with_registers=True, maj_flt=1)
     machine.dispatch(2, registers=REGISTERS, apf_ns=100)
     assert isinstance(machine.next, EnterGuest) and machine.next.until_ns == 110 + 100_000
     machine.run_out()
@@ -141,7 +141,7 @@ def test_e08_a_repeated_fault_halts_until_the_page_is_ready() -> None:
     ready_ns = machine.core.async_pf.next_ready_ns()
     before = machine.core.async_pf.next_token()
     machine.fault(5)
-    assert machine.core.state is State.HALTED and machine.next == WaitUntil(ready_ns)  # type: ignore[arg-type]
+    assert machine.core.state is State.HALTED and machine.next == WaitUntil(ready_ns, interruptible=True)  # type: ignore[arg-type]
     assert machine.core.counters.repeated == 1
     assert machine.core.async_pf.next_token() == before + (1 << 12), "a repeated fault takes no token"
     machine.wait()
@@ -153,7 +153,7 @@ def test_e07_an_interrupt_ends_the_apf_halt() -> None:
     machine = vcpu()
     machine.async_fault(5, 10 * TICK_NS)
     machine.fault(5)
-    assert machine.next == WaitUntil(TICK_NS)
+    assert machine.next == WaitUntil(TICK_NS, interruptible=True)
     machine.wait()
     assert machine.core.state is State.RUNNING and machine.core.counters.ticks == 1
     assert isinstance(machine.next, EnterGuest)
@@ -236,7 +236,7 @@ def test_only_a_tick_that_may_switch_traps(run_until_ns: int, traps: bool) -> No
 def test_an_idle_vcpu_has_no_tick() -> None:
     machine = Vcpu(core(end_ns=10 * TICK_NS))
     machine.boot(task=0)
-    assert machine.next == WaitUntil(10 * TICK_NS)
+    assert machine.next == WaitUntil(10 * TICK_NS, interruptible=True)
     machine.wait()
     assert machine.next == AskGuest(m.Stopped(), with_registers=False)
     assert machine.core.account.spent_ns[Cause.IDLE] == 10 * TICK_NS - 100
