@@ -16,7 +16,9 @@ from deploy.result import RunResult
 
 _EVICTIONS = ("write", "drop")
 """What a border does to a page that was picked: its bytes go to the swap file, or are there already."""
-KINDS_OF_VCPU = frozenset(["boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "stop", "dispatch"])
+KINDS_OF_VCPU = frozenset(
+    ("boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "stop", "dispatch")
+)
 """Records of the guest kernel that begin with the number of a vCPU; the others name tasks, tickets and such."""
 
 

@@ -271,8 +271,8 @@ class GuestCore:
                 record(now_ns, "page_ready", cpu.index, token)
                 self._page_ready(cpu, token, now_ns)
                 return costs.apf_handler_ns
-            case SyscallRaised():
-                self._syscalls.enter(cpu, now_ns)
+            case SyscallRaised(data):
+                self._syscalls.enter(cpu, data, now_ns)
                 return costs.syscall_ns
             case Fetched(data):
                 self._fetched(cpu, data, now_ns)
@@ -330,8 +330,9 @@ class GuestCore:
             cpu.fetching = ""
             process = self._kernel.processes[self._kernel.current(cpu, "exec").asid]
             process.execing = False
-            for task_id in process.tasks[1:]:
-                self._start(self._kernel.tasks[task_id], now_ns, cpu)
+            for task in (self._kernel.tasks[task_id] for task_id in process.tasks[1:]):
+                if task.state is TaskState.NEW:  # not killed meanwhile
+                    self._start(task, now_ns, cpu)
         else:
             self._syscalls.fetched(cpu, data, now_ns)
 
@@ -421,6 +422,7 @@ class GuestCore:
         task_id, asid, account, registers = 0, 0, Account.IDLE, None
         spaces: tuple[AddressSpace, ...] = ()
         copies: tuple[tuple[int, bytes], ...] = ()
+        syscall_fetch: tuple[tuple[int, int], ...] = ()
         if curr is not None:
             task = self._kernel.tasks[curr.id]
             process = self._kernel.processes[task.asid]
@@ -436,6 +438,8 @@ class GuestCore:
             elif not cpu.fetching and task.copies:
                 copies = tuple(task.copies)
                 task.copies.clear()
+            if task_id in self._kernel.works:
+                syscall_fetch = self._feed.ring_pieces(task)
         cpu.resume_ns = now_ns + cost_ns
         cpu.run_until_ns = cpu.rq.run_until_ns()
         cpu.timer_ns = cpu.next_timer_ns
@@ -457,6 +461,7 @@ class GuestCore:
             fetch=cpu.fetch if cpu.fetching else (),
             log_faults=task_id in self._kernel.works,
             shutdown=stopping,
+            syscall_fetch=syscall_fetch,
         )
 
     # The end ---------------------------------------------------------------------------------------------------------

@@ -286,8 +286,9 @@ class Kernel:
             process.execing = False
             for other in process.tasks[1:]:
                 self.kill(self.tasks[other], "its process could not start", now_ns, None)
-        if all(self.tasks[other].state is TaskState.DEAD for other in process.tasks):
-            self.effects.append(ProcessEnded(process.asid))
+        ended = ProcessEnded(process.asid)
+        if ended not in self.effects and all(self.tasks[other].state is TaskState.DEAD for other in process.tasks):
+            self.effects.append(ended)
 
     def _give_up(self, process: Process, work: Work) -> None:
         """An access thread has died: nobody will perform what it had, and if it was the last, what waits either."""

@@ -25,7 +25,8 @@ _DEADLINE_S = 120.0
 _SECONDS = 5
 _PAGES = 1024
 _ACCESS_THREADS = 4
-_IODEPTH, _BATCH = 64, 16
+_CASES = ((1024, 1), (1024, 64), (1, 1))
+"""Accesses in flight, and in a message."""
 _GUEST: dict[str, Any] = {
     "apf": ["pv2010"],
     "duration_s": 0,
@@ -38,9 +39,10 @@ _GUEST: dict[str, Any] = {
 
 
 def access_stream() -> list[Figure]:
-    """Accesses a second of one stream, 64 in flight, 16 a message; and one by one."""
+    """Accesses a second of one stream: as many in flight as it takes, one or more a message; and one by one."""
     figures = []
-    for name, iodepth, batch in ((f"AccessStream, {_IODEPTH} in flight", _IODEPTH, _BATCH), ("one by one", 1, 1)):
+    for iodepth, batch in _CASES:
+        name = f"AccessStream, {iodepth} in flight, {batch} a message"
         bare = _of_bare_server(iodepth, batch)
         ours = _of_guest(iodepth, batch)
         bare = statistics.mean((bare, _of_bare_server(iodepth, batch)))

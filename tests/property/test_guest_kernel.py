@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from guestsched.core.image import Image
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -25,7 +26,6 @@ from apf.messages import (
 )
 from apf.scenario import load
 from guestsched.core.core import GuestCore, Reply, TrapTaken
-from guestsched.core.image import Image
 from guestsched.core.task import TaskSpec
 
 VCPUS = 2

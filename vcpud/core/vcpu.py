@@ -122,7 +122,7 @@ class State(Enum):
 _S = State
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     _S.NEW: (_S.TRAP,),
-    _S.RUNNING: (_S.RUNNING, _S.FAULT, _S.HALTED, _S.PREFAULT, _S.TRAP, _S.STOPPING),
+    _S.RUNNING: (_S.RUNNING, _S.FAULT, _S.HALTED, _S.PREFAULT, _S.TRAP, _S.COPY, _S.STOPPING),
     _S.IDLE: (_S.IDLE, _S.PREFAULT, _S.TRAP, _S.STOPPING),
     _S.HALTED: (_S.HALTED, _S.RUNNING, _S.PREFAULT, _S.STOPPING),
     _S.FAULT: (_S.RUNNING, _S.RETRY, _S.NOT_PRESENT),
@@ -220,6 +220,7 @@ class VcpuCore:
         self._path: KernelPath | None = None  # of the guest kernel while it has a trap
         self._copies: deque[ReadGuest | WriteGuest] = deque()  # what COPY has yet to do
         self._fetched = bytearray()
+        self._entering = False  # COPY is part of entering a system call
         self._sampler = Sampler(config.sample_period_ns, config.sample_phase_ns)
         self._rip = 0  # of the task, when it last left the CPU
         self._min_flt = self._maj_flt = 0  # since the last trap
@@ -409,11 +410,20 @@ class VcpuCore:
             case ExitCause.EPT_VIOLATION:
                 return self._page_fault(exited.gfn, exited.access)
             case ExitCause.SYSCALL:
-                return self._ask_guest(SyscallRaised(), State.TRAP)
+                return self._syscall()
             case ExitCause.EXCEPTION:
                 return self._ask_guest(ExceptionRaised(exited.vector, exited.address, exited.rip), State.TRAP)
             case _:
                 assert_never(exited.cause)
+
+    def _syscall(self) -> list[Effect]:
+        """The entry of a system call, with what the guest kernel reads in it first, if it said so."""
+        if not self._dispatch.syscall_fetch:
+            return self._ask_guest(SyscallRaised(), State.TRAP)
+        self._copies.extend(ReadGuest(gpa, length) for gpa, length in self._dispatch.syscall_fetch)
+        self._entering = True
+        self._move(State.COPY)
+        return [self._copies[0]]
 
     def _page_fault(self, gfn: int, access: Access) -> list[Effect]:
         """kvm_mmu_page_fault -> gfn_to_pfn, up to the question whether this fault may be asynchronous."""
@@ -619,9 +629,12 @@ class VcpuCore:
         self._fetched += data
         if self._copies:
             return [self._copies[0]]
+        fetched = bytes(self._fetched)
+        self._fetched.clear()
+        if self._entering:
+            self._entering = False
+            return self._ask_guest(SyscallRaised(fetched), State.TRAP)
         if self._dispatch.fetch:
-            fetched = bytes(self._fetched)
-            self._fetched.clear()
             return self._ask_guest(Fetched(fetched), State.TRAP)
         return self._go_on()
 

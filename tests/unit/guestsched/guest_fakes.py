@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,6 @@ from apf.messages import (
     Fetched,
     InterruptArrived,
     NotPresentArrived,
-    Sample,
     Stopped,
     SyscallRaised,
     TimerArrived,
@@ -81,7 +81,7 @@ def access_plan(*tasks: TaskSpec, name: str = "served") -> ProcessPlan:
 
 def access_spec(number: int, place: int = 0, vcpu: int | None = 0, **more: Any) -> TaskSpec:
     """Access thread ``number``, the ``place``-th of its process."""
-    return spec(number, vcpu, Account.OTHER, **{"nice": 0, "ring": RING_GVA + place * PAGE_SIZE, **more})
+    return spec(number, vcpu, Account.OTHER, **{"ring": RING_GVA + place * PAGE_SIZE, **more})
 
 
 def space(vcpus: int = 1, asid: int = 1) -> AddressSpace:
@@ -110,6 +110,7 @@ class Guest:
     answers: list[Answer] = field(default_factory=list)
     held: dict[int, bytes | None] = field(default_factory=dict)
     memory: dict[int, int] = field(default_factory=dict)
+    sink: io.StringIO = field(default_factory=io.StringIO)
 
     def trap(self, trap: Trap, now_ns: int, vcpu: int = 0, registers: bytes | None = None, **more: Any) -> Dispatch:
         """Raise ``trap`` with the registers the vCPU holds (or ``registers``); its Dispatch."""
@@ -168,7 +169,8 @@ class Guest:
         return self.trap(Stopped(), now_ns, vcpu)
 
     def syscall(self, number: Syscall | int, *arguments: int, now_ns: int, vcpu: int = 0) -> Dispatch:
-        """The task that ``vcpu`` runs makes a system call."""
+        """The task that ``vcpu`` runs makes a system call, at ``now_ns`` or as soon as it runs."""
+        now_ns = max(now_ns, self.told[vcpu].at_ns)
         names = ("rdi", "rsi", "rdx")[: len(arguments)]
         values = dict(zip(names, arguments, strict=True))
         before = self.held[vcpu]
@@ -214,13 +216,15 @@ class Guest:
         """A task's row of the result."""
         return self.core.results()[number - 1]
 
+    def records(self, kind: str) -> list[tuple[str, ...]]:
+        """What the journal says of ``kind``."""
+        self.journal.flush()
+        lines = [line.split() for line in self.sink.getvalue().splitlines()]
+        return [tuple(words) for _, name, *words in lines if name == kind]
+
     def states(self) -> list[str]:
         """Of all tasks, by id."""
         return [row.state for row in self.core.results()]
-
-    def sample(self, sample: Sample, now_ns: int, vcpu: int = 0) -> None:
-        """An interrupt-free trap that brings a sample: a system call nobody has."""
-        self.trap(SyscallRaised(), now_ns, vcpu, samples=(sample,))
 
 
 def guest(*tasks: TaskSpec, **overrides: Any) -> Guest:
@@ -230,6 +234,7 @@ def guest(*tasks: TaskSpec, **overrides: Any) -> Guest:
 
 def guest_of(*plans: ProcessPlan, **overrides: Any) -> Guest:
     """A guest with these processes, not booted."""
-    journal = Journal()
+    sink = io.StringIO()
+    journal = Journal(sink)
     chosen = scenario(**overrides)
-    return Guest(GuestCore(chosen, plans, schedulers.load(chosen.sched.policy), journal), journal)
+    return Guest(GuestCore(chosen, plans, schedulers.load(chosen.sched.policy), journal), journal, sink=sink)

@@ -18,14 +18,19 @@ from vcpud.core.effects import (
     EnterGuest,
     ExitCause,
     GuestExited,
+    GuestMemoryRead,
+    GuestMemoryWritten,
     GuestReplied,
     HostReplied,
     InjectReason,
+    InterruptPosted,
+    ReadGuest,
     ReasonRead,
     TimeReached,
     WaitUntil,
+    WriteGuest,
 )
-from vcpud.core.vcpu import VcpuConfig, VcpuCore
+from vcpud.core.vcpu import State, VcpuConfig, VcpuCore
 
 REASON_GPA = 0x1000
 REGISTERS = register_file.new(rip=0x40_0000)
@@ -73,10 +78,39 @@ class Vcpu:
         retired = self.core.retired + ns
         return self.step(GuestExited(cause, retired, **values), enter.base_ns + retired * 1000 // MIPS)
 
-    def run_out(self) -> Effect:
+    def run_out(self, rip: int = 0) -> Effect:
         """The guest runs until its budget is used up."""
         assert isinstance(self.next, EnterGuest)
-        return self.run(self.next.until_ns - self.core.now_ns, ExitCause.BUDGET)
+        return self.run(self.next.until_ns - self.core.now_ns, ExitCause.BUDGET, rip=rip)
+
+    def interrupt(self, after_ns: int = 0, rip: int | None = None) -> Effect:
+        """A posted interrupt is found ``after_ns`` from the core's time on; in most states nothing comes of it yet."""
+        retired, now_ns = self.core.retired, self.core.now_ns
+        if self.core.state in (State.RUNNING, State.IDLE, State.HALTED):
+            now_ns += after_ns
+            if self.core.state is State.RUNNING:
+                retired += after_ns
+        effects = self.core.step(InterruptPosted(retired, rip), now_ns)
+        self.core.check()
+        self.last = effects or self.last
+        return self.next
+
+    def copied(self, data: bytes = b"") -> Effect:
+        """The guest kernel's access that is under way succeeds; ``data`` is what it reads."""
+        if isinstance(self.next, WriteGuest):
+            return self.step(GuestMemoryWritten(True))
+        assert isinstance(self.next, ReadGuest) and len(data) == self.next.length, self.next
+        return self.step(GuestMemoryRead(data))
+
+    def not_mapped(self) -> Effect:
+        """The guest kernel's access that is under way meets a page that is not there."""
+        assert isinstance(self.next, ReadGuest | WriteGuest), self.next
+        return self.step(GuestMemoryRead(None) if isinstance(self.next, ReadGuest) else GuestMemoryWritten(False))
+
+    def asked(self) -> AskGuest:
+        """What the guest kernel is told."""
+        assert isinstance(self.next, AskGuest), self.next
+        return self.next
 
     def fault(self, gfn: int, access: m.Access = m.Access.WRITE) -> Effect:
         return self.run(10, ExitCause.EPT_VIOLATION, gfn=gfn, access=access)
