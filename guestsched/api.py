@@ -121,6 +121,7 @@ class LoadApi(LoadServiceServicer):
         self._counts: Counter[str] = Counter()
         self._stats: VcpuStats | None = None
         self._closing = asyncio.Event()
+        self._streams: set[_Stream] = set()
 
     def serve(self, shell: GuestShell) -> None:
         """The guest is there."""
@@ -196,6 +197,13 @@ class LoadApi(LoadServiceServicer):
                 if not future.done():
                     future.set_exception(_Error(Code.UNAVAILABLE, _GONE))
         self._ended.clear()
+        for stream in self._streams:
+            stream.wake()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the run is over."""
+        return self._closing.is_set()
 
     def _take_back(self, ticket: int, process: int) -> None:
         """The caller of an access has gone."""
@@ -284,7 +292,12 @@ class LoadApi(LoadServiceServicer):
     async def AccessStream(  # noqa: N802, D102 - the generated base names and documents it
         self, request_iterator: AsyncIterator[load_pb2.AccessStreamRequest], context: Any
     ) -> None:
-        await _Stream(self, context).run(request_iterator)
+        stream = _Stream(self, context)
+        self._streams.add(stream)
+        try:
+            await stream.run(request_iterator)
+        finally:
+            self._streams.discard(stream)
 
     async def Replay(  # noqa: N802, D102 - the generated base names and documents it
         self, request_iterator: AsyncIterator[load_pb2.ReplayRequest], context: Any
@@ -497,7 +510,12 @@ class _Stream:
         self._room.set()
         self._read_all = False
 
+    def wake(self) -> None:
+        """Look whether the run is over."""
+        self._news.set()
+
     async def run(self, requests: AsyncIterator[load_pb2.AccessStreamRequest]) -> None:
+        """Until the caller has said all and heard all, or the run is over."""
         reading = asyncio.create_task(self._read(requests))
         try:
             while not (self._read_all and not self._in_flight and not self._done):
@@ -509,6 +527,8 @@ class _Stream:
                 while self._done:
                     items = [self._done.popleft() for _ in range(min(len(self._done), ITEMS_MAX))]
                     await self._context.write(load_pb2.AccessStreamResponse(items=items))
+                if self._api.closing and not self._in_flight:
+                    raise _Error(Code.UNAVAILABLE, _GONE)
         except _Error as error:
             await _abort(self._context, error)
         finally:

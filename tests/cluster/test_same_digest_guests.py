@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cluster_runs import busy_cores
 from guest_runs import Ran, Table, alike, guests, on_processes, on_twin, same
 
 from apf.scenario import Scenario
@@ -180,8 +181,6 @@ def test_every_program_under_every_scheduler(program: str, policy: str, apf: str
     expected = alike(scenario, tmp_path / "journals")
     assert all(row["sum_exec_ns"] > 0 for row in expected.result.tasks)
     if seed == 2:
-        from cluster_runs import busy_cores
-
         with busy_cores():
             same(expected, on_processes(scenario))
 
@@ -196,7 +195,5 @@ def test_mixtures_beside_a_busy_loop_on_every_core(
 ) -> None:
     scenario = build(apf, policy, trace_file(tmp_path)).model_copy(update={"seed": seed})
     expected = on_twin(scenario, tmp_path / "journals")
-    from cluster_runs import busy_cores
-
     with busy_cores():
         same(expected, on_processes(scenario))
