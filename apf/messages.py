@@ -171,7 +171,12 @@ class PageReadyArrived:
 
 @dataclass(frozen=True, slots=True)
 class SyscallRaised:
-    """The task executed ``syscall``; number and arguments are in its registers."""
+    """The task executed ``syscall``; number and arguments are in its registers.
+
+    ``data``: the guest memory that the last Dispatch wanted with it (``syscall_fetch``).
+    """
+
+    data: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +309,8 @@ class Dispatch:
     ``timer_ns``: when its local APIC timer is to expire (NEVER_NS: not). ``copies``: before the task runs, write these
     (guest-physical address, bytes); ``fetch``: then read these (guest-physical address, length) and trap with a
     ``Fetched`` rather than run the task. Both are accesses of the guest kernel; they fault like others, synchronously.
-    ``shutdown`` ends the run for this vCPU now.
+    ``syscall_fetch``: read these when the task makes its next
+    system call, and send them along. ``shutdown`` ends the run for this vCPU now.
     ``spaces`` carries address spaces this vCPU has not been told of yet. ``async_pf_en`` is what the guest kernel wrote
     to MSR_KVM_ASYNC_PF_EN on the way (guest-physical address of the reason word, bit 0 enables), None if it did not.
     """
@@ -323,6 +329,7 @@ class Dispatch:
     fetch: tuple[tuple[int, int], ...] = ()
     log_faults: bool = False
     shutdown: bool = False
+    syscall_fetch: tuple[tuple[int, int], ...] = ()
 
 
 # guestsched -> hostd: loading ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ multiprocessing-logging, so lines of all processes come out whole and in one str
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import multiprocessing
@@ -47,6 +48,11 @@ class PeerLost(Failure):
 
 class StopRequested(SystemExit):
     """SIGTERM arrived. A SystemExit, since those pass through an event loop wherever they are raised."""
+
+
+def settle_grpc() -> None:
+    """Choose gRPC's settings for this process and what it starts; read when gRPC is imported, so call this before."""
+    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
 
 
 def start_logging(level: str = "WARNING") -> None:
@@ -120,7 +126,7 @@ def _flush_logging() -> None:
 
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
     """Run ``target(*args)`` and return the exit code; a failure is left as the process's last word."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)  # read when gRPC is imported, which is after this
+    settle_grpc()
     secondary, code = False, EXIT_FAILED
     try:
         target(*args)
@@ -143,7 +149,8 @@ def stop(processes: list[ForkProcess], grace_s: float) -> None:
     for process in processes:
         if process.is_alive():
             process.terminate()
-            os.kill(process.pid or 0, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # it died, and a signal interrupted who was told so
+                os.kill(process.pid or 0, signal.SIGCONT)
     deadline = _monotonic() + grace_s
     for process in processes:
         process.join(max(0.0, deadline - _monotonic()))

@@ -196,7 +196,7 @@ class Scenario(_Model):
     duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(10)
     apf: Annotated[tuple[ApfName, ...], Field(min_length=1)] = ("off", "pv2010")
     gup: GupName = "noio"
-    # Guest seconds a second of wall time that are not exceeded; 0: as fast as it goes. Changes nothing of a run's course.
+    # Guest seconds a wall second that are not exceeded; 0: as fast as it goes. Changes nothing of a run's course.
     pace: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1000)] = Decimal(0)
     # Samples of the guest's profile a second of guest time; 0: none.
     profile_hz: Annotated[int, Field(ge=0, le=10_000)] = 0

@@ -146,8 +146,9 @@ def trap_out(raised: m.TrapRaised, time_ns: int, seq: int) -> guest.TakeTrapsReq
             message.not_present.token = token
         case m.PageReadyArrived(token=token):
             message.page_ready.token = token
-        case m.SyscallRaised():
+        case m.SyscallRaised(data=data):
             message.syscall.SetInParent()
+            message.syscall.data = data
         case m.ExceptionRaised(vector=vector, address=address, rip=rip):
             exception = guest.ExceptionRaised(vector=vector, address=address, rip=rip)
             message.exception.CopyFrom(exception)
@@ -173,7 +174,7 @@ def trap_in(message: guest.TakeTrapsRequest) -> m.TrapRaised:
         case "page_ready":
             trap = m.PageReadyArrived(message.page_ready.token)
         case "syscall":
-            trap = m.SyscallRaised()
+            trap = m.SyscallRaised(message.syscall.data)
         case "exception":
             exception = message.exception
             trap = m.ExceptionRaised(exception.vector, exception.address, exception.rip)
@@ -218,6 +219,8 @@ def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
         message.copies.add(gpa=gpa, data=data)
     for gpa, length in dispatch.fetch:
         message.fetch.add(gpa=gpa, length=length)
+    for gpa, length in dispatch.syscall_fetch:
+        message.syscall_fetch.add(gpa=gpa, length=length)
     for space in dispatch.spaces:
         extents = [
             guest.Extent(
@@ -259,6 +262,7 @@ def dispatch_in(message: guest.TakeTrapsResponse) -> m.Dispatch:
         tuple((piece.gpa, piece.length) for piece in dispatch.fetch),
         dispatch.log_faults,
         dispatch.shutdown,
+        tuple((piece.gpa, piece.length) for piece in dispatch.syscall_fetch),
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from apf.journal import Journal
-from apf.scenario import Scenario
+from apf.scenario import Scenario, ScenarioError
 from deploy import journals, twin
 from deploy.local import LocalCluster, check_space
 from deploy.result import RunResult, Snapshot
@@ -20,8 +20,13 @@ Progress = Callable[[Scenario, Snapshot], None]
 _TWIN_PROGRESS_S = 0.2
 
 
-def prepare(scenario: Scenario) -> None:
-    """Raise ScenarioError for whatever would make a run impossible, before anything starts."""
+def prepare(scenario: Scenario, *, endless: bool = False) -> None:
+    """Raise ScenarioError for whatever would make a run impossible, before anything starts.
+
+    ``endless``: somebody can shut the run down, so it may last until then.
+    """
+    if not scenario.duration_s and not endless:
+        raise ScenarioError("duration_s = 0: greater than 0, for nobody can shut this run down (apf up has an API)")
     for mode in scenario.apf:
         guest_core(scenario.for_mode(mode), Journal())
     check_space(scenario)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,11 +17,13 @@ from rich.console import Console
 from apf import process
 from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested
 from apf.scenario import Scenario, ScenarioError, load
+from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _EXIT_INTERRUPTED = 130
 _PROFILE_HZ = 1000
 """perf's default frequency."""
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
 @app.callback()
@@ -129,6 +130,12 @@ def run(
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
 ) -> None:
     """Run a guest with processes of your own, and report as the bench does."""
+    from deploy.up import parse_settings
+
+    try:
+        settings = parse_settings(setting or ())
+    except BadInput as error:
+        _fail(str(error), EXIT_BAD_INPUT)
     overrides = {
         "apf": None if apf is None else [mode.strip() for mode in apf.split(",")],
         "duration_s": duration,
@@ -136,7 +143,7 @@ def run(
         "swap.device": device,
         "sched.policy": policy,
         "profile_hz": profile_hz,
-        **_settings(setting or ()),
+        **settings,
     }
     _run(_load(scenario, overrides), twin, _Outputs(json_file, journal, folded), _level(log_level))
 
@@ -185,24 +192,9 @@ class _Outputs:
 
 
 def _level(log_level: str) -> str:
-    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
-    if log_level.upper() not in levels:
-        _fail(f"--log-level = {log_level!r}: allowed: {', '.join(levels)}", EXIT_BAD_INPUT)
+    if log_level.upper() not in _LEVELS:
+        _fail(f"--log-level = {log_level!r}: allowed: {', '.join(_LEVELS)}", EXIT_BAD_INPUT)
     return log_level.upper()
-
-
-def _settings(given: Iterable[str]) -> dict[str, Any]:
-    """FIELD=VALUE, where the value is TOML, or else text."""
-    settings: dict[str, Any] = {}
-    for item in given:
-        field, equals, value = item.partition("=")
-        if not equals or not field:
-            _fail(f"--set = {item!r}: expected FIELD=VALUE, as in vm.vcpus=2", EXIT_BAD_INPUT)
-        try:
-            settings[field] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            settings[field] = value
-    return settings
 
 
 def _load(scenario: Path | None, overrides: Mapping[str, Any]) -> Scenario:
@@ -213,14 +205,14 @@ def _load(scenario: Path | None, overrides: Mapping[str, Any]) -> Scenario:
         _fail(str(error), EXIT_BAD_INPUT)
 
 
-def _scenario_file(given: Path | None) -> Path | None:
-    """The file meant by --scenario: a path, or the name of one of the scenarios that come with the emulator."""
+def _scenario_file(given: Path | None, option: str = "--scenario") -> Path | None:
+    """The file meant by ``option``: a path, or the name of one of the scenarios that come with the emulator."""
     if given is None or given.exists() or given.suffix or len(given.parts) > 1:
         return given
     shipped = Path(str(files("deploy") / "scenarios"))
     names = sorted(path.stem for path in shipped.glob("*.toml"))
     if given.name not in names:
-        raise ScenarioError(f"--scenario = {given}: no such file, and none of the scenarios {', '.join(names)}")
+        raise ScenarioError(f"{option} = {given}: no such file, and none of the scenarios {', '.join(names)}")
     return shipped / f"{given.name}.toml"
 
 
@@ -254,7 +246,9 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str) -> Non
         else:
             report.show(_console(), scenario, results)
         if outputs[2] is not None:
-            outputs[2].writelines(f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines())
+            outputs[2].writelines(
+                f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines()
+            )
         if outputs[0] is not None:
             document: dict[str, Any] = benchmark.document(scenario, results)
             json.dump(document, outputs[0], indent=2)
@@ -309,6 +303,275 @@ def diff(
     print(f"- {'(end)' if found.left is None else found.left}")
     print(f"+ {'(end)' if found.right is None else found.right}")
     raise typer.Exit(1)
+
+
+_Name = Annotated[str, typer.Option(metavar="NAME", help="Of the cluster.")]
+_Api = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="API of a guest, instead of a cluster's name.")]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell what went wrong on standard error, and exit with the code for it. For commands that are clients as well."""
+    process.settle_grpc()
+    try:
+        yield
+    except (BadInput, ScenarioError) as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+    except Failure as failure:
+        _fail(str(failure), EXIT_FAILED)
+    except KeyboardInterrupt:
+        _fail("interrupted", _EXIT_INTERRUPTED)
+    except StopRequested:
+        _fail("ended by SIGTERM", EXIT_STOPPED)
+
+
+def _where(name: str, api: str | None) -> tuple[str, dict[str, str]]:
+    """Address of the API, and of each daemon's /metrics as far as they are known."""
+    from deploy import client
+
+    if api is not None:
+        return client.address(api), {}
+    record: Record = client.running(Clusters.of_user(), name)
+    return record.api, record.metrics
+
+
+@app.command()
+def up(
+    scenario: Annotated[
+        Path | None, typer.Argument(metavar="[SCENARIO]", help="A scenario's TOML file, or a name, as published.")
+    ] = None,
+    name: _Name = DEFAULT_NAME,
+    api: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where the API listens; port 0: any that is free.")
+    ] = "127.0.0.1:0",
+    apf: Annotated[
+        str | None, typer.Option(metavar="MODE", help="Mode (default: the scenario's if it has one, else pv2010).")
+    ] = None,
+    pace: Annotated[
+        str | None,
+        typer.Option(metavar="X", help="Guest s a wall s at the most; 0: as fast as possible (default: 0)."),
+    ] = None,
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any field of the scenario; repeatable.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results there at the end.")
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all that arrives from outside there, for apf replay."),
+    ] = None,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay; for containers.")] = False,
+    timeout: Annotated[float, typer.Option(metavar="S", help="How long the start may take.", min=0.1)] = 120.0,
+    log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+) -> None:
+    """Start a cluster in the background, until it is shut down or the scenario's duration_s has passed."""
+    from deploy import up as clusters
+
+    with _told():
+        if log_level.upper() not in _LEVELS:
+            raise BadInput(f"--log-level = {log_level!r}: allowed: {', '.join(_LEVELS)}")
+        options = clusters.UpOptions(
+            name, api, apf, pace, tuple(setting or ()), json_file, timeout, log_level.upper(), record
+        )
+        path = _scenario_file(scenario, "SCENARIO")
+        chosen = clusters.up_scenario(path, options)
+        if foreground:
+            code = clusters.up_in_foreground(chosen, path, options, Clusters.of_user(), _console())
+            raise typer.Exit(code)
+        clusters.show_up(_console(), clusters.up(chosen, path, options, Clusters.of_user()))
+
+
+@app.command()
+def status(
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="One cluster only.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show which clusters there are and whether they answer; exits 1 if one does not."""
+    from deploy import up as clusters
+
+    with _told():
+        told = clusters.status(Clusters.of_user(), name)
+        if as_json:
+            print(json.dumps(told, indent=2))
+        elif told:
+            clusters.show_status(_console(), told)
+        else:
+            print("no clusters; start one with 'apf up'")
+        if any(entry["status"] == "running" and not entry["answers"] for entry in told):
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def down(
+    name: _Name = DEFAULT_NAME,
+    timeout: Annotated[
+        float, typer.Option(metavar="S", help="How long the run may take to end; then it is ended by force.", min=0.0)
+    ] = 60.0,
+) -> None:
+    """End a cluster, and show what its run came to."""
+    from deploy import up as clusters
+
+    with _told():
+        ended = clusters.down(Clusters.of_user(), name, timeout)
+        if ended.document is not None:
+            clusters.show_ended(_console(), ended.document)
+            if ended.record is not None and ended.record.keep_result:
+                print(f"results: {ended.record.result}")
+        elif ended.record is None:
+            print(f"cluster {name} has ended, and left no results")
+        else:
+            raise Failure(f"the run of cluster {name} failed: {ended.record.why}")
+
+
+@app.command()
+def spawn(
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+    process_name: Annotated[str, typer.Option("--process", metavar="NAME", help="Of the process.")] = "",
+    program: Annotated[str, typer.Option(metavar="NAME", help="Built-in program its tasks run.")] = "",
+    elf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Static ELF64 program its tasks run instead.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Tasks running it (default: 1 with a program, else 0).")
+    ] = None,
+    access_threads: Annotated[int, typer.Option(metavar="N", help="Tasks that perform accesses for apf load.")] = 0,
+    memory: Annotated[str, typer.Option(metavar="SIZE", help="For built-in programs and accesses.")] = "0",
+    nice: Annotated[int, typer.Option(metavar="N", help="Nice value of its tasks, -20 to 19.")] = 0,
+    vcpus: Annotated[str, typer.Option(metavar="I,J,...", help="vCPUs its tasks may run on (default: all).")] = "",
+    parameter: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=NUMBER", help="Of the built-in program; repeatable.")
+    ] = None,
+    lifetime: Annotated[
+        str, typer.Option(metavar="S", help="Its tasks are killed after so many guest s; 0: not.")
+    ] = "0",
+) -> None:
+    """Make a process in a running guest, and print its number and its tasks'."""
+    with _told():
+        from deploy import steer
+
+        options = steer.SpawnOptions(
+            process_name, program, elf, threads, access_threads, memory, nice, vcpus, tuple(parameter or ()), lifetime
+        )
+        steer.spawn(_where(name, api)[0], options, _console())
+
+
+@app.command()
+def kill(
+    process_id: Annotated[str, typer.Argument(metavar="PROCESS", help="Number or name of a process.")],
+    task: Annotated[int, typer.Option(metavar="N", help="One task of it only; 0: all.")] = 0,
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+) -> None:
+    """End a process of a running guest."""
+    with _told():
+        from deploy import steer
+
+        steer.kill(_where(name, api)[0], process_id, task, _console())
+
+
+@app.command("list")
+def list_(name: _Name = DEFAULT_NAME, api: _Api = None) -> None:
+    """Show the processes and tasks of a running guest."""
+    with _told():
+        from deploy import steer
+
+        steer.show_list(_where(name, api)[0], _console())
+
+
+@app.command("load")
+def load_(
+    job_file: Annotated[
+        Path | None, typer.Argument(metavar="[JOBFILE]", help="Jobs, in TOML; or one job by options.")
+    ] = None,
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+    process_id: Annotated[
+        str | None, typer.Option("--process", metavar="P", help="Number or name of the process.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(help="random (default), sequential or zipf.")] = None,
+    theta: Annotated[str | None, typer.Option(help="Skew of zipf (default: 0.99).")] = None,
+    first_page: Annotated[
+        str | None, typer.Option(metavar="N", help="Start of the range of pages (default: 0).")
+    ] = None,
+    pages: Annotated[str | None, typer.Option(metavar="N", help="Pages (default: all from the first).")] = None,
+    write_percent: Annotated[
+        str | None, typer.Option(metavar="N", help="Stores among the accesses (default: 0).")
+    ] = None,
+    length: Annotated[str | None, typer.Option(metavar="SIZE", help="Of an access (default: 8).")] = None,
+    iodepth: Annotated[str | None, typer.Option(metavar="N", help="Closed loop: accesses in flight.")] = None,
+    rate: Annotated[str | None, typer.Option(metavar="N", help="Open loop: accesses a wall second.")] = None,
+    arrivals: Annotated[str | None, typer.Option(help="Open loop: poisson (default) or constant.")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="S", help="Wall seconds.")] = None,
+    number: Annotated[str | None, typer.Option(metavar="N", help="Accesses.")] = None,
+    batch: Annotated[str | None, typer.Option(metavar="N", help="Accesses a message (default: 1).")] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="S", help="Give up after so long without an answer.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Of everything drawn by chance (default: 1).")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures and histograms there.")
+    ] = None,
+) -> None:
+    """Perform memory accesses in a running guest and time them, in a closed or an open loop."""
+    given = {
+        "process": process_id,
+        "pattern": pattern,
+        "theta": theta,
+        "first_page": first_page,
+        "pages": pages,
+        "write_percent": write_percent,
+        "length": length,
+        "iodepth": iodepth,
+        "rate": rate,
+        "arrivals": arrivals,
+        "duration_s": duration,
+        "number": number,
+        "batch": batch,
+        "timeout_s": timeout,
+        "seed": seed,
+    }
+    fields = {field: value for field, value in given.items() if value is not None}
+    with _told(), ExitStack() as stack:
+        from deploy import jobs, load_report
+        from deploy import load as generator
+
+        if job_file is not None and fields:
+            raise BadInput(f"{next(iter(fields))}: with a job file its jobs say everything")
+        chosen = jobs.load_jobs(job_file) if job_file is not None else (jobs.make_job(fields),)
+        address = _where(name, api)[0]
+        try:
+            output = stack.enter_context(json_file.open("w")) if json_file else None
+        except OSError as error:
+            raise BadInput(f"--json = {json_file}: {error.strerror}") from error
+        with load_report.LoadProgress(Console(stderr=True)) as progress:
+            runs = generator.run_jobs(address, chosen, progress)
+        load_report.show(_console(), runs)
+        if output is not None:
+            json.dump(load_report.document(address, runs), output, indent=2)
+            output.write("\n")
+        failed = [run.job.name for run in runs if run.failed]
+        if failed:
+            raise Failure(f"jobs that ended early: {', '.join(failed)}")
+
+
+@app.command()
+def top(
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+    interval: Annotated[
+        int, typer.Option(metavar="MS", help="Wall time between two frames.", min=50, max=60_000)
+    ] = 1000,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
+) -> None:
+    """Watch a running guest: vCPUs, tasks, faults, memory, latency. Ctrl-C ends it."""
+    with _told():
+        from deploy import top as viewer
+
+        address, metrics = _where(name, api)
+        try:
+            viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=_console())
+        except KeyboardInterrupt:
+            return
 
 
 def main() -> None:

@@ -45,12 +45,14 @@ PROFILES: dict[ApfName, dict[str, float]] = {
     },
 }
 
+USER_SYMBOLS = ("work_thread", "fault_thread")
+
 # Why a kernel row differs: what the emulator does on that path, by the function the sample is booked on.
 KERNEL_ROWS: dict[str, str] = {
-    "do_softirq": "the tick ({tick_ns} ns): what came due in a stall comes as one tick and one sample, in 2010 as many",
+    "do_softirq": "the tick ({tick_ns} ns): those missed in a stall come as one here; KVM's APIC timer likely caught up",
     "_raw_spin_unlock_irq": "switches of tick and not-present ({context_switch_ns} ns each), all booked on their end",
     "_raw_spin_unlock_irqrestore": "timers that wake tasks; this guest has none",
-    "retint_careful": "page ready: handler and switch ({apf_handler_ns} + {context_switch_ns} ns), all booked on its end",
+    "retint_careful": "page ready: handler and switch ({apf_handler_ns} + {context_switch_ns} ns), booked on its end",
     "system_call": "system calls ({syscall_ns} ns)",
     "native_safe_halt": "idle: in 2010 no vCPU was",
     "hrtimer_run_pending": "not modelled: in do_softirq's",

@@ -14,7 +14,7 @@ from guestsched import arrival_log
 
 
 def run(path: Path, journal: TextIO | None = None) -> tuple[RunResult, str | None, str]:
-    """Repeat the run that ``path`` was recorded of: its result, the guest's digest as recorded (None: none was), and now.
+    """Repeat the run that ``path`` was recorded of: its result, the guest's digest then (None: not known), and now.
 
     Raises ScenarioError for a file that is no such log, Failure if the log ends before its run did.
     """

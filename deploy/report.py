@@ -7,7 +7,7 @@ from rich.table import Table
 
 from apf.scenario import Scenario
 from deploy.bench import ratio
-from deploy.published import COUNTERS, DURATION_S, KERNEL_ROWS, PROFILES, RATIO
+from deploy.published import COUNTERS, DURATION_S, KERNEL_ROWS, PROFILES, RATIO, USER_SYMBOLS
 from deploy.result import CAUSES, RunResult
 
 _TASKS_SHOWN = 200
@@ -82,7 +82,8 @@ def _profile(run: RunResult, published: dict[str, float]) -> Table:
         table.add_column("why", overflow="fold")
     costs = run.scenario.costs.model_dump()
     rows = [(row["symbol"], row["program"] or "kernel", row["samples"]) for row in run.profile]
-    rows += [(symbol, "kernel", 0) for symbol in published if symbol not in {row["symbol"] for row in run.profile}]
+    missing = [symbol for symbol in published if symbol not in {row["symbol"] for row in run.profile}]
+    rows += [(symbol, symbol if symbol in USER_SYMBOLS else "kernel", 0) for symbol in missing]
     for symbol, program, count in rows:
         share = 100 * count / samples if samples else 0.0
         cells = [symbol, program, f"{count:,}", f"{share:.2f} %"]

@@ -119,7 +119,7 @@ class Twin:
         return min(need.time_ns, self._posts[vcpu].earliest_ns) if need.interruptible else need.time_ns
 
     def _take_arrivals(self) -> int:
-        """At the border, let arrive what did there, or before the next window; returns when that one starts to be used."""
+        """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
         while True:
             earliest_ns = min(self._bound_ns(vcpu) for vcpu in range(len(self._needs)))
             if not self.arrivals:

@@ -104,9 +104,7 @@ class _Waiting:
 class LoadApi(LoadServiceServicer):
     """The service, and the inbox between it and the guest."""
 
-    def __init__(
-        self, scenario: Scenario, run: RunDir, vm: int, turns: TurnServer, log: ArrivalLog
-    ) -> None:
+    def __init__(self, scenario: Scenario, run: RunDir, vm: int, turns: TurnServer, log: ArrivalLog) -> None:
         self._scenario = scenario
         self._run = run
         self._vm = vm
@@ -123,6 +121,7 @@ class LoadApi(LoadServiceServicer):
         self._counts: Counter[str] = Counter()
         self._stats: VcpuStats | None = None
         self._closing = asyncio.Event()
+        self._streams: set[_Stream] = set()
 
     def serve(self, shell: GuestShell) -> None:
         """The guest is there."""
@@ -198,6 +197,13 @@ class LoadApi(LoadServiceServicer):
                 if not future.done():
                     future.set_exception(_Error(Code.UNAVAILABLE, _GONE))
         self._ended.clear()
+        for stream in self._streams:
+            stream.wake()
+
+    @property
+    def closing(self) -> bool:
+        """Whether the run is over."""
+        return self._closing.is_set()
 
     def _take_back(self, ticket: int, process: int) -> None:
         """The caller of an access has gone."""
@@ -222,9 +228,7 @@ class LoadApi(LoadServiceServicer):
 
         remaining_s = context.time_remaining()
         try:
-            self._submit(
-                arrival, settle, ticket, None if remaining_s is None else time.monotonic() + remaining_s
-            )
+            self._submit(arrival, settle, ticket, None if remaining_s is None else time.monotonic() + remaining_s)
             answer = await future
         except _Error as error:
             await _abort(context, error)
@@ -259,9 +263,7 @@ class LoadApi(LoadServiceServicer):
             raise _Error(Code.INVALID_ARGUMENT, f"kind = {request.kind}: allowed: ACCESS_READ, ACCESS_WRITE")
         length = request.length or _WORD
         if length % _WORD or length > WORDS_MAX * _WORD:
-            raise _Error(
-                Code.INVALID_ARGUMENT, f"length = {length}: a multiple of {_WORD} up to {WORDS_MAX * _WORD}"
-            )
+            raise _Error(Code.INVALID_ARGUMENT, f"length = {length}: a multiple of {_WORD} up to {WORDS_MAX * _WORD}")
         place = request.WhichOneof("place")
         if place == "page":
             field, value, offset = "page", request.page, request.page * PAGE_SIZE
@@ -290,7 +292,12 @@ class LoadApi(LoadServiceServicer):
     async def AccessStream(  # noqa: N802, D102 - the generated base names and documents it
         self, request_iterator: AsyncIterator[load_pb2.AccessStreamRequest], context: Any
     ) -> None:
-        await _Stream(self, context).run(request_iterator)
+        stream = _Stream(self, context)
+        self._streams.add(stream)
+        try:
+            await stream.run(request_iterator)
+        finally:
+            self._streams.discard(stream)
 
     async def Replay(  # noqa: N802, D102 - the generated base names and documents it
         self, request_iterator: AsyncIterator[load_pb2.ReplayRequest], context: Any
@@ -318,9 +325,7 @@ class LoadApi(LoadServiceServicer):
             context, ticket, ReplayArrived(ticket, process.asid, AccessList(tuple(items)))
         )
         met = {"hit" if kind is None else kind.name.lower(): count for kind, count in done.met}
-        return load_pb2.ReplayResponse(
-            arrived_ns=done.arrived_ns, finished_ns=done.done_ns, met=met, task=done.task
-        )
+        return load_pb2.ReplayResponse(arrived_ns=done.arrived_ns, finished_ns=done.done_ns, met=met, task=done.task)
 
     async def Spawn(  # noqa: N802, D102 - the generated base names and documents it
         self, request: load_pb2.SpawnRequest, context: Any
@@ -505,7 +510,12 @@ class _Stream:
         self._room.set()
         self._read_all = False
 
+    def wake(self) -> None:
+        """Look whether the run is over."""
+        self._news.set()
+
     async def run(self, requests: AsyncIterator[load_pb2.AccessStreamRequest]) -> None:
+        """Until the caller has said all and heard all, or the run is over."""
         reading = asyncio.create_task(self._read(requests))
         try:
             while not (self._read_all and not self._in_flight and not self._done):
@@ -517,6 +527,8 @@ class _Stream:
                 while self._done:
                     items = [self._done.popleft() for _ in range(min(len(self._done), ITEMS_MAX))]
                     await self._context.write(load_pb2.AccessStreamResponse(items=items))
+                if self._api.closing and not self._in_flight:
+                    raise _Error(Code.UNAVAILABLE, _GONE)
         except _Error as error:
             await _abort(self._context, error)
         finally:

@@ -40,8 +40,7 @@ class ArrivalLog:
         self._write({"scenario": scenario.model_dump(mode="json")})
 
     def _write(self, line: dict[str, Any]) -> None:
-        json.dump(line, self._sink, separators=(",", ":"))
-        self._sink.write("\n")
+        self._sink.write(json.dumps(line, separators=(",", ":")) + "\n")
 
     def take(self, at_ns: int, arrivals: Iterable[Arrival], wishes: dict[int, SpawnWish]) -> None:
         """Note a group of arrivals."""

@@ -25,8 +25,8 @@ from pathlib import Path
 from apf import registers as register_file
 from apf.chance import stream_key
 from apf.messages import CHECK_MULTIPLIER, NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Account, Stamp
-from apf.scenario import Scenario, ScenarioError
 from apf.scenario import Process as ProcessTable
+from apf.scenario import Scenario, ScenarioError
 from guestsched.core.process import ProcessPlan, Region, Symbol
 from guestsched.core.task import AccessList, TaskSpec
 from guestsched.elf import ElfProgram, load_elf
@@ -91,6 +91,11 @@ def plans(scenario: Scenario) -> tuple[ProcessPlan, ...]:
 def _bench(scenario: Scenario) -> ProcessPlan:
     """The published benchmark (2010): faulting and working threads of one process, thread i of each on vCPU i."""
     vcpus, bench = scenario.vm.vcpus, scenario.bench
+    if bench.fault_threads > STAMPED_TASKS_MAX:
+        raise ScenarioError(
+            f"bench.fault_threads = {bench.fault_threads}: at most {STAMPED_TASKS_MAX}, for each has {STAMP_BYTES} "
+            f"bytes of its own in every page of the buffer"
+        )
     wanted = [
         Wanted(BUILTINS[name], name, index, vcpus=(index % vcpus,))
         for name, count in (("fault_thread", bench.fault_threads), ("work_thread", bench.work_threads))
@@ -166,9 +171,7 @@ class _Planner:
         tasks = [self._task(index, wanted) for index, wanted in enumerate(self._wanted)]
         users = [w for w in self._wanted if isinstance(w.program, BuiltIn) and self._uses_memory(w.program)]
         if users:
-            self._regions.append(
-                Region(MEMORY_GVA, self._pages, stamps=self._stamps, demand_zero=not self._populate)
-            )
+            self._regions.append(Region(MEMORY_GVA, self._pages, stamps=self._stamps, demand_zero=not self._populate))
         self._verify_regions()
         memory = (MEMORY_GVA, self._pages) if users else (0, 0)
         made = ProcessPlan(self._name, tuple(self._regions), tuple(tasks), tuple(self._symbols), memory)
@@ -222,8 +225,8 @@ class _Planner:
             )
         if self._pages * tasks >= 1 << _TAG_SHIFT:
             raise ScenarioError(
-                f"process {self._name}: {self._pages} pages times {tasks} tasks that verify what they write must be less "
-                f"than 2**{_TAG_SHIFT}, for every stamp has a tag of its own"
+                f"process {self._name}: {self._pages} pages times {tasks} tasks that verify what they write must be "
+                f"less than 2**{_TAG_SHIFT}, for every stamp has a tag of its own"
             )
         stride = tasks << _TAG_SHIFT
         return tuple(Stamp(STAMP_BYTES * i, (i + 1) << _TAG_SHIFT, stride) for i in range(tasks))
@@ -356,6 +359,8 @@ def _digest(made: ProcessPlan, wanted: list[Wanted]) -> str:
         whole.update(f"{region.gva} {region.pages} {region.writable} {region.executable}\n".encode())
         whole.update(region.data)
     for task, each in zip(made.tasks, wanted, strict=True):
-        whole.update(f"{task.name} {task.nice} {task.vcpus} {task.start_ns} {task.lifetime_ns} {each.digest}".encode())
+        whole.update(
+            f"{task.name} {task.nice} {task.vcpus} {task.start_ns} {task.lifetime_ns} {each.digest}".encode()
+        )
         whole.update(task.registers)
     return whole.hexdigest()

@@ -98,9 +98,7 @@ def guest_report(shell: GuestShell) -> dict[str, Any]:
     """Finish the core, at the time of its last step, and say what became of every task."""
     core = shell.core
     tasks = [_row(task) for task in core.finish(core.now_ns)]
-    profile = [
-        {"symbol": row.symbol, "program": row.program, "samples": row.samples} for row in core.profile.rows()
-    ]
+    profile = [{"symbol": row.symbol, "program": row.program, "samples": row.samples} for row in core.profile.rows()]
     return {
         "tasks": tasks,
         "told": shell.all_told(),

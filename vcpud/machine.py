@@ -22,9 +22,9 @@ from vcpud.core.effects import (
     ExitCause,
     Finish,
     GuestExited,
-    GuestReplied,
     GuestMemoryRead,
     GuestMemoryWritten,
+    GuestReplied,
     HostReplied,
     InjectReason,
     InterruptPosted,
@@ -80,9 +80,7 @@ class Machine:
     ``border_ns``, 0 if there is none; asked once a window.
     """
 
-    def __init__(
-        self, core: VcpuCore, engine: Engine, cpu_mips: int, take_interrupt: Callable[[int], int]
-    ) -> None:
+    def __init__(self, core: VcpuCore, engine: Engine, cpu_mips: int, take_interrupt: Callable[[int], int]) -> None:
         self.core = core
         self.engine = engine
         self._mips = cpu_mips

@@ -99,8 +99,10 @@ class PageReadyArrived(_message.Message):
     def __init__(self, token: _Optional[int] = ...) -> None: ...
 
 class SyscallRaised(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("data",)
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    def __init__(self, data: _Optional[bytes] = ...) -> None: ...
 
 class ExceptionRaised(_message.Message):
     __slots__ = ("vector", "address", "rip")
@@ -143,7 +145,7 @@ class TakeTrapsResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., dispatch: _Optional[_Union[Dispatch, _Mapping]] = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "async_pf_en", "timer_ns", "copies", "fetch", "log_faults", "shutdown")
+    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "async_pf_en", "timer_ns", "copies", "fetch", "log_faults", "shutdown", "syscall_fetch")
     class Account(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACCOUNT_UNSPECIFIED: _ClassVar[Dispatch.Account]
@@ -169,6 +171,7 @@ class Dispatch(_message.Message):
     FETCH_FIELD_NUMBER: _ClassVar[int]
     LOG_FAULTS_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
+    SYSCALL_FETCH_FIELD_NUMBER: _ClassVar[int]
     task: int
     asid: int
     account: Dispatch.Account
@@ -182,7 +185,8 @@ class Dispatch(_message.Message):
     fetch: _containers.RepeatedCompositeFieldContainer[Range]
     log_faults: bool
     shutdown: bool
-    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., async_pf_en: _Optional[int] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ...) -> None: ...
+    syscall_fetch: _containers.RepeatedCompositeFieldContainer[Range]
+    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., async_pf_en: _Optional[int] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ..., syscall_fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
 
 class Copy(_message.Message):
     __slots__ = ("gpa", "data")

@@ -20,7 +20,7 @@ from guestsched.core.task import AccessList
 
 QUEUE_MAX = 4096
 """Accesses of a process that wait for an access thread; what comes then is refused."""
-BATCH_MAX = 64
+BATCH_MAX = 127
 WORDS_MAX = 8192
 _ENTRY = struct.Struct("<QQQQ")
 ENTRY_BYTES = _ENTRY.size

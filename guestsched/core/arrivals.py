@@ -1,7 +1,7 @@
 """What comes from outside the run, and what the kernel answers.
 
-Arrivals take effect together, at one time, when no vCPU runs (see ``apf.clockpage``). ``ticket`` is the asker's number for
-one; every arrival with a ticket gets exactly one final answer with it.
+Arrivals take effect together, at one time, when no vCPU runs (see ``apf.clockpage``). ``ticket`` is the asker's number
+for one; every arrival with a ticket gets exactly one final answer with it.
 """
 
 from __future__ import annotations

@@ -200,7 +200,9 @@ class GuestCore:
         for sample in raised.samples:
             self._book(sample)
         cost_ns = self._handle(cpu, raised, now_ns)
-        if not isinstance(raised.trap, Stopped) and not cpu.fetching:  # in the midst of a system call nothing preempts
+        if (
+            not isinstance(raised.trap, Stopped) and not cpu.fetching
+        ):  # in the midst of a system call nothing preempts
             kernel.reap(cpu, now_ns)
             if cpu.need_resched:
                 kernel.schedule(cpu, now_ns)
@@ -269,8 +271,8 @@ class GuestCore:
                 record(now_ns, "page_ready", cpu.index, token)
                 self._page_ready(cpu, token, now_ns)
                 return costs.apf_handler_ns
-            case SyscallRaised():
-                self._syscalls.enter(cpu, now_ns)
+            case SyscallRaised(data):
+                self._syscalls.enter(cpu, data, now_ns)
                 return costs.syscall_ns
             case Fetched(data):
                 self._fetched(cpu, data, now_ns)
@@ -402,7 +404,9 @@ class GuestCore:
         kernel = self._kernel
         process = kernel.processes.get(arrival.process)
         if process is None or (arrival.task and arrival.task not in process.tasks):
-            what = f"process {arrival.process}" if process is None else f"task {arrival.task} of process {process.asid}"
+            what = (
+                f"process {arrival.process}" if process is None else f"task {arrival.task} of process {process.asid}"
+            )
             kernel.effects.append(Refused(arrival.ticket, Refusal.NOT_FOUND, f"{what}: there is none"))
             return
         meant = [arrival.task] if arrival.task else process.tasks
@@ -418,6 +422,7 @@ class GuestCore:
         task_id, asid, account, registers = 0, 0, Account.IDLE, None
         spaces: tuple[AddressSpace, ...] = ()
         copies: tuple[tuple[int, bytes], ...] = ()
+        syscall_fetch: tuple[tuple[int, int], ...] = ()
         if curr is not None:
             task = self._kernel.tasks[curr.id]
             process = self._kernel.processes[task.asid]
@@ -433,6 +438,8 @@ class GuestCore:
             elif not cpu.fetching and task.copies:
                 copies = tuple(task.copies)
                 task.copies.clear()
+            if task_id in self._kernel.works:
+                syscall_fetch = self._feed.ring_pieces(task)
         cpu.resume_ns = now_ns + cost_ns
         cpu.run_until_ns = cpu.rq.run_until_ns()
         cpu.timer_ns = cpu.next_timer_ns
@@ -454,6 +461,7 @@ class GuestCore:
             fetch=cpu.fetch if cpu.fetching else (),
             log_faults=task_id in self._kernel.works,
             shutdown=stopping,
+            syscall_fetch=syscall_fetch,
         )
 
     # The end ---------------------------------------------------------------------------------------------------------

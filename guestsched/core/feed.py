@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from apf import registers as register_file
+from apf.core import CoreError
 from apf.messages import PAGE_SHIFT, PAGE_SIZE
-from guestsched.core.access import BATCH_MAX, WORDS_MAX, Access, Replay, Work, retired, ring_of
-from guestsched.core.arrivals import AccessArrived, AccessCancelled, AccessDone, Refusal, Refused, ReplayArrived, ReplayDone
+from guestsched.core.access import BATCH_MAX, ENTRY_BYTES, WORDS_MAX, Access, Replay, Work, retired, ring_of
+from guestsched.core.arrivals import (
+    AccessArrived,
+    AccessCancelled,
+    AccessDone,
+    Refusal,
+    Refused,
+    ReplayArrived,
+    ReplayDone,
+)
 from guestsched.core.kernel import Kernel
 from guestsched.core.process import Process
 from guestsched.core.task import AccessList, Task, TaskEvent
@@ -126,16 +135,28 @@ class Feed:
             work.position += 1
         return batch
 
-    def retire_outside(self, task: Task, ring: bytes, now_ns: int) -> None:
-        """The task has performed a batch of accesses from outside and left ``ring``."""
+    def ring_pieces(self, task: Task) -> tuple[tuple[int, int], ...]:
+        """What the kernel wants to see of the task's ring when it is done with its batch."""
         work = self._kernel.works[task.id]
+        if not (work.batch and work.outside):
+            return ()
+        size = len(work.batch) * ENTRY_BYTES
+        pieces = self._kernel.processes[task.asid].pieces(task.spec.ring, size, write=False)
+        assert pieces is not None, f"ring of task {task.id}"
+        return tuple(pieces)
+
+    def retire_outside(self, task: Task, ring: bytes, now_ns: int) -> None:
+        """The task has performed a batch of accesses from outside and left ``ring``. CoreError if that is not whole."""
+        work = self._kernel.works[task.id]
+        if len(ring) != len(work.batch) * ENTRY_BYTES:
+            raise CoreError(
+                f"{len(ring)} bytes of the ring of task {task.id}, {len(work.batch)} entries were asked for"
+            )
         for done in retired(work.batch, ring, work.faults):
             access = done.access
             met = "HIT" if done.met is None else done.met.name
             self._kernel.journal.record(now_ns, "retired", access.ticket, done.done_ns, met)
-            self._kernel.effects.append(
-                AccessDone(access.ticket, access.arrived_ns, done.done_ns, done.met, task.id)
-            )
+            self._kernel.effects.append(AccessDone(access.ticket, access.arrived_ns, done.done_ns, done.met, task.id))
         work.batch = []
 
     def retire_own(self, task: Task, now_ns: int) -> None:

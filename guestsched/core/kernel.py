@@ -124,7 +124,7 @@ class Kernel:
         self._check_preempt(cpu, task, here)
 
     def _select(self, task: Task, here: Cpu | None) -> Cpu:
-        """select_idle_sibling: where it ran last if that idles, else the waker's, else any that idles; else the first."""
+        """select_idle_sibling: where it ran last if that idles, else the waker's, else any that idles."""
         before = self.cpus[task.cpu]
         if task.entity.delayed:  # it never left that queue
             return before
@@ -320,7 +320,9 @@ class Kernel:
             assert task.allowed_on(task.cpu), task.story()
         for process in self.processes.values():
             for queue in (process.accesses.idle, *(s.waiting for s in process.semaphores.values())):
-                assert all(self.tasks[task_id].state is TaskState.WAIT for task_id in queue), f"{process.name}: {queue}"
+                assert all(self.tasks[task_id].state is TaskState.WAIT for task_id in queue), (
+                    f"{process.name}: {queue}"
+                )
 
     def _check_cpu(self, cpu: Cpu, where: dict[int, list[TaskState]]) -> None:
         rq = cpu.rq

@@ -14,7 +14,6 @@ from enum import IntEnum
 
 from apf import registers as register_file
 from apf.messages import NEVER_NS
-from guestsched.core.access import ENTRY_BYTES
 from guestsched.core.cpu import Cpu
 from guestsched.core.feed import Feed
 from guestsched.core.kernel import Kernel, Log
@@ -54,11 +53,13 @@ class Syscalls:
         self._kernel = kernel
         self._feed = feed
 
-    def enter(self, cpu: Cpu, now_ns: int) -> None:
-        """The current task of ``cpu`` made a system call."""
+    def enter(self, cpu: Cpu, data: bytes, now_ns: int) -> None:
+        """The current task of ``cpu`` made a system call; ``data`` is what was to be read with it."""
         kernel = self._kernel
         task = kernel.current(cpu, "system call")
-        number, first, second, third = (register_file.get(task.registers, name) for name in ("rax", "rdi", "rsi", "rdx"))
+        number, first, second, third = (
+            register_file.get(task.registers, name) for name in ("rax", "rdi", "rsi", "rdx")
+        )
         kernel.journal.record(now_ns, "syscall", cpu.index, task.id, number)
         process = kernel.processes[task.asid]
         match number:
@@ -85,7 +86,7 @@ class Syscalls:
             case Syscall.WRITE:
                 self._write(cpu, task, process, second, third)
             case Syscall.TAKE if task.spec.ring:
-                self._take(cpu, task, now_ns)
+                self._take(cpu, task, data, now_ns)
             case _:
                 _result(task, -_ENOSYS)
 
@@ -93,14 +94,11 @@ class Syscalls:
         """The memory that the current task's call needed."""
         task = self._kernel.current(cpu, "fetched")
         what, cpu.fetching = cpu.fetching, ""
-        if what == "write":
-            text = data.decode("utf-8", "replace").rstrip("\n")
-            self._kernel.effects.append(Log(now_ns, f"task {task.id} {task.spec.name}: {text}", warning=False))
-            self._kernel.journal.record(now_ns, "write", task.id, len(data))
-            _result(task, len(data))
-        else:
-            self._feed.retire_outside(task, data, now_ns)
-            self._take_next(cpu, task, now_ns)
+        assert what == "write", what
+        text = data.decode("utf-8", "replace").rstrip("\n")
+        self._kernel.effects.append(Log(now_ns, f"task {task.id} {task.spec.name}: {text}", warning=False))
+        self._kernel.journal.record(now_ns, "write", task.id, len(data))
+        _result(task, len(data))
 
     def _mmap(self, task: Task, process: Process, size: int) -> None:
         if not 0 < size < 1 << 47:
@@ -152,14 +150,12 @@ class Syscalls:
 
     # Access threads --------------------------------------------------------------------------------------------------
 
-    def _take(self, cpu: Cpu, task: Task, now_ns: int) -> None:
+    def _take(self, cpu: Cpu, task: Task, ring: bytes, now_ns: int) -> None:
         work = self._kernel.works[task.id]
         if work.batch and work.outside:
-            pieces = self._kernel.processes[task.asid].pieces(task.spec.ring, len(work.batch) * ENTRY_BYTES, False)
-            assert pieces is not None, f"ring of task {task.id}"
-            cpu.fetching, cpu.fetch = "take", tuple(pieces)
-            return
-        self._feed.retire_own(task, now_ns)
+            self._feed.retire_outside(task, ring, now_ns)
+        else:
+            self._feed.retire_own(task, now_ns)
         self._take_next(cpu, task, now_ns)
 
     def _take_next(self, cpu: Cpu, task: Task, now_ns: int) -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apf import process
-from tests.bench import engine, processes
+from tests.bench import access_stream, engine, processes
 from tests.bench.figure import Figure
 
 BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "default": processes.default_bench,
     "vcpus": processes.counting_vcpus,
     "twin": processes.twin_faults,
+    "access_stream": access_stream.access_stream,
 }
 
 

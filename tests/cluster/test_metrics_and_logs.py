@@ -91,7 +91,9 @@ def run_that_logs() -> None:
     scenario = small()
     cluster = Cluster(scenario)
     try:
-        child = process.spawn("vcpud-0", _vcpud, scenario, cluster.run, False, run=cluster.run, report="vcpud-0")
+        child = process.spawn(
+            "vcpud-0", _vcpud, scenario, cluster.run, False, None, run=cluster.run, report="vcpud-0"
+        )
         child.join()
         assert child.exitcode == 0
     finally:

@@ -85,10 +85,10 @@ class GuestMemoryWritten:
 
 @dataclass(frozen=True, slots=True)
 class InterruptPosted:
-    """The vCPU has entered a window with an interrupt posted. ``retired`` as in GuestExited; ``rip`` of
-    the task that the CPU runs, None if it has yet to be loaded.
+    """The vCPU has entered a window with an interrupt posted.
 
-    If the core runs, idles or is halted, what this step returns replaces the last effect of the step before.
+    ``retired`` as in GuestExited; ``rip`` of the task that the CPU runs, None if it has yet to be loaded. If the core
+    runs, idles or is halted, what this step returns replaces the last effect of the step before.
     """
 
     retired: int

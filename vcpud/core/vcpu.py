@@ -122,7 +122,7 @@ class State(Enum):
 _S = State
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     _S.NEW: (_S.TRAP,),
-    _S.RUNNING: (_S.RUNNING, _S.FAULT, _S.HALTED, _S.PREFAULT, _S.TRAP, _S.STOPPING),
+    _S.RUNNING: (_S.RUNNING, _S.FAULT, _S.HALTED, _S.PREFAULT, _S.TRAP, _S.COPY, _S.STOPPING),
     _S.IDLE: (_S.IDLE, _S.PREFAULT, _S.TRAP, _S.STOPPING),
     _S.HALTED: (_S.HALTED, _S.RUNNING, _S.PREFAULT, _S.STOPPING),
     _S.FAULT: (_S.RUNNING, _S.RETRY, _S.NOT_PRESENT),
@@ -220,6 +220,7 @@ class VcpuCore:
         self._path: KernelPath | None = None  # of the guest kernel while it has a trap
         self._copies: deque[ReadGuest | WriteGuest] = deque()  # what COPY has yet to do
         self._fetched = bytearray()
+        self._entering = False  # COPY is part of entering a system call
         self._sampler = Sampler(config.sample_period_ns, config.sample_phase_ns)
         self._rip = 0  # of the task, when it last left the CPU
         self._min_flt = self._maj_flt = 0  # since the last trap
@@ -289,7 +290,7 @@ class VcpuCore:
         self.state = state
 
     def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
-        """Let the clock go on to ``until_ns`` and book the time, in which the guest kernel was on ``path``, if it ran."""
+        """Let the clock go on to ``until_ns`` and book the time; if the guest kernel ran then, it was on ``path``."""
         self.account.spend(cause, until_ns)
         self.now_ns = max(self.now_ns, until_ns)
         if path is not None and self._sampler.next_ns <= self.now_ns:
@@ -315,6 +316,13 @@ class VcpuCore:
             return self._complete(item)
         if self._interrupt:
             return self._take_interrupt()
+        if self.now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
+            # The profile's timer and the tick are hrtimers of one base (hrtimer_interrupt): a sample that is due with
+            # the tick, or was missed with it in a stall, sees what that one interrupt has interrupted.
+            self._end_halt()
+            self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
+            self._sampled()
+            return self._enter()
         if self.now_ns >= self._next_tick_ns:
             return self._tick()
         if self.now_ns >= self._dispatch.timer_ns:
@@ -323,13 +331,12 @@ class VcpuCore:
         until_ns = min(
             self._next_tick_ns, self._dispatch.timer_ns, self._end_ns, NEVER_NS if ready_ns is None else ready_ns
         )
-        if self.state is not State.RUNNING:
+        if self.state is State.IDLE:
             return [WaitUntil(until_ns, interruptible=True)]
-        if self.now_ns >= self._sampler.next_ns:
-            self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
-            self._sampled()
-            return self._enter()
-        return [EnterGuest(self.now_ns - self._retired_ns(), min(until_ns, self._sampler.next_ns))]
+        until_ns = min(until_ns, self._sampler.next_ns)
+        if self.state is State.HALTED:
+            return [WaitUntil(until_ns, interruptible=True)]
+        return [EnterGuest(self.now_ns - self._retired_ns(), until_ns)]
 
     def _retired_ns(self) -> int:
         return self.retired * 1000 // self._config.cpu_mips
@@ -363,29 +370,28 @@ class VcpuCore:
     def _take_interrupt(self) -> list[Effect]:
         self._interrupt = False
         self.counters.interrupts += 1
+        self.counters.exits += self.state is State.RUNNING
         self._end_halt()
         return self._ask_guest(InterruptArrived(), State.TRAP)
 
     def _timer(self) -> list[Effect]:
         """The local APIC timer: the guest's hrtimers (hrtimer_interrupt)."""
         self.counters.timers += 1
+        self.counters.exits += self.state is State.RUNNING
         self._end_halt()
         return self._ask_guest(TimerArrived(), State.TRAP)
 
     def _end_halt(self) -> None:
-        """An interrupt ends the APF halt (E07), and is an exit of a running guest."""
+        """An interrupt ends the APF halt (E07)."""
         if self.state is State.HALTED:
             self._move(State.RUNNING)
-        elif self.state is State.RUNNING:
-            self.counters.exits += 1
 
     def _tick(self) -> list[Effect]:
         """Apic timer interrupt; what was missed since the last one has coalesced into it."""
         due_ns = self.now_ns
         self.counters.ticks += 1
         self._next_tick_ns = (due_ns // self._tick_period_ns + 1) * self._tick_period_ns
-        if self.state is State.HALTED:  # an interrupt ends the APF halt (E07)
-            self._move(State.RUNNING)
+        self._end_halt()
         self._spend(Cause.KERNEL, due_ns + self._costs.tick_ns, KernelPath.TICK)
         if due_ns >= self._dispatch.run_until_ns:
             return self._ask_guest(TickArrived(), State.TRAP)
@@ -406,11 +412,20 @@ class VcpuCore:
             case ExitCause.EPT_VIOLATION:
                 return self._page_fault(exited.gfn, exited.access)
             case ExitCause.SYSCALL:
-                return self._ask_guest(SyscallRaised(), State.TRAP)
+                return self._syscall()
             case ExitCause.EXCEPTION:
                 return self._ask_guest(ExceptionRaised(exited.vector, exited.address, exited.rip), State.TRAP)
             case _:
                 assert_never(exited.cause)
+
+    def _syscall(self) -> list[Effect]:
+        """The entry of a system call, with what the guest kernel reads in it first, if it said so."""
+        if not self._dispatch.syscall_fetch:
+            return self._ask_guest(SyscallRaised(), State.TRAP)
+        self._copies.extend(ReadGuest(gpa, length) for gpa, length in self._dispatch.syscall_fetch)
+        self._entering = True
+        self._move(State.COPY)
+        return [self._copies[0]]
 
     def _page_fault(self, gfn: int, access: Access) -> list[Effect]:
         """kvm_mmu_page_fault -> gfn_to_pfn, up to the question whether this fault may be asynchronous."""
@@ -616,9 +631,12 @@ class VcpuCore:
         self._fetched += data
         if self._copies:
             return [self._copies[0]]
+        fetched = bytes(self._fetched)
+        self._fetched.clear()
+        if self._entering:
+            self._entering = False
+            return self._ask_guest(SyscallRaised(fetched), State.TRAP)
         if self._dispatch.fetch:
-            fetched = bytes(self._fetched)
-            self._fetched.clear()
             return self._ask_guest(Fetched(fetched), State.TRAP)
         return self._go_on()
 

@@ -14,9 +14,9 @@ from deploy.result import CAUSES, RunResult
 def result(*, corrupt: int = 0, audit_corrupt: int = 0, accesses: int = 100, writes: int = 100) -> RunResult:
     """A run with one faulting and two counting tasks."""
     tasks: list[dict[str, Any]] = [
-        {"values": {"accesses": accesses, "corrupt": corrupt}},
-        {"values": {"count": 7}},
-        {"values": {"count": 5}},
+        {"process": "bench", "program": "fault_thread", "values": {"accesses": accesses, "corrupt": corrupt}},
+        {"process": "bench", "program": "work_thread", "values": {"count": 7}},
+        {"process": "bench", "program": "work_thread", "values": {"count": 5}},
     ]
     counters = {"faults_minor": 1, "faults_major": 2, "faults_async": 3}
     vcpu = {"digest": "v", "time_ns": dict.fromkeys(CAUSES, 500_000_000), "counters": counters}
@@ -25,7 +25,7 @@ def result(*, corrupt: int = 0, audit_corrupt: int = 0, accesses: int = 100, wri
         "counters": {"pswpin": 1},
         "audit": {"pages": 9, "corrupt": audit_corrupt, "writes": writes},
     }
-    guest = {"digest": "g", "tasks": tasks, "told": [], "counters": {}}
+    guest = {"digest": "g", "tasks": tasks, "told": [], "counters": {}, "profile": [], "folded": "", "end_ns": 9}
     scenario = load(None, {"apf": ["off"], "duration_s": "2.5"})
     return RunResult.of(scenario, 1000, 10, host, guest, [vcpu, vcpu], 1.25)
 

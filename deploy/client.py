@@ -1,0 +1,80 @@
+"""What every client of a running cluster does the same way: find it, connect, and turn refusals into messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from apf.process import Failure
+from apf.v1.load_pb2_grpc import LoadServiceStub
+from deploy.clusters import BadInput, Clusters, Record
+
+CALL_S = 30.0
+"""Deadline of a call that only waits for a window to open, wall s."""
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.max_send_message_length", 64 << 20),
+    # A server that was not there yet is asked again soon, not after gRPC's first second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
+_BAD_INPUT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE)
+
+
+def address(text: str) -> str:
+    """``text`` if it is ``HOST:PORT``, else BadInput."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise BadInput(f"--api = {text!r}: expected HOST:PORT, port 1 to 65535")
+    return text
+
+
+def running(clusters: Clusters, name: str) -> Record:
+    """The running cluster of this name. Raises BadInput if there is none, Failure if its run is over."""
+    record = clusters.find(name)
+    if record is None:
+        names = clusters.names()
+        there = f"there are {', '.join(names)}" if names else "none runs; start one with 'apf up'"
+        raise BadInput(f"--name = {name}: no such cluster; {there}")
+    if record.over:
+        raise Failure(f"the run of cluster {name} has {record.status}: see 'apf down --name {name}'")
+    if not record.api:
+        raise Failure(f"cluster {name} is still starting")
+    return record
+
+
+def refused(error: grpc.RpcError, address: str) -> Failure | BadInput:
+    """The exception to raise for what a call met."""
+    code, details = error.code(), error.details() or "no details"
+    if code in _BAD_INPUT:
+        return BadInput(details)
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return Failure(f"{address}: the run is ending, or nobody answers ({details})")
+    return Failure(f"{address}: {code.name}: {details}")
+
+
+@contextmanager
+def load_service(address: str) -> Iterator[LoadServiceStub]:
+    """A stub of the API at ``HOST:PORT``; what a call meets is raised as Failure or BadInput."""
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        try:
+            yield LoadServiceStub(channel)
+        except grpc.RpcError as error:
+            raise refused(error, address) from error
+
+
+def serving(address: str, deadline_s: float) -> None:
+    """Return once the health service at ``address`` says SERVING. Raises Failure if not within ``deadline_s``."""
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        request = health_pb2.HealthCheckRequest()
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=deadline_s, wait_for_ready=True)
+        except grpc.RpcError as error:
+            raise Failure(f"{address}: {error.code().name}: {error.details()}") from error
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+        raise Failure(f"{address}: health is {name}, not SERVING")

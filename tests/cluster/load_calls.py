@@ -1,0 +1,320 @@
+"""Clients of the API for load generators, each a process of its own, for who forks a cluster must not import gRPC.
+
+``python load_calls.py NAME ADDRESS`` runs one of the coroutines below against a running guest, prints what it saw as JSON,
+and asks for the end of the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from apf.v1 import load_pb2 as load
+from apf.v1 import types_pb2 as types
+from apf.v1.load_pb2_grpc import LoadServiceStub
+
+READ, WRITE = types.ACCESS_READ, types.ACCESS_WRITE
+Said = dict[str, Any]
+SERVICE = load.DESCRIPTOR.services_by_name["LoadService"].full_name
+WAIT_S = 60.0
+IN_FLIGHT = 1024
+"""Of one stream, at most (load.proto)."""
+
+
+def access(page: int, kind: int = WRITE, process: str = "kv", words: int = 1) -> load.AccessRequest:
+    return load.AccessRequest(process_name=process, page=page, kind=kind, length=8 * words)
+
+
+def seen(response: load.AccessResponse) -> Said:
+    """An AccessResponse as JSON."""
+    met = load.AccessResponse.Met.Name(response.met).removeprefix("MET_").lower()
+    return {"met": met, "arrived_ns": response.arrived_ns, "latency_ns": response.latency_ns, "task": response.task}
+
+
+async def error_of(call: Awaitable[Any]) -> list[str]:
+    """Status and text of a call that must fail."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return [error.code().name, error.details() or ""]
+    return ["OK", str(answer)]
+
+
+async def replay(stub: LoadServiceStub, items: Iterable[load.ReplayRequest.Item], process: str = "kv") -> Said:
+    async def requests() -> AsyncIterator[load.ReplayRequest]:
+        chosen = list(items)
+        yield load.ReplayRequest(process_name=process, items=chosen[:100])
+        for start in range(100, len(chosen), 500):
+            yield load.ReplayRequest(items=chosen[start : start + 500])
+
+    done = await stub.Replay(requests(), timeout=WAIT_S)
+    return {
+        "arrived_ns": done.arrived_ns,
+        "finished_ns": done.finished_ns,
+        "met": dict(done.met),
+        "task": done.task,
+    }
+
+
+async def stream(stub: LoadServiceStub, accesses: list[load.AccessRequest], batch: int) -> dict[int, Any]:
+    """All of them through one stream, ``batch`` a message; results by number."""
+
+    async def requests() -> AsyncIterator[load.AccessStreamRequest]:
+        for start in range(0, len(accesses), batch):
+            items = [
+                load.AccessStreamRequest.Item(id=start + place, access=each)
+                for place, each in enumerate(accesses[start : start + batch])
+            ]
+            yield load.AccessStreamRequest(items=items)
+
+    results: dict[int, Any] = {}
+    async for message in stub.AccessStream(requests(), timeout=WAIT_S):
+        for item in message.items:
+            assert item.id not in results, f"{item.id} was answered twice"
+            results[item.id] = [item.code, item.message] if item.code else seen(item.response)
+    return results
+
+
+# Clients -----------------------------------------------------------------------------------------------------------------
+
+
+async def pages(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
+    """One page's life: first touch, again, swapped out and back, again; and what others ask for meanwhile."""
+    said: Said = {"first": seen(await stub.Access(access(0))), "again": seen(await stub.Access(access(0, READ)))}
+    # More pages than there is memory, so that page 0 leaves.
+    thoughts = [load.ReplayRequest.Item(page=1 + n, write=True, think=n % 50) for n in range(1400)]
+    said["replay"] = await replay(stub, thoughts)
+    said["back"] = seen(await stub.Access(access(0, READ)))
+    said["and again"] = seen(await stub.Access(access(0, READ)))
+    said["wide"] = seen(await stub.Access(access(1, READ, words=3 * 512)))
+    mixed = [access(n * 37 % 1500, WRITE if n % 3 else READ) for n in range(240)]
+    mixed[100] = access(10**6)
+    said["stream"] = await stream(stub, mixed, 24)
+    said["errors"] = await refused(stub)
+    said.update(await processes(stub))
+    said["looks"] = await looks(stub, channel)
+    waiting = asyncio.ensure_future(error_of(stub.Wait(load.WaitRequest(process_name="quiet"))))
+    await asyncio.sleep(0.1)
+    said["shutdown_ns"] = (await stub.Shutdown(load.ShutdownRequest())).now_ns
+    said["waiter"] = await waiting
+    return said
+
+
+async def refused(stub: LoadServiceStub) -> list[Any]:
+    """What may not be asked for: (method, what, status, text)."""
+    wrong: list[tuple[str, Said]] = [
+        ("Access", {"page": 1, "kind": READ}),
+        ("Access", {"process": 99, "page": 1, "kind": READ}),
+        ("Access", {"process_name": "nobody", "page": 1, "kind": READ}),
+        ("Access", {"process": 1, "page": 1}),
+        ("Access", {"process": 1, "page": 1, "kind": types.ACCESS_EXEC}),
+        ("Access", {"process": 1, "kind": READ}),
+        ("Access", {"process": 1, "page": 1536, "kind": READ}),
+        ("Access", {"process": 1, "page": 1535, "kind": READ, "length": 4104}),
+        ("Access", {"process": 1, "page": 1, "kind": READ, "length": 12}),
+        ("Access", {"process": 1, "page": 1, "kind": READ, "length": 65544}),
+        ("Access", {"process": 1, "address": 12, "kind": READ}),
+        ("Access", {"process_name": "quiet", "page": 0, "kind": READ}),
+        ("Spawn", {}),
+        ("Spawn", {"program": "nonsense"}),
+        ("Spawn", {"program": "access_thread"}),
+        ("Spawn", {"program": "sequential"}),
+        ("Spawn", {"program": "sequential", "memory": 5000}),
+        ("Spawn", {"program": "sequential", "memory": 4096, "parameters": {"colour": 1}}),
+        ("Spawn", {"program": "strided", "memory": 4096, "parameters": {"stride": 0}}),
+        ("Spawn", {"program": "work_thread", "nice": 20}),
+        ("Spawn", {"program": "work_thread", "vcpus": [7]}),
+        ("Spawn", {"program": "work_thread", "threads": 257}),
+        ("Spawn", {"program": "producer"}),
+        ("Spawn", {"elf": b"no program"}),
+        ("Spawn", {"name": "white space", "program": "idle"}),
+        ("Spawn", {"access_threads": 1, "memory": 1 << 32}),
+        ("Kill", {"process": 99}),
+        ("Kill", {"process": 1, "task": 99}),
+        ("Wait", {"process_name": "nobody"}),
+    ]
+    requests = {
+        "Access": load.AccessRequest,
+        "Spawn": load.SpawnRequest,
+        "Kill": load.KillRequest,
+        "Wait": load.WaitRequest,
+    }
+    told = []
+    for method, fields in wrong:
+        status = await error_of(getattr(stub, method)(requests[method](**fields), timeout=WAIT_S))
+        told.append([method, repr(fields), *status])
+    empty = stub.Replay(iter([load.ReplayRequest(process=1)]), timeout=WAIT_S)
+    told.append(["Replay", "no items", *await error_of(empty)])
+    far = load.ReplayRequest(process=1, items=[load.ReplayRequest.Item(page=1), load.ReplayRequest.Item(page=1536)])
+    told.append(["Replay", "page 1536", *await error_of(stub.Replay(iter([far]), timeout=WAIT_S))])
+    return told
+
+
+async def processes(stub: LoadServiceStub) -> Said:
+    """Processes that come and go."""
+    said: Said = {}
+
+    async def ended(process: int) -> list[Any]:
+        answer = await stub.Wait(load.WaitRequest(process=process), timeout=WAIT_S)
+        return [[task.state, task.killed, task.sum_exec_ns, task.counted] for task in answer.process.tasks]
+
+    scan = load.SpawnRequest(program="sequential", memory=1 << 20, threads=2, lifetime_ns=1_000_000, nice=3)
+    spawned = await stub.Spawn(scan)
+    said["spawned"] = {"process": spawned.process, "tasks": list(spawned.tasks), "at_ns": spawned.started_ns}
+    said["its end"] = await ended(spawned.process)
+
+    counting = await stub.Spawn(load.SpawnRequest(name="count", program="work_thread", threads=2, vcpus=[1]))
+    one = await stub.Kill(load.KillRequest(process=counting.process, task=counting.tasks[0]))
+    rest = await stub.Kill(load.KillRequest(process_name="count"))
+    said["killed"] = [list(one.tasks), list(rest.tasks)]
+    said["counting"] = list(counting.tasks)
+    said["their end"] = await ended(counting.process)
+    said["killed again"] = list((await stub.Kill(load.KillRequest(process=counting.process))).tasks)
+
+    other = await stub.Spawn(load.SpawnRequest(name="other", access_threads=2, memory=1 << 16))
+    said["other"] = seen(await stub.Access(access(3, process="other")))
+    await stub.Kill(load.KillRequest(process=other.process))
+    await ended(other.process)
+    said["other is gone"] = await error_of(stub.Access(access(3, process="other")))
+    return said
+
+
+async def looks(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
+    """What only looks."""
+    check = health_pb2_grpc.HealthStub(channel).Check
+    names = {}
+    for name in ("", SERVICE):
+        answer = await check(health_pb2.HealthCheckRequest(service=name), timeout=WAIT_S)
+        names[name] = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    info = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+    services: list[str] = []
+    async for answer in info(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S):
+        services += [each.name for each in answer.list_services_response.service]
+    listed = await stub.List(load.ListRequest(), timeout=WAIT_S)
+    watched = []
+    async for counters in stub.WatchCounters(load.WatchCountersRequest(interval_ms=50, count=2), timeout=WAIT_S):
+        watched.append({"counters": dict(counters.counters), "latency_ns": dict(counters.latency_ns)})
+    profile = await stub.GetProfile(load.GetProfileRequest(), timeout=WAIT_S)
+    often = stub.WatchCounters(load.WatchCountersRequest(interval_ms=10), timeout=WAIT_S)
+    return {
+        "health": names,
+        "services": services,
+        "processes": {process.name: [task.name for task in process.tasks] for process in listed.processes},
+        "watched": watched,
+        "too often": await error_of(anext(aiter(often))),
+        "samples": profile.samples,
+        "folded": profile.folded,
+    }
+
+
+class Flood:
+    """Streams of wide accesses, as many in flight as they may have, that nobody can perform in time."""
+
+    def __init__(self, stub: LoadServiceStub, streams: int) -> None:
+        self.codes: Counter[str] = Counter()
+        self.texts: set[str] = set()
+        self.ended: list[str] = []
+        self.enough = asyncio.Event()
+        self._calls = [stub.AccessStream() for _ in range(streams)]
+        self._tasks = [asyncio.create_task(self._one(call)) for call in self._calls]
+
+    async def _one(self, call: Any) -> None:
+        wide = access(0, words=8 * 512)
+        try:
+            for start in range(0, IN_FLIGHT, 64):
+                items = [load.AccessStreamRequest.Item(id=start + n, access=wide) for n in range(64)]
+                for n, item in enumerate(items):
+                    item.access.page = (start + n) * 8 % 1400
+                await call.write(load.AccessStreamRequest(items=items))
+            async for message in call:
+                for item in message.items:
+                    self.codes[str(item.code)] += 1
+                    self.texts.add(item.message)
+                if grpc.StatusCode.RESOURCE_EXHAUSTED.value[0] in (item.code for item in message.items):
+                    self.enough.set()
+        except grpc.aio.AioRpcError as error:
+            self.ended.append(error.code().name)
+        except asyncio.CancelledError:
+            self.ended.append("cancelled")
+        else:
+            self.ended.append("OK")
+
+    def cancel(self) -> None:
+        """Lose interest in everything."""
+        for call in self._calls:
+            call.cancel()
+
+    async def end(self) -> None:
+        await asyncio.wait_for(asyncio.gather(*self._tasks), WAIT_S)
+
+
+async def overload(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
+    """More than fits into the queue; accesses that nobody waits for any more; a run that ends under their feet."""
+    said: Said = {}
+    flood = Flood(stub, 6)
+    await asyncio.wait_for(flood.enough.wait(), WAIT_S)
+    said["late"] = await error_of(stub.Access(access(1500), timeout=0.3))
+    given_up = stub.Access(access(1501))
+    while True:  # until one is let into the queue
+        await asyncio.wait([asyncio.ensure_future(error_of(given_up))], timeout=0.2)
+        if not given_up.done():
+            break
+        given_up = stub.Access(access(1501))
+    given_up.cancel()
+    flood.cancel()
+    await flood.end()
+    said["flood"] = {"codes": flood.codes, "texts": sorted(flood.texts), "ended": flood.ended}
+    said["never begun"] = [seen(await stub.Access(access(page), timeout=WAIT_S)) for page in (1500, 1501)]
+
+    flood = Flood(stub, 1)
+    waiting = [asyncio.ensure_future(error_of(stub.Access(access(1502)))) for _ in range(5)]
+    await asyncio.sleep(0.3)
+    await stub.Shutdown(load.ShutdownRequest())
+    said["waiters"] = [await each for each in waiting]
+    await flood.end()
+    said["last"] = {"codes": flood.codes, "ended": flood.ended}
+    return said
+
+
+async def steady(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
+    """Two hundred accesses, eight at a time, beside streams that are given up in between."""
+    room = asyncio.Semaphore(8)
+
+    async def one(number: int) -> str:
+        async with room:
+            return str(seen(await stub.Access(access(number * 613 % 1500), timeout=WAIT_S))["met"])
+
+    async def given_up(number: int) -> None:
+        call = stub.AccessStream()
+        items = [load.AccessStreamRequest.Item(id=n, access=access(n * 11 + number)) for n in range(40)]
+        await call.write(load.AccessStreamRequest(items=items))
+        await asyncio.sleep(0.02)
+        call.cancel()
+
+    met, _ = await asyncio.gather(
+        asyncio.gather(*(one(number) for number in range(200))),
+        asyncio.gather(*(given_up(number) for number in range(4))),
+    )
+    await stub.Shutdown(load.ShutdownRequest())
+    return {"met": Counter(met)}
+
+
+Client = Callable[[LoadServiceStub, grpc.aio.Channel], Awaitable[Said]]
+CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady)}
+
+
+async def main(name: str, address: str) -> None:
+    async with grpc.aio.insecure_channel(address) as channel:
+        print(json.dumps(await CLIENTS[name](LoadServiceStub(channel), channel)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
