@@ -7,8 +7,8 @@ from pathlib import Path
 
 from guest_runs import guests, on_processes, on_twin, same
 
-DURATION_S, WINDOW_S = Decimal("0.004"), Decimal("0.00005")
-PACE = Decimal("0.004")
+DURATION_S, WINDOW_S = Decimal("0.002"), Decimal("0.00005")
+PACE = Decimal("0.002")
 """Guest seconds a second: a second of wall time for this run."""
 
 
@@ -16,7 +16,7 @@ def test_a_pace_changes_nothing_but_how_long_it_takes(tmp_path: Path) -> None:
     scenario = guests(
         "pv2010",
         {"name": "db", "memory": "6MiB", "thread": [{"program": "zipfian", "count": 2}]},
-        {"name": "sleep", "thread": [{"program": "idle"}, {"program": "work_thread", "lifetime_s": 0.002}]},
+        {"name": "sleep", "thread": [{"program": "idle"}, {"program": "work_thread", "lifetime_s": 0.001}]},
         duration_s=DURATION_S,
         window_ns=int(WINDOW_S * 10**9),
     )
