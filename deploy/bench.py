@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from apf.journal import Journal
-from apf.scenario import Scenario
+from apf.scenario import Scenario, ScenarioError
 from deploy import journals, twin
 from deploy.local import LocalCluster, check_space
 from deploy.result import RunResult, Snapshot

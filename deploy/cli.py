@@ -305,6 +305,12 @@ def diff(
     raise typer.Exit(1)
 
 
+@app.command()
+def include() -> None:
+    """Print the directory of apf_guest.h, for gcc -I."""
+    print(files("guestsched") / "programs")
+
+
 _Name = Annotated[str, typer.Option(metavar="NAME", help="Of the cluster.")]
 _Api = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="API of a guest, instead of a cluster's name.")]
 

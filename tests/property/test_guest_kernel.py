@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from guestsched.core.image import Image
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -25,8 +24,10 @@ from apf.messages import (
     TrapRaised,
 )
 from apf.scenario import load
-from guestsched.core.core import GuestCore, Reply, TrapTaken
+from guestsched.core.core import GuestCore, Post, Reply, TrapTaken
+from guestsched.core.process import ProcessPlan
 from guestsched.core.task import TaskSpec
+from guestsched.schedulers import load as load_policy
 
 VCPUS = 2
 WAKE_ALL = 0xFFFF_FFFF
@@ -52,14 +53,14 @@ class GuestKernel(RuleBasedStateMachine):
     @initialize(nices=st.lists(st.tuples(CPUS, st.integers(-20, 19)), max_size=7))
     def boot(self, nices: list[tuple[int, int]]) -> None:
         tasks = tuple(
-            TaskSpec(f"toy/{number}", "toy", vcpu, 1, Account.OTHER, register_file.new(rbx=number), nice=nice)
+            TaskSpec(f"toy/{number}", "toy", Account.OTHER, register_file.new(rbx=number), nice=nice, vcpus=(vcpu,))
             for number, (vcpu, nice) in enumerate(nices, start=1)
         )
         scenario = load(None, {"apf": ["pv2010"], "vm.vcpus": VCPUS})
-        self.core = GuestCore(scenario, Image((), (), tasks), Journal())
+        self.core = GuestCore(scenario, (ProcessPlan("toys", (), tasks),), load_policy("cfs"), Journal())
         self.cpus = [ModelCpu() for _ in range(VCPUS)]
         for number, task in enumerate(tasks, start=1):
-            self.cpus[task.vcpu].home.add(number)
+            self.cpus[task.vcpus[0]].home.add(number)
         self.waiting: dict[int, int] = {}
         self.dummies: dict[int, int] = {}
         self.dead: set[int] = set()
@@ -73,8 +74,9 @@ class GuestKernel(RuleBasedStateMachine):
         """Raise ``trap`` ``gap_ns`` after the vCPU went on; the task that runs then, with its own registers."""
         cpu = self.cpus[vcpu]
         now_ns = cpu.now_ns + gap_ns
-        *_, reply = self.core.step(TrapTaken(vcpu, TrapRaised(trap, cpu.registers)), now_ns)
+        *others, reply = self.core.step(TrapTaken(vcpu, TrapRaised(trap, cpu.registers)), now_ns)
         assert isinstance(reply, Reply) and reply.vcpu == vcpu
+        assert not any(isinstance(other, Post) for other in others), "nothing here concerns the other vCPU"
         told, before = reply.dispatch, cpu.running
         assert told.at_ns > now_ns
         if before:

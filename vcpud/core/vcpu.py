@@ -370,12 +370,14 @@ class VcpuCore:
     def _take_interrupt(self) -> list[Effect]:
         self._interrupt = False
         self.counters.interrupts += 1
+        self.counters.exits += self.state is State.RUNNING
         self._end_halt()
         return self._ask_guest(InterruptArrived(), State.TRAP)
 
     def _timer(self) -> list[Effect]:
         """The local APIC timer: the guest's hrtimers (hrtimer_interrupt)."""
         self.counters.timers += 1
+        self.counters.exits += self.state is State.RUNNING
         self._end_halt()
         return self._ask_guest(TimerArrived(), State.TRAP)
 

@@ -40,7 +40,7 @@ def run(*arguments: str) -> Result:
         (("--buffer", "4GiB"), ("bench.buffer = 4294967296", "at most")),
         (("--group-memory", "1MiB"), ("vm.group_memory = 1048576", "at least")),
         (("--duration", "0"), ("duration_s = 0", "greater than 0")),
-        (("--fault-threads", "100"), ("bench.fault_threads = 100", "at most 63")),
+        (("--fault-threads", "100"), ("bench.fault_threads = 100", "at most 64")),
         (("--fault-threads", "0", "--work-threads", "0"), ("bench.fault_threads", "at least one thread")),
         (("--window", "5"), ("window_ns = 5", "at least 1000")),
         (("--guest-memory", "64TiB"), ("vm.guest_memory", "GiB")),

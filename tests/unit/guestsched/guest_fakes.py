@@ -168,14 +168,16 @@ class Guest:
         """The vCPU's last trap."""
         return self.trap(Stopped(), now_ns, vcpu)
 
-    def syscall(self, number: Syscall | int, *arguments: int, now_ns: int, vcpu: int = 0) -> Dispatch:
+    def syscall(self, number: Syscall | int, *arguments: int, now_ns: int, vcpu: int = 0, **more: Any) -> Dispatch:
         """The task that ``vcpu`` runs makes a system call, at ``now_ns`` or as soon as it runs."""
         now_ns = max(now_ns, self.told[vcpu].at_ns)
         names = ("rdi", "rsi", "rdx")[: len(arguments)]
         values = dict(zip(names, arguments, strict=True))
         before = self.held[vcpu]
         assert before is not None, f"vCPU {vcpu} idles"
-        return self.trap(SyscallRaised(), now_ns, vcpu, register_file.replace(before, rax=int(number), **values))
+        data = b"".join(self.read(*piece) for piece in self.told[vcpu].syscall_fetch)
+        registers = register_file.replace(before, rax=int(number), **values)
+        return self.trap(SyscallRaised(data), now_ns, vcpu, registers, **more)
 
     def fetched(self, now_ns: int, vcpu: int = 0, **more: Any) -> Dispatch:
         """The vCPU has read what it was asked to."""

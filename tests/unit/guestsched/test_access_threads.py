@@ -87,10 +87,9 @@ def test_its_done_time_comes_from_the_ring_when_the_thread_takes_again() -> None
     made = serving()
     made.arrive(access(7), now_ns=MS)
     made.interrupt(2 * MS)
+    assert made.told[0].syscall_fetch == ((gpa(made, RING_GVA), 32),) and made.answers == []
     perform(made, 2_400_000)
-    dispatch = made.syscall(Syscall.TAKE, now_ns=3 * MS)
-    assert dispatch.fetch == ((gpa(made, RING_GVA), 32),) and made.answers == []
-    assert made.fetched(4 * MS).task == 0
+    assert made.syscall(Syscall.TAKE, now_ns=3 * MS).task == 0
     assert made.answers == [AccessDone(7, MS, 2_400_000, None, 1)]
     assert made.states() == ["WAIT"]
     assert made.records("retired") == [("7", "2400000", "HIT")]
@@ -103,8 +102,7 @@ def test_next_batch_follows_without_a_wait() -> None:
     made.arrive(access(8, offset=16), access(9, offset=24), now_ns=3 * MS)
     assert made.posts == [], "its thread is at work, and asks when it is done"
     perform(made, 2_400_000)
-    made.syscall(Syscall.TAKE, now_ns=4 * MS)
-    dispatch = made.fetched(5 * MS)
+    dispatch = made.syscall(Syscall.TAKE, now_ns=4 * MS)
     assert dispatch.task == 1 and made.result() == 2
     assert [entry[0] for entry in entries(made, 2)] == [MEMORY_GVA + 16, MEMORY_GVA + 24]
 
@@ -125,8 +123,8 @@ def test_batch_has_an_end() -> None:
     made.interrupt(2 * MS)
     assert made.result() == BATCH_MAX and len(made.core.processes[1].accesses.waiting) == 10
     perform(made, *range(BATCH_MAX))
-    assert sum(n for _, n in made.syscall(Syscall.TAKE, now_ns=3 * MS).fetch) == BATCH_MAX * 32 <= PAGE_SIZE
-    made.fetched(4 * MS)
+    assert sum(n for _, n in made.told[0].syscall_fetch) == BATCH_MAX * 32 <= PAGE_SIZE
+    made.syscall(Syscall.TAKE, now_ns=3 * MS)
     assert made.result() == 10 and [answer.ticket for answer in made.answers] == list(range(BATCH_MAX))  # type: ignore
 
 
@@ -147,9 +145,8 @@ def test_fault_is_that_of_the_first_access_to_its_page() -> None:
     faults = (FaultMet(gfn(made, 0), FaultKind.MINOR), FaultMet(gfn(made, 1), FaultKind.MAJOR))
     made.trap(PageReadyArrived(0x9000), 2_100_000, faults=faults, min_flt=1, maj_flt=1)
     perform(made, 1, 2, 3, 4)
-    made.syscall(Syscall.TAKE, now_ns=3 * MS)
     last = (FaultMet(gfn(made, 2), FaultKind.ASYNC), FaultMet(1, FaultKind.MAJOR))
-    made.fetched(4 * MS, faults=last)
+    made.syscall(Syscall.TAKE, now_ns=3 * MS, faults=last)
     met = {done.ticket: done.met for done in made.answers if isinstance(done, AccessDone)}
     assert met == {1: FaultKind.MINOR, 2: FaultKind.MAJOR, 3: None, 4: FaultKind.ASYNC}
     assert (made.row(1).min_flt, made.row(1).maj_flt) == (1, 1)
@@ -163,10 +160,8 @@ def test_worst_fault_of_an_access_counts_and_those_of_the_batch_before_are_gone(
     made.arrive(access(1), now_ns=MS)
     made.interrupt(2 * MS)
     made.arrive(access(2), now_ns=2 * MS)
-    made.syscall(Syscall.TAKE, now_ns=3 * MS)
-    made.fetched(4 * MS, faults=(FaultMet(gfn(made, 0), FaultKind.MINOR),))
+    made.syscall(Syscall.TAKE, now_ns=3 * MS, faults=(FaultMet(gfn(made, 0), FaultKind.MINOR),))
     made.syscall(Syscall.TAKE, now_ns=5 * MS)
-    made.fetched(6 * MS)
     met = [done.met for done in made.answers if isinstance(done, AccessDone)]
     assert met == [FaultKind.MINOR, None]
 
@@ -232,7 +227,6 @@ def test_cancelled_access_is_forgotten_unless_a_thread_has_it() -> None:
     assert made.arrive(AccessCancelled(2, 1), now_ns=MS) == [], "once"
     made.interrupt(2 * MS)
     made.syscall(Syscall.TAKE, now_ns=3 * MS)
-    made.fetched(4 * MS)
     assert made.result() == 1
     assert [answer.ticket for answer in made.answers if isinstance(answer, AccessDone)] == [1]
     assert [a.ticket for a in made.core._kernel.works[1].batch] == [3]
@@ -275,14 +269,13 @@ def test_idle_thread_that_is_killed_gets_no_work() -> None:
     assert made.interrupt(3 * MS).task == 2
 
 
-def test_thread_killed_while_its_ring_is_read_has_done_its_batch() -> None:
+def test_thread_killed_before_it_takes_again_has_done_its_batch() -> None:
     made = serving()
     made.arrive(access(1), now_ns=MS)
     made.interrupt(2 * MS)
     perform(made, 5)
-    made.syscall(Syscall.TAKE, now_ns=3 * MS)
     made.arrive(KillArrived(50, 1, 1), access(2), now_ns=3 * MS)
-    made.fetched(4 * MS)
+    made.syscall(Syscall.TAKE, now_ns=4 * MS)
     done = [answer for answer in made.answers if isinstance(answer, AccessDone | Refused)]
     assert [(type(answer).__name__, answer.ticket) for answer in done] == [("AccessDone", 1), ("Refused", 2)]
     assert made.states() == ["DEAD"] and made.answers[-1] == ProcessEnded(1)
@@ -318,8 +311,7 @@ def test_accesses_go_before_replays_and_replays_in_order() -> None:
     arrivals = (ReplayArrived(1, 1, listed(3)), ReplayArrived(2, 1, listed(4)), access(3))
     made.arrive(*arrivals, now_ns=MS)
     for now_ms in (2, 4, 6, 8):
-        if made.syscall(Syscall.TAKE, now_ns=now_ms * MS).fetch:
-            made.fetched((now_ms + 1) * MS)
+        made.syscall(Syscall.TAKE, now_ns=now_ms * MS)
     assert [(type(answer).__name__, answer.ticket) for answer in made.answers] == [  # type: ignore[union-attr]
         ("AccessDone", 3), ("ReplayDone", 1), ("ReplayDone", 2),
     ]  # fmt: skip

@@ -186,7 +186,7 @@ def test_at_most_64_threads_fault() -> None:
     """Each has 64 bytes of its own in every page."""
     (stamped,) = [region for region in bench(bench__fault_threads=64).regions if region.stamps]
     assert stamped.stamps[-1].offset == PAGE_SIZE - 64
-    with pytest.raises(ScenarioError, match=r"process bench: 65 tasks verify what they write: at most 64"):
+    with pytest.raises(ScenarioError, match=r"bench.fault_threads = 65: at most 64"):
         bench(bench__fault_threads=65)
 
 
