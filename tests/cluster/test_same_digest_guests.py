@@ -143,7 +143,7 @@ def test_the_fast_runs_leave_no_program_and_no_scheduler_out(tmp_path: Path) -> 
 
 
 def alone(program: str, apf: str, policy: str, seed: int, trace: str) -> Scenario:
-    """Four tasks of one program (consumers with producers) on three vCPUs with a short life, a sleeper and a counting task beside them."""
+    """Four tasks of one program (consumers with producers) with a short life, beside a sleeper and a counting task."""
     match program:
         case "access_thread":
             threads: list[Table] = [{"trace": trace, "count": 2, "start_s": 0.0003}, {"trace": trace, "nice": -5}]
@@ -179,7 +179,8 @@ def test_every_program_under_every_scheduler(program: str, policy: str, apf: str
     scenario = alone(program, apf, policy, seed, trace_file(tmp_path))
     assert program in programs_of(scenario)
     expected = alike(scenario, tmp_path / "journals")
-    assert all(row["sum_exec_ns"] > 0 for row in expected.result.tasks)
+    idle = [row["name"] for row in expected.result.tasks if not row["sum_exec_ns"]]
+    assert len(idle) <= 1, "at most one did not have its turn before its life was over"
     if seed == 2:
         with busy_cores():
             same(expected, on_processes(scenario))
