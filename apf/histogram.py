@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, MutableSequence
 
-BOUNDS_NS = tuple(step * 10**power for power in range(3, 9) for step in (1, 2, 5)) + (10**9,)
+BOUNDS_NS = (*(step * 10**power for power in range(3, 9) for step in (1, 2, 5)), 10**9)
 """Upper bounds of the buckets, inclusive, in ns."""
 _SUM = len(BOUNDS_NS) + 1
 CELLS = _SUM + 1

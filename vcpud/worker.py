@@ -27,7 +27,7 @@ from apf.scenario import Scenario
 from apf.stats import FIELDS, VcpuStats
 from vcpud.build import vcpu_machine, vcpu_report
 from vcpud.core.account import Cause
-from vcpud.machine import Machine, Need, NeedKind
+from vcpud.machine import Need, NeedKind
 
 log = logging.getLogger(__name__)
 _CONNECT_S = 60

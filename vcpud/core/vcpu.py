@@ -346,7 +346,7 @@ class VcpuCore:
         self.retired = retired
 
     def work(self, retired: int) -> int:
-        """Instructions retired in counting tasks, as of a total of ``retired``, which may be later than the last exit."""
+        """Instructions retired in counting tasks, of ``retired`` in all, which may be later than the last exit."""
         since = retired - self.retired if self._dispatch.account is Account.COUNTING else 0
         return self.observed.work + since
 
