@@ -49,15 +49,26 @@ class RunResult:
         window_ns: int,
         windows: int,
         host: dict[str, Any],
-        guest: dict[str, Any],
+        guests: list[dict[str, Any]],
         vcpus: list[dict[str, Any]],
         wall_seconds: float,
         messages: dict[str, dict[str, int]] | None = None,
     ) -> RunResult:
-        """From the reports of one host, one guest and its vCPUs."""
-        digests = {"host": host["digest"], "guest-0": guest["digest"]}
-        digests |= {f"vcpu-0-{index}": vcpu["digest"] for index, vcpu in enumerate(vcpus)}
-        counting = [task["values"]["count"] for task in guest["tasks"] if "count" in task["values"]]
+        """From the reports of one host, its guests, and their vCPUs, VM after VM."""
+        digests = {"host": host["digest"]}
+        digests |= {f"guest-{vm}": guest["digest"] for vm, guest in enumerate(guests)}
+        for index, vcpu in enumerate(vcpus):
+            digests["vcpu-{}-{}".format(*divmod(index, scenario.vm.vcpus))] = vcpu["digest"]
+        several = len(guests) > 1
+        tasks = [
+            {**task, "vm": vm} if several else task for vm, guest in enumerate(guests) for task in guest["tasks"]
+        ]
+        told = [f"VM {vm}: {line}" if several else line for vm, guest in enumerate(guests) for line in guest["told"]]
+        counting = [task["values"]["count"] for task in tasks if "count" in task["values"]]
+        profile: Counter[tuple[str, str]] = Counter()
+        for guest in guests:
+            profile.update({(row["symbol"], row["program"]): row["samples"] for row in guest["profile"]})
+        rows = sorted(profile.items(), key=lambda item: (-item[1], item[0]))
         return cls(
             scenario=scenario,
             digest=run_digest(digests),
@@ -65,14 +76,14 @@ class RunResult:
             windows=windows,
             workers=tuple(counting),
             vcpus=tuple(vcpus),
-            tasks=tuple(guest["tasks"]),
-            told=tuple(guest["told"]),
+            tasks=tuple(tasks),
+            told=tuple(told),
             host_counters=host["counters"],
-            guest_counters=guest["counters"],
+            guest_counters={name: sum(guest["counters"][name] for guest in guests) for name in guests[0]["counters"]},
             audit=host["audit"],
-            profile=tuple(guest["profile"]),
-            folded=guest["folded"],
-            end_ns=int(guest["end_ns"]),
+            profile=tuple({"symbol": s, "program": program, "samples": n} for (s, program), n in rows),
+            folded="".join(guest["folded"] for guest in guests),
+            end_ns=max(int(guest["end_ns"]) for guest in guests),
             messages=messages or {},
             pressure_ns=host.get("pressure_ns", {}),
             wall_seconds=wall_seconds,
