@@ -1,7 +1,7 @@
 """Clients of the API for load generators, each a process of its own, for who forks a cluster must not import gRPC.
 
-``python load_calls.py NAME ADDRESS`` runs one of the coroutines below against a running guest, and prints what it saw as
-JSON. Each asks for the end of the run.
+``python load_calls.py NAME ADDRESS [ARGUMENT ...]`` runs one of the coroutines below against a running guest, and prints
+what it saw as JSON. Each asks for the end of the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -312,13 +313,22 @@ async def steady(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     return {"met": Counter(met)}
 
 
-Client = Callable[[LoadServiceStub, grpc.aio.Channel], Awaitable[Said]]
-CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady)}
+async def elf(stub: LoadServiceStub, channel: grpc.aio.Channel, path: str, vcpu: str) -> Said:
+    """A program of the caller's own, twice in one process, to its end."""
+    program = Path(path).read_bytes()
+    spawned = await stub.Spawn(load.SpawnRequest(elf=program, threads=2, vcpus=[int(vcpu)]), timeout=WAIT_S)
+    ended = await stub.Wait(load.WaitRequest(process=spawned.process), timeout=WAIT_S)
+    await stub.Shutdown(load.ShutdownRequest())
+    return {"tasks": [[task.state, task.status, task.counted] for task in ended.process.tasks]}
 
 
-async def main(name: str, address: str) -> None:
+Client = Callable[..., Awaitable[Said]]
+CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady, elf)}
+
+
+async def main(name: str, address: str, *arguments: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
-        print(json.dumps(await CLIENTS[name](LoadServiceStub(channel), channel)))
+        print(json.dumps(await CLIENTS[name](LoadServiceStub(channel), channel, *arguments)))
 
 
 if __name__ == "__main__":

@@ -5,75 +5,18 @@ The clients are in ``load_calls``; each ends its run, whose log of arrivals the 
 
 from __future__ import annotations
 
-import io
-import json
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_runs import DEADLINE_S, until
-from guest_runs import Ran, Table, guests, read_journals
+from guest_runs import Table, guests
+from load_runs import Loaded, replays, under_load
 
-from apf.scenario import Scenario
-from deploy import journals, replay
-from deploy.local import LocalCluster
-from deploy.result import RunResult
 from guestsched.core.access import BATCH_MAX
 
-CLIENT = Path(__file__).with_name("load_calls.py")
 ACCESS_NS = 60_000
 """An access that waits for no I/O takes less; a page read from the device more."""
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A run that has ended under load: what its client saw, its result and journals, its log of arrivals."""
-
-    said: dict[str, Any]
-    ran: Ran
-    merged: list[str]
-    log: Path
-
-    def arrivals(self, kind: str) -> list[list[Any]]:
-        """Everything of one kind that came: ticket, and so on."""
-        groups = [json.loads(line).get("arrivals", ()) for line in self.log.read_text().splitlines()]
-        return [arrival[1:] for group in groups for arrival in group if arrival[0] == kind]
-
-
-def under_load(scenario: Scenario, client: str, directory: Path) -> Loaded:
-    """Run ``client`` against a cluster until it has asked for the end."""
-    log = directory / "arrivals.jsonl"
-    merged = io.StringIO()
-    with LocalCluster(scenario, journals=True, api="127.0.0.1:0") as cluster:
-        until("the API listens", lambda: cluster.api_address() is not None)
-        command = [sys.executable, str(CLIENT), client, str(cluster.api_address())]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
-        assert done.returncode == 0, done.stderr
-        result = cluster.wait()
-        log.write_bytes(cluster.arrivals().read_bytes())
-        journals.merge(result.mode, cluster.journals(), merged)
-        ran = Ran(result, read_journals(cluster.journals()))
-    return Loaded(json.loads(done.stdout), ran, merged.getvalue().splitlines(), log)
-
-
-def replays(loaded: Loaded) -> RunResult:
-    """The twin repeats the run from its log."""
-    journal = io.StringIO()
-    result, [(recorded, now)] = replay.run([loaded.log], journal)
-    difference = journals.first_difference(journal.getvalue().splitlines(), loaded.merged)
-    assert difference is None, difference
-    ran = loaded.ran.result
-    assert recorded == now
-    assert (result.digest, result.windows) == (ran.digest, ran.windows)
-    assert (result.tasks, result.host_counters, result.guest_counters) == (
-        (ran.tasks, ran.host_counters, ran.guest_counters)
-    )
-    assert result.audit["corrupt"] == 0 and not any(row["values"].get("corrupt", 0) for row in result.tasks)
-    return result
 
 
 KV: Table = {"name": "kv", "memory": "6MiB", "populate": False}
@@ -84,7 +27,7 @@ QUIET: Table = {"name": "quiet", "thread": [{"program": "idle"}]}
 def pages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     """1536 pages where there is room for 1024, two access threads, and a process that sleeps."""
     scenario = guests(request.param, {**KV, "access_threads": 2}, QUIET, duration_s=0, profile_hz=1000)
-    return under_load(scenario, "pages", tmp_path_factory.mktemp(request.param))
+    return under_load(scenario, tmp_path_factory.mktemp(request.param), "pages")
 
 
 def test_the_twin_repeats_it(pages: Loaded) -> None:
@@ -181,7 +124,7 @@ def test_who_waits_at_the_end_is_told(pages: Loaded) -> None:
 
 
 def test_overload_and_callers_who_do_not_wait(tmp_path: Path) -> None:
-    loaded = under_load(guests("off", {**KV, "access_threads": 1}, duration_s=0), "overload", tmp_path)
+    loaded = under_load(guests("off", {**KV, "access_threads": 1}, duration_s=0), tmp_path, "overload")
     said = loaded.said
 
     # Six streams have 6144 accesses in flight; the queue takes 4096.
@@ -225,6 +168,6 @@ def test_steady_load_and_callers_who_go(
     apf: str, others: tuple[Table, ...], more: dict[str, Any], tmp_path: Path
 ) -> None:
     scenario = guests(apf, {**KV, "access_threads": 3}, *others, duration_s=0, **more)
-    loaded = under_load(scenario, "steady", tmp_path)
+    loaded = under_load(scenario, tmp_path, "steady")
     assert sum(loaded.said["met"].values()) == 200 and loaded.said["met"]["minor"] > 50
     replays(loaded)

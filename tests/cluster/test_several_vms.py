@@ -20,7 +20,8 @@ def test_vms_of_one_host_come_to_the_same_as_in_the_twin(apf: str, vms: int) -> 
 
 def test_vms_draw_chances_of_their_own() -> None:
     """Else they would fault in step, and queue at the device in step."""
-    run = twin.run(small("pv2010", host__vms=2, vm__vcpus=1, duration_s="0.01", host__reserve_frames=1024))
+    alone = {"bench__work_threads": 0, "vm__vcpus": 1, "duration_s": "0.01"}
+    run = twin.run(small("pv2010", host__vms=2, host__reserve_frames=1024, **alone))
     rows = [[task["maj_flt"] for task in run.tasks if task["vm"] == vm] for vm in range(2)]
     assert len(rows[0]) == len(rows[1]) and rows[0] != rows[1] and all(map(sum, rows))
 
