@@ -28,6 +28,9 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         "--files", type=Path, required=True, metavar="DIR", help="directory for sockets, swap, journals and reports"
     )
     options.add_argument("--journal", action="store_true", help="write the core's journal into --files")
+    options.add_argument(
+        "--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="where /metrics is served (default: any port)"
+    )
     options.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return options
 

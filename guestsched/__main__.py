@@ -22,7 +22,7 @@ def main() -> None:
 
         host = arguments.host or run.host_address
         listen = tuple(arguments.listen or (run.guest_address(0),))
-        daemon(GuestschedConfig(scenario, run, 0, 0, host, listen, arguments.journal))
+        daemon(GuestschedConfig(scenario, run, 0, 0, host, listen, arguments.journal, metrics=arguments.metrics))
 
     launch.run("guestsched", arguments, serve)
 

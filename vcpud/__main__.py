@@ -19,7 +19,7 @@ def main() -> None:
         from vcpud.daemon import main as daemon
 
         host, guest = arguments.host or run.host_address, arguments.guest or run.guest_address(0)
-        daemon(VcpudConfig(scenario, run, 0, 0, host, guest, arguments.journal))
+        daemon(VcpudConfig(scenario, run, 0, 0, host, guest, arguments.journal, metrics=arguments.metrics))
 
     launch.run("vcpud", arguments, serve)
 

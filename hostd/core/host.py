@@ -98,6 +98,10 @@ class HostCore:
         """Frames nobody owns."""
         return len(self._mm.frames.free)
 
+    def watched(self) -> Mm:
+        """The state, for who exports figures of it: to be read only, at any moment, also while a step is under way."""
+        return self._mm
+
     def check(self) -> None:
         """Assert every invariant."""
         audit.check(self._mm)
