@@ -26,9 +26,9 @@ _LATENCY = "apf_fault_latency_seconds"
 _STAGES = "apf_fault_stage_seconds"
 _IO = "apf_swap_io_seconds"
 _STAGE_WORDS = (
-    "retry: hostd sent the access back, to be done again. host: get_user_pages, reclaim and mapping on the vCPU's time. "
-    "wait: for the device. inject: until 'not present' was delivered. exit: until the vCPU noticed that the page is "
-    "there. prefault: mapping it. ready: until 'page ready' was delivered."
+    "retry: hostd sent the access back, to be done again. host: get_user_pages, reclaim and mapping on the vCPU's "
+    "time. wait: for the device. inject: until 'not present' was delivered. exit: until the vCPU noticed that the "
+    "page is there. prefault: mapping it. ready: until 'page ready' was delivered."
 )
 
 
@@ -52,7 +52,8 @@ def page() -> Page:
                 Look(
                     "Faults a virtual second",
                     "Faults that needed the swap device. Times the mean latency this is how many tasks wait at any "
-                    "moment (Little's law): if that is more than the guest has tasks to spare, vCPUs idle even with APF.",
+                    "moment (Little's law): if that is more than the guest has tasks to spare, vCPUs idle even with "
+                    "APF.",
                     "ops",
                 ),
                 [
@@ -66,8 +67,8 @@ def page() -> Page:
             single(
                 Look(
                     "Synchronous fault, mean",
-                    "From the EPT violation until the instruction goes on, for major faults: the vCPU stood still all "
-                    "that time. This is the price of a fault without APF; 10 ms is a disk, 100 us a fast SSD.",
+                    "From the EPT violation until the instruction goes on, for major faults: the vCPU stood still "
+                    "all that time. This is the price of a fault without APF; 10 ms is a disk, 100 us a fast SSD.",
                     "s",
                     rising(0.001, 0.01),
                     empty="no major faults lately",
@@ -78,8 +79,8 @@ def page() -> Page:
             single(
                 Look(
                     "Asynchronous fault, mean",
-                    "From the EPT violation until 'page ready' was delivered. Longer than a synchronous one, and it may "
-                    "be: only the task waits. What the vCPU pays is in the stages, all but wait.",
+                    "From the EPT violation until 'page ready' was delivered. Longer than a synchronous one, and it "
+                    "may be: only the task waits. What the vCPU pays is in the stages, all but wait.",
                     "s",
                     rising(0.01, 0.1),
                     empty="no asynchronous faults lately",
@@ -90,8 +91,9 @@ def page() -> Page:
             single(
                 Look(
                     "Longest waiter",
-                    "Guest time for which the oldest waiting task has waited for its page; 0: none waits. It should stay "
-                    "near the 99th percentile of asynchronous faults. One that only grows has been forgotten: a bug.",
+                    "Guest time for which the oldest waiting task has waited for its page; 0: none waits. It should "
+                    "stay near the 99th percentile of asynchronous faults. One that only grows has been forgotten: a "
+                    "bug.",
                     "s",
                     rising(1.0, 10.0),
                 ),
@@ -101,9 +103,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Latency by kind",
-                    "Percentiles of whole faults. minor: no device was needed. major: the vCPU waited. async: the task "
-                    "waited. Plan with p99: a request of ten faults meets it once in ten. A gap between p50 and p99 that "
-                    "opens under load is queueing at the device.",
+                    "Percentiles of whole faults. minor: no device was needed. major: the vCPU waited. async: the "
+                    "task waited. Plan with p99: a request of ten faults meets it once in ten. A gap between p50 and "
+                    "p99 that opens under load is queueing at the device.",
                     "s",
                     rising(0.01, 0.1),
                 ),
@@ -120,9 +122,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Faults by kind",
-                    "Faults a virtual second. Many minor faults beside few others are mappings that reclaim took away "
-                    "and the swap cache gave back: memory is just short. Major where async is expected: see 'Why not "
-                    "all faults are asynchronous' on 'is it paying off?'.",
+                    "Faults a virtual second. Many minor faults beside few others are mappings that reclaim took "
+                    "away and the swap cache gave back: memory is just short. Major where async is expected: see "
+                    "'Why not all faults are asynchronous' on 'is it paying off?'.",
                     "ops",
                 ),
                 [Query(q.virtual_rate("apf_faults_total", "cluster, vm, kind"), "{{cluster}} vm {{vm}} {{kind}}")],
@@ -134,8 +136,8 @@ def page() -> Page:
             bars(
                 Look(
                     "Mean of each stage",
-                    f"Guest time of one fault in each stage, where the stage occurs. {_STAGE_WORDS} wait is the device's; "
-                    "the others are what software costs, some microseconds each.",
+                    f"Guest time of one fault in each stage, where the stage occurs. {_STAGE_WORDS} wait is the "
+                    "device's; the others are what software costs, some microseconds each.",
                     "s",
                     rising(0.001, 0.01),
                 ),
@@ -145,8 +147,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Share of each stage",
-                    f"Of all time faults took lately. {_STAGE_WORDS} If wait is not nearly all of it, a faster device "
-                    "buys nothing.",
+                    f"Of all time faults took lately. {_STAGE_WORDS} If wait is not nearly all of it, a faster "
+                    "device buys nothing.",
                     "percentunit",
                     maximum=1.0,
                 ),
@@ -166,8 +168,8 @@ def page() -> Page:
             graph(
                 Look(
                     "p99 of each stage",
-                    "Which stage makes slow faults slow. wait: the device or its queue. inject or exit: vCPUs that do "
-                    "not leave the guest soon. host: reclaim, so memory is not just short but gone.",
+                    "Which stage makes slow faults slow. wait: the device or its queue. inject or exit: vCPUs that "
+                    "do not leave the guest soon. host: reclaim, so memory is not just short but gone.",
                     "s",
                     rising(0.01, 0.1),
                 ),
@@ -181,9 +183,9 @@ def page() -> Page:
             heat(
                 Look(
                     "Synchronous faults",
-                    "A column is the distribution of major faults' latency at that time, the darker the more faults. Two "
-                    "bands are two kinds of device work, as cached and uncached reads; a band that moves up is a queue "
-                    "that grows.",
+                    "A column is the distribution of major faults' latency at that time, the darker the more faults. "
+                    "Two bands are two kinds of device work, as cached and uncached reads; a band that moves up is a "
+                    "queue that grows.",
                     "s",
                     PLAIN,
                 ),
@@ -194,7 +196,8 @@ def page() -> Page:
                 Look(
                     "Asynchronous faults",
                     "The same for asynchronous faults. It should look like the device's heat map, shifted by some "
-                    "microseconds; what stands out above is time in which a page was there and its task did not know.",
+                    "microseconds; what stands out above is time in which a page was there and its task did not "
+                    "know.",
                     "s",
                     PLAIN,
                 ),
@@ -207,8 +210,8 @@ def page() -> Page:
             heat(
                 Look(
                     "Reads of the swap device",
-                    "Queue and service of reads, as the device sees them. The floor of every fault above: only a faster "
-                    "device or fewer reads lower it.",
+                    "Queue and service of reads, as the device sees them. The floor of every fault above: only a "
+                    "faster device or fewer reads lower it.",
                     "s",
                     PLAIN,
                 ),
@@ -218,8 +221,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Pages under way",
-                    "Asynchronous faults from their set-up until 'page ready', by vCPU: how deep the guest drives the "
-                    "device. From 64 on a vCPU's further faults are synchronous (the line).",
+                    "Asynchronous faults from their set-up until 'page ready', by vCPU: how deep the guest drives "
+                    "the device. From 64 on a vCPU's further faults are synchronous (the line).",
                     "short",
                     ((None, "green"), (64, "red")),
                 ),
@@ -235,8 +238,8 @@ def page() -> Page:
                 Look(
                     "Events to the guest",
                     "'not present' and 'ready' delivered a virtual second; the two keep level, or waiters pile up. "
-                    "repeated: a task touched a page again that was under way already, so its vCPU halted: a guest that "
-                    "does not put its tasks to sleep.",
+                    "repeated: a task touched a page again that was under way already, so its vCPU halted: a guest "
+                    "that does not put its tasks to sleep.",
                     "ops",
                 ),
                 [

@@ -41,7 +41,7 @@ def page() -> Page:
                     "How fast the emulation runs, over the last five seconds. With --pace 1 it should be 1; without, "
                     "0.5 to 10 is usual for a guest under load, and a guest that only counts is faster. Near 0: it "
                     "stands still, waits for a client, or the machine is overloaded.",
-                    "x",
+                    "suffix: x",
                     falling(0.01, 0.1),
                     decimals=2,
                 ),
@@ -51,8 +51,9 @@ def page() -> Page:
             single(
                 Look(
                     "Daemons that answer",
-                    "Daemons that told their version at the last scrape: hostd, and guestsched and vcpud of each VM, so "
-                    "three of a run with one VM. One less is a daemon that has died; the whole run ends soon then.",
+                    "Daemons that told their version at the last scrape: hostd, and guestsched and vcpud of each VM, "
+                    "so three of a run with one VM. One less is a daemon that has died; the whole run ends soon "
+                    "then.",
                     "none",
                     falling(2, 3),
                     decimals=0,
@@ -64,8 +65,8 @@ def page() -> Page:
                 Look(
                     "Windows a wall second",
                     "All vCPUs meet at every border, so this is the emulator's heartbeat: some hundreds where every "
-                    "window has requests, thousands where none has. 0 while virtual time advances is a jump over time "
-                    "in which all idle.",
+                    "window has requests, thousands where none has. 0 while virtual time advances is a jump over "
+                    "time in which all idle.",
                     "ops",
                     ((None, "yellow"), (1, "green")),
                     decimals=0,
@@ -76,8 +77,9 @@ def page() -> Page:
             single(
                 Look(
                     "Calls that failed",
-                    "gRPC calls a wall second that ended with a code other than OK or CANCELLED (the end of a stream its "
-                    "client leaves). Clients that ask for what there is not are counted too: see the codes below.",
+                    "gRPC calls a wall second that ended with a code other than OK or CANCELLED (the end of a stream "
+                    "its client leaves). Clients that ask for what there is not are counted too: see the codes "
+                    "below.",
                     "reqps",
                     rising(0.1, 1.0),
                     decimals=2,
@@ -97,10 +99,10 @@ def page() -> Page:
             graph(
                 Look(
                     "Pace of virtual time",
-                    "Virtual seconds a wall second. A sudden fall at unchanged load is the machine below (other work on "
-                    "its cores); a slow one is a guest that faults more, since faults cost messages and counting does "
-                    "not.",
-                    "x",
+                    "Virtual seconds a wall second. A sudden fall at unchanged load is the machine below (other work "
+                    "on its cores); a slow one is a guest that faults more, since faults cost messages and counting "
+                    "does not.",
+                    "suffix: x",
                 ),
                 [Query(f"max by (cluster) (apf_virtual_wall_ratio{{{q.CLUSTER}}})", "{{cluster}}")],
                 8,
@@ -109,8 +111,8 @@ def page() -> Page:
                 Look(
                     "Windows and borders",
                     "Windows opened a wall second, and those at whose border the host had work (mappings, evictions, "
-                    "completions). If nearly all have, the window is as long as the device is fast: a larger window_ns "
-                    "runs faster and is coarser.",
+                    "completions). If nearly all have, the window is as long as the device is fast: a larger "
+                    "window_ns runs faster and is coarser.",
                     "ops",
                 ),
                 [
@@ -123,8 +125,8 @@ def page() -> Page:
                 Look(
                     "Guest instructions a wall second",
                     "What Unicorn and its hooks get done, for all vCPUs of a VM: up to some 2,500 MIPS a core in a "
-                    "counting loop, a few hundred in loops that touch memory. Far below: vCPUs wait for each other at "
-                    "borders.",
+                    "counting loop, a few hundred in loops that touch memory. Far below: vCPUs wait for each other "
+                    "at borders.",
                     "ops",
                 ),
                 [Query(q.rate("apf_guest_instructions_total", "cluster, vm"), "{{cluster}} vm {{vm}}")],
@@ -136,8 +138,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Messages by method",
-                    "Messages a wall second, in and out, also of streams that last. The emulator's own streams carry a "
-                    "few thousand a second on two cores; at that rate messages are what limits the pace.",
+                    "Messages a wall second, in and out, also of streams that last. The emulator's own streams carry "
+                    "a few thousand a second on two cores; at that rate messages are what limits the pace.",
                     "mps",
                 ),
                 [
@@ -151,8 +153,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Calls by method and code",
-                    "Calls that ended, a wall second, from outside and between daemons. Streams count when they end, so "
-                    "a healthy run has few. UNAVAILABLE: the run is ending. RESOURCE_EXHAUSTED: a load generator "
+                    "Calls that ended, a wall second, from outside and between daemons. Streams count when they end, "
+                    "so a healthy run has few. UNAVAILABLE: the run is ending. RESOURCE_EXHAUSTED: a load generator "
                     "outruns the guest. INVALID_ARGUMENT, NOT_FOUND: the client's mistake.",
                     "reqps",
                     empty="no calls ended lately",
@@ -166,8 +168,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Run queues",
-                    "Tasks that run or are ready to, by vCPU. Above 1 there is more work than vCPUs; 0 beside others at "
-                    "3 and more for long is a balance the scheduler does not find.",
+                    "Tasks that run or are ready to, by vCPU. Above 1 there is more work than vCPUs; 0 beside others "
+                    "at 3 and more for long is a balance the scheduler does not find.",
                     "short",
                     ((None, "green"), (8, "yellow")),
                 ),
@@ -197,9 +199,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Tasks by state",
-                    "apf_wait: asleep for a page. ready: would run if there were a vCPU. sleep, wait: of their own will. "
-                    "Nearly all in apf_wait is a guest that lives from swap; dead that grows is processes that come and "
-                    "go.",
+                    "apf_wait: asleep for a page. ready: would run if there were a vCPU. sleep, wait: of their own "
+                    "will. Nearly all in apf_wait is a guest that lives from swap; dead that grows is processes that "
+                    "come and go.",
                     "short",
                 ),
                 [Query(f"sum by (cluster, vm, state) (apf_tasks{{{q.VM}}})", "{{cluster}} vm {{vm}} {{state}}")],
@@ -223,8 +225,8 @@ def page() -> Page:
             rows(
                 Look(
                     "Modes",
-                    "The APF mode of each VM: what 'is it paying off?' compares. Two runs of one scenario, one of them "
-                    "in mode off, make that dashboard complete.",
+                    "The APF mode of each VM: what 'is it paying off?' compares. Two runs of one scenario, one of "
+                    "them in mode off, make that dashboard complete.",
                     "none",
                 ),
                 Query(f"max by (cluster, vm, mode) (apf_mode_info{{{q.VM}}})"),

@@ -78,10 +78,11 @@ def page() -> Page:
             single(
                 Look(
                     "Work with APF / without",
-                    "Work a virtual second of VMs with APF, divided by that of VMs in mode off: 2 means that the same "
-                    "host, memory and swap device do twice as much. Only meaningful between runs of one scenario. 1 "
-                    "means nothing waits for swap (APF is not needed) or nothing else is there to run (it cannot help).",
-                    "x",
+                    "Work a virtual second of VMs with APF, divided by that of VMs in mode off: 2 means that the "
+                    "same host, memory and swap device do twice as much. Only meaningful between runs of one "
+                    "scenario. 1 means nothing waits for swap (APF is not needed) or nothing else is there to run (it cannot "
+                    "help).",
+                    "suffix: x",
                     falling(1.0, 1.1),
                     decimals=2,
                     empty=needs_off,
@@ -92,9 +93,9 @@ def page() -> Page:
             single(
                 Look(
                     "vCPU time standing still",
-                    "Share of vCPU time in which a vCPU slept in the host until a page was back. This is what APF can "
-                    "win back: without APF compare it with the ratio on the left; with APF what remains are faults that "
-                    "could not be asynchronous.",
+                    "Share of vCPU time in which a vCPU slept in the host until a page was back. This is what APF "
+                    "can win back: without APF compare it with the ratio on the left; with APF what remains are "
+                    "faults that could not be asynchronous.",
                     "percentunit",
                     rising(0.05, 0.2),
                     maximum=1.0,
@@ -106,8 +107,8 @@ def page() -> Page:
             single(
                 Look(
                     "vCPU time in tasks",
-                    "Share of vCPU time in which tasks of the guest ran. The rest was lost to waiting, to APF itself, to "
-                    "the guest's kernel, or there was nothing to run.",
+                    "Share of vCPU time in which tasks of the guest ran. The rest was lost to waiting, to APF "
+                    "itself, to the guest's kernel, or there was nothing to run.",
                     "percentunit",
                     falling(0.5, 0.8),
                     maximum=1.0,
@@ -119,9 +120,9 @@ def page() -> Page:
             single(
                 Look(
                     "vCPU time APF costs",
-                    "Share of vCPU time spent on APF itself: injecting 'not present' and 'ready', the guest's handlers. "
-                    "APF pays off as long as this is small against what stands still without it; above some per cent "
-                    "the device is so fast that waiting would be cheaper.",
+                    "Share of vCPU time spent on APF itself: injecting 'not present' and 'ready', the guest's "
+                    "handlers. APF pays off as long as this is small against what stands still without it; above "
+                    "some per cent the device is so fast that waiting would be cheaper.",
                     "percentunit",
                     rising(0.02, 0.1),
                     maximum=1.0,
@@ -137,8 +138,8 @@ def page() -> Page:
                 Look(
                     "Work a virtual second",
                     "Instructions retired in counting tasks in one second of the guest's own time, so a slow machine "
-                    "under the emulator does not show. Compare lines of different modes. A run without counting tasks "
-                    "stays at zero: look at accesses instead.",
+                    "under the emulator does not show. Compare lines of different modes. A run without counting "
+                    "tasks stays at zero: look at accesses instead.",
                     "locale",
                 ),
                 [Query(q.with_mode(_WORK, _CHOSEN), _VM)],
@@ -149,7 +150,7 @@ def page() -> Page:
                     "Work with APF / without, lately",
                     "The same ratio as in the first figure, for the last moments: it shows when APF pays off, for "
                     "example only while memory is short. The line at 1 is 'no gain'.",
-                    "x",
+                    "suffix: x",
                     falling(1.0, 1.1),
                     decimals=2,
                     empty=needs_off,
@@ -160,9 +161,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Accesses a virtual second",
-                    "Memory accesses that load generators had performed (apf load, or any client of the API), by what "
-                    "they met: a page that was there (hit), or a fault. Throughput of a closed loop rises with APF "
-                    "because tasks wait, not vCPUs.",
+                    "Memory accesses that load generators had performed (apf load, or any client of the API), by "
+                    "what they met: a page that was there (hit), or a fault. Throughput of a closed loop rises with "
+                    "APF because tasks wait, not vCPUs.",
                     "ops",
                 ),
                 [
@@ -176,9 +177,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Latency of accesses",
-                    "Guest time from an access's arrival to its end, as the guest's users feel it. APF does not make a "
-                    "page come sooner: it lets others go on meanwhile. So the median should fall with APF and the 99th "
-                    "percentile stay near the device's latency; one far above it means queueing.",
+                    "Guest time from an access's arrival to its end, as the guest's users feel it. APF does not make "
+                    "a page come sooner: it lets others go on meanwhile. So the median should fall with APF and the "
+                    "99th percentile stay near the device's latency; one far above it means queueing.",
                     "s",
                     rising(0.01, 0.1),
                 ),
@@ -218,10 +219,10 @@ def page() -> Page:
             graph(
                 Look(
                     "Faults taken synchronously, by reason",
-                    "Faults a virtual second in which the vCPU was not allowed to be told. disabled: the guest has not "
-                    "enabled APF, or its vCPU has interrupts off; in mode off all of them. limit: 64 pages are under "
-                    "way already; a guest with more tasks than that gains nothing from them. kernel: the guest's kernel "
-                    "itself faulted, which cannot sleep.",
+                    "Faults a virtual second in which the vCPU was not allowed to be told. disabled: the guest has "
+                    "not enabled APF, or its vCPU has interrupts off; in mode off all of them. limit: 64 pages are "
+                    "under way already; a guest with more tasks than that gains nothing from them. kernel: the "
+                    "guest's kernel itself faulted, which cannot sleep.",
                     "ops",
                 ),
                 [
@@ -235,8 +236,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Share of waiting faults that are asynchronous",
-                    "Of the faults that need the swap device, those that did not stop their vCPU. Near 100 % with APF; "
-                    "what is missing is in the panel on the left. Always 0 in mode off.",
+                    "Of the faults that need the swap device, those that did not stop their vCPU. Near 100 % with "
+                    "APF; what is missing is in the panel on the left. Always 0 in mode off.",
                     "percentunit",
                     ((None, "blue"), (0.9, "green")),
                     maximum=1.0,

@@ -26,7 +26,7 @@ def rate(counter: str, by: str, where: str = VM) -> str:
 
 def virtual_rate(counter: str, by: str, where: str = VM) -> str:
     """A counter's rate a virtual second; ``by`` must name ``cluster``."""
-    assert by.split(", ")[0] == "cluster", by
+    assert by.split(", ", maxsplit=1)[0] == "cluster", by
     return f"{rate(counter, by, where)} / on (cluster) group_left () {VIRTUAL}"
 
 

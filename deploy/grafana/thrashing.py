@@ -58,9 +58,9 @@ def page() -> Page:
             single(
                 Look(
                     "Pressure: some",
-                    "Share of virtual time in which at least one vCPU waited for memory (PSI 'some' of the VM's group). "
-                    "Asynchronous waits are not in it: they belong to the host's workers, group root. So APF lowers a "
-                    "VM's pressure without moving a page less; do not let it fool an autoscaler.",
+                    "Share of virtual time in which at least one vCPU waited for memory (PSI 'some' of the VM's "
+                    "group). Asynchronous waits are not in it: they belong to the host's workers, group root. So APF "
+                    "lowers a VM's pressure without moving a page less; do not let it fool an autoscaler.",
                     "percentunit",
                     rising(0.1, 0.4),
                     maximum=1.0,
@@ -72,8 +72,8 @@ def page() -> Page:
             single(
                 Look(
                     "Pressure: full",
-                    "Share of virtual time in which all vCPUs of the VM waited at once (PSI 'full'): nothing useful was "
-                    "done. More than some per cent is a VM that needs memory, whatever its mode.",
+                    "Share of virtual time in which all vCPUs of the VM waited at once (PSI 'full'): nothing useful "
+                    "was done. More than some per cent is a VM that needs memory, whatever its mode.",
                     "percentunit",
                     rising(0.02, 0.1),
                     maximum=1.0,
@@ -85,8 +85,8 @@ def page() -> Page:
             single(
                 Look(
                     "Reclaim efficiency",
-                    "Pages stolen of pages scanned. Near 100 %: there are cold pages to take. Below half: most pages are "
-                    "wanted, and looking at them is itself work; the group is too small for its working set.",
+                    "Pages stolen of pages scanned. Near 100 %: there are cold pages to take. Below half: most pages "
+                    "are wanted, and looking at them is itself work; the group is too small for its working set.",
                     "percentunit",
                     falling(0.3, 0.6),
                     maximum=1.0,
@@ -99,8 +99,8 @@ def page() -> Page:
             single(
                 Look(
                     "Guest memory in RAM",
-                    "Resident pages of those the guest has ever used (in RAM, in swap, or between). Low is fine as long "
-                    "as nobody waits: cold memory belongs into swap. Low and pressure high is thrashing.",
+                    "Resident pages of those the guest has ever used (in RAM, in swap, or between). Low is fine as "
+                    "long as nobody waits: cold memory belongs into swap. Low and pressure high is thrashing.",
                     "percentunit",
                     falling(0.1, 0.3),
                     maximum=1.0,
@@ -124,9 +124,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Guest memory by state",
-                    "Where the pages a guest has used are. resident: mapped or mappable at once. swap_cache: in RAM and "
-                    "in swap. writeback: on the way out. reading: on the way in. swapped: only in swap. reading and "
-                    "writeback that stay large beside each other are pages that go round in circles.",
+                    "Where the pages a guest has used are. resident: mapped or mappable at once. swap_cache: in RAM "
+                    "and in swap. writeback: on the way out. reading: on the way in. swapped: only in swap. reading "
+                    "and writeback that stay large beside each other are pages that go round in circles.",
                     "bytes",
                 ),
                 [
@@ -141,8 +141,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Memory group: use of its limit",
-                    "Resident memory of the limit of the VM's group. At 100 % (the line is 95 %) every new page costs "
-                    "another one: that alone is no trouble, it is how overcommitment works.",
+                    "Resident memory of the limit of the VM's group. At 100 % (the line is 95 %) every new page "
+                    "costs another one: that alone is no trouble, it is how overcommitment works.",
                     "percentunit",
                     ((None, "green"), (0.95, "yellow")),
                 ),
@@ -161,8 +161,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Frames and swap slots in use",
-                    "Share of the host's page frames, and of its swap area, that hold something. Frames at 100 % hold up "
-                    "faults until a write is done (reserve_frames is too small); slots at 100 % is the end of swapping.",
+                    "Share of the host's page frames, and of its swap area, that hold something. Frames at 100 % "
+                    "hold up faults until a write is done (reserve_frames is too small); slots at 100 % is the end of "
+                    "swapping.",
                     "percentunit",
                     rising(0.9, 0.99),
                     maximum=1.0,
@@ -186,8 +187,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Pages scanned and stolen",
-                    "Direct reclaim of each VM's group, a virtual second. The distance between the two lines is work for "
-                    "nothing: pages that were looked at and turned out to be in use.",
+                    "Direct reclaim of each VM's group, a virtual second. The distance between the two lines is work "
+                    "for nothing: pages that were looked at and turned out to be in use.",
                     "ops",
                 ),
                 [
@@ -210,9 +211,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Second chances",
-                    "Pages that were saved at the last moment, a virtual second: found in the swap cache before their "
-                    "frame was given away, or wanted while they were being evicted. Many are the mildest sign of a "
-                    "group that is too small: each is a read that was just avoided.",
+                    "Pages that were saved at the last moment, a virtual second: found in the swap cache before "
+                    "their frame was given away, or wanted while they were being evicted. Many are the mildest sign "
+                    "of a group that is too small: each is a read that was just avoided.",
                     "ops",
                 ),
                 _host("swap_cache_hit", "eviction_cancelled", "pgactivate"),
@@ -221,8 +222,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Stalled allocations and clean drops",
-                    "allocstall: reclaim done by the one who faulted, so faults get longer. swap_dropped_clean: pages "
-                    "dropped without a write, since their copy in swap was still good; the more, the cheaper eviction is.",
+                    "allocstall: reclaim done by the one who faulted, so faults get longer. swap_dropped_clean: "
+                    "pages dropped without a write, since their copy in swap was still good; the more, the cheaper eviction "
+                    "is.",
                     "ops",
                 ),
                 _host("allocstall", "swap_dropped_clean"),
@@ -234,9 +236,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Swap I/O",
-                    "Reads and writes a virtual second, by how they ended. Compare with what the device can do: an hdd "
-                    "some 100 a second, a SATA SSD some 10,000, NVMe some 100,000. Reads near that limit mean that "
-                    "latency is queueing, and more memory is cheaper than more tasks.",
+                    "Reads and writes a virtual second, by how they ended. Compare with what the device can do: an "
+                    "hdd some 100 a second, a SATA SSD some 10,000, NVMe some 100,000. Reads near that limit mean "
+                    "that latency is queueing, and more memory is cheaper than more tasks.",
                     "iops",
                 ),
                 [
@@ -250,8 +252,8 @@ def page() -> Page:
             graph(
                 Look(
                     "Latency of the device",
-                    "Guest time in queue and service. p99 far above p50 under load is a queue; writes that get slow make "
-                    "frames scarce, and then reads slow, too.",
+                    "Guest time in queue and service. p99 far above p50 under load is a queue; writes that get slow "
+                    "make frames scarce, and then reads slow, too.",
                     "s",
                     rising(0.01, 0.1),
                 ),
@@ -268,9 +270,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Pressure",
-                    "Share of virtual time in which some, or all, of a VM's vCPUs waited for memory; root is the host's "
-                    "fault-in workers, who wait for asynchronous faults. With APF waiting moves from the VM to root: "
-                    "the sum of both is what the workload misses in memory.",
+                    "Share of virtual time in which some, or all, of a VM's vCPUs waited for memory; root is the "
+                    "host's fault-in workers, who wait for asynchronous faults. With APF waiting moves from the VM "
+                    "to root: the sum of both is what the workload misses in memory.",
                     "percentunit",
                     rising(0.1, 0.4),
                     maximum=1.0,
