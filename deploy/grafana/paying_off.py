@@ -80,8 +80,8 @@ def page() -> Page:
                     "Work with APF / without",
                     "Work a virtual second of VMs with APF, divided by that of VMs in mode off: 2 means that the "
                     "same host, memory and swap device do twice as much. Only meaningful between runs of one "
-                    "scenario. 1 means nothing waits for swap (APF is not needed) or nothing else is there to run (it cannot "
-                    "help).",
+                    "scenario. 1 means nothing waits for swap (APF is not needed) or nothing else is there to run (it "
+                    "cannot help).",
                     "suffix: x",
                     falling(1.0, 1.1),
                     decimals=2,

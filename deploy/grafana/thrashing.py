@@ -223,8 +223,8 @@ def page() -> Page:
                 Look(
                     "Stalled allocations and clean drops",
                     "allocstall: reclaim done by the one who faulted, so faults get longer. swap_dropped_clean: "
-                    "pages dropped without a write, since their copy in swap was still good; the more, the cheaper eviction "
-                    "is.",
+                    "pages dropped without a write, since their copy in swap was still good; the more, the cheaper "
+                    "eviction is.",
                     "ops",
                 ),
                 _host("allocstall", "swap_dropped_clean"),
