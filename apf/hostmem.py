@@ -40,8 +40,9 @@ class Geometry:
     guest_pages: tuple[int, ...]
 
     @classmethod
-    def of(cls, scenario: Scenario, vms: int = 1) -> Geometry:
-        """The geometry of a host with ``vms`` VMs of the scenario's kind."""
+    def of(cls, scenario: Scenario) -> Geometry:
+        """The geometry of the scenario's host."""
+        vms = scenario.host.vms
         frames = vms * (scenario.vm.group_memory // PAGE_SIZE) + scenario.host.reserve_frames
         return cls(frames, (scenario.vm.guest_memory // PAGE_SIZE,) * vms)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from apf import process
-from apf.process import EXIT_BAD_INPUT
+from apf.process import EXIT_BAD_INPUT, Failure
 from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError, load
 
@@ -33,6 +33,21 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     options.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return options
+
+
+def vm_option(options: argparse.ArgumentParser) -> None:
+    """The option of the daemons of one VM."""
+    options.add_argument(
+        "--vm", type=int, default=0, metavar="N", help="index of the VM on its host, from 0 (default: 0)"
+    )
+
+
+def vm_of(arguments: argparse.Namespace, scenario: Scenario) -> int:
+    """The VM that was asked for. Raises Failure if the scenario's host has none of that index."""
+    vm: int = arguments.vm
+    if not 0 <= vm < scenario.host.vms:
+        raise Failure(f"--vm = {vm}: host.vms is {scenario.host.vms}, so 0 to {scenario.host.vms - 1}")
+    return vm
 
 
 def run(name: str, arguments: argparse.Namespace, target: Callable[[Scenario, RunDir], None]) -> None:

@@ -182,8 +182,10 @@ class Swap(_Model):
 
 
 class Host(_Model):
-    """The host: frames beyond the group's limit (for pages between two owners), and patience with peers."""
+    """The host: its VMs, frames beyond the groups' limits (for pages between two owners), and patience with peers."""
 
+    # VMs of the scenario's kind, each with guests and a memory group of its own, on this host's memory and swap device.
+    vms: Annotated[int, Field(ge=1, le=16)] = 1
     reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
     # Wall seconds without any progress of virtual time after which a process gives up on its peers.
     patience_s: Annotated[int, Field(ge=1, le=3600)] = 120

@@ -150,7 +150,9 @@ def run(
 
 @app.command()
 def replay(
-    log: Annotated[Path, typer.Argument(metavar="FILE", help="A log of arrivals, as apf up --record leaves it.")],
+    logs: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Logs of arrivals, as apf up --record leaves them.")
+    ],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
     journal: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
@@ -163,7 +165,7 @@ def replay(
     with ExitStack() as stack:
         try:
             outputs = [stack.enter_context(path.open("w")) if path else None for path in (json_file, journal)]
-            result, recorded, repeated = replaying.run(log, journal=outputs[1])
+            result, digests = replaying.run(logs, journal=outputs[1])
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
         except ScenarioError as error:
@@ -176,12 +178,13 @@ def replay(
         if outputs[0] is not None:
             json.dump(result.document(), outputs[0], indent=2)
             outputs[0].write("\n")
-    if recorded is None:
-        print("the recorded run was cut short; there is nothing to compare with")
-    elif recorded != repeated:
-        _fail(f"the guest's digest is {repeated}, but {recorded} was recorded", EXIT_FAILED)
-    else:
-        print(f"the guest's digest is the recorded one: {recorded}")
+    for log, (recorded, repeated) in zip(logs, digests, strict=True):
+        if recorded is None:
+            print(f"{log}: the recorded run was cut short; there is nothing to compare with")
+        elif recorded != repeated:
+            _fail(f"{log}: the guest's digest is {repeated}, but {recorded} was recorded", EXIT_FAILED)
+        else:
+            print(f"{log}: the guest's digest is the recorded one: {recorded}")
 
 
 @dataclass(frozen=True, slots=True)

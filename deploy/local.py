@@ -73,12 +73,15 @@ class LocalCluster:
         self._began_s = time.monotonic()
         self.processes: list[ForkProcess] = []
         self._clock: ClockPage | None = None
-        self._stats: VcpuStats | None = None
+        self._stats: list[VcpuStats] | None = None
 
     def __enter__(self) -> LocalCluster:
         try:
-            for name, target in (("hostd", _hostd), ("guest-0", _guestsched), ("vcpud-0", _vcpud)):
-                args = (self.scenario, self.run, self._journals, self._api)
+            daemons: list[tuple[str, Callable[..., None], int]] = [("hostd", _hostd, 0)]
+            for vm in range(self.scenario.host.vms):
+                daemons += [(f"guest-{vm}", _guestsched, vm), (f"vcpud-{vm}", _vcpud, vm)]
+            for name, target, vm in daemons:
+                args = (self.scenario, self.run, vm, self._journals, self._api)
                 self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
         except BaseException:
             self.close()
@@ -119,16 +122,18 @@ class LocalCluster:
         if self._clock is None or self._stats is None:
             return None
         stats = self._stats
-        faults = sum(stats.total(f"faults_{kind}") for kind in ("minor", "major", "async"))
+        faults = sum(each.total(f"faults_{kind}") for each in stats for kind in ("minor", "major", "async"))
+        counting_ns = sum(each.total("counting_ns") for each in stats)
         now_ns = min(self._clock.virtual_ns(), self.scenario.end_ns)
-        return Snapshot(now_ns, stats.total("counting_ns"), faults, stats.total("messages"))
+        return Snapshot(now_ns, counting_ns, faults, sum(each.total("messages") for each in stats))
 
     def _attach(self) -> None:
         try:
             if self._clock is None:
                 self._clock = ClockPage.attach(self.run.clock)
             if self._stats is None:
-                self._stats = VcpuStats.attach(self.run.vcpu_stats(0), self.scenario.vm.vcpus)
+                vms, vcpus = range(self.scenario.host.vms), self.scenario.vm.vcpus
+                self._stats = [VcpuStats.attach(self.run.vcpu_stats(vm), vcpus) for vm in vms]
         except (FileNotFoundError, ValueError):
             return
 
@@ -154,11 +159,12 @@ class LocalCluster:
         return f": {report['why']}" if report else ""
 
     def _result(self, wall_seconds: float) -> RunResult:
-        host, guest = self._read("hostd"), self._read("guest-0")
-        vcpus = [self._read(f"vcpu-0-{index}") for index in range(self.scenario.vm.vcpus)]
-        messages = _messages(host, guest, vcpus)
+        vms = range(self.scenario.host.vms)
+        host, guests = self._read("hostd"), [self._read(f"guest-{vm}") for vm in vms]
+        vcpus = [self._read(f"vcpu-{vm}-{index}") for vm in vms for index in range(self.scenario.vm.vcpus)]
+        messages = _messages(host, guests, vcpus)
         return RunResult.of(
-            self.scenario, window_ns(self.scenario), host["windows"], host, guest, vcpus, wall_seconds, messages
+            self.scenario, window_ns(self.scenario), host["windows"], host, guests, vcpus, wall_seconds, messages
         )
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -167,52 +173,63 @@ class LocalCluster:
             raise Failure(f"{name} ended without a report")
         return report
 
-    def api_address(self) -> str | None:
-        """Where the API listens; None: nowhere, or not yet."""
-        report = self.run.read_report("api-guest-0")
+    def api_address(self, vm: int = 0) -> str | None:
+        """Where the API of a VM listens; None: nowhere, or not yet."""
+        report = self.run.read_report(f"api-guest-{vm}")
         return None if report is None else str(report["address"])
 
-    def arrivals(self) -> Path:
-        """What has come from outside so far (``guestsched.arrival_log``); removed with the cluster."""
-        return self.run.arrivals(0)
+    def arrivals(self, vm: int = 0) -> Path:
+        """What has come to a VM from outside so far (``guestsched.arrival_log``); removed with the cluster."""
+        return self.run.arrivals(vm)
 
     def journals(self) -> dict[str, Path]:
         """Journal files by core name."""
         return {path.stem: path for path in sorted(self.run.files.glob("*.journal"))}
 
 
-def _messages(host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def _messages(
+    host: dict[str, Any], guests: list[dict[str, Any]], vcpus: list[dict[str, Any]]
+) -> dict[str, dict[str, int]]:
     """Messages by kind and direction, as counted by the vCPUs and by the servers. Raises Failure if they differ."""
     sent: dict[str, int] = {}
     for vcpu in vcpus:
         for key, count in vcpu["messages"].items():
             sent[key] = sent.get(key, 0) + count
-    taken = {}
-    for server, report in (("host", host), ("guest", guest)):
+    taken: dict[str, int] = {}
+    for server, report in (("host", host), *(("guest", guest) for guest in guests)):
         for key, count in report["messages"].items():
             direction, kind = key.split(".", 1)
-            taken[f"{server}.{'out' if direction == 'in' else 'in'}.{kind}"] = count
+            sent_as = f"{server}.{'out' if direction == 'in' else 'in'}.{kind}"
+            taken[sent_as] = taken.get(sent_as, 0) + count
     if sent != taken:
         raise Failure(f"messages got lost: vCPUs counted {sent}, servers {taken}")
     return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
 
 
-def _hostd(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
+def _hostd(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None) -> None:
     from hostd.daemon import HostdConfig, main
 
     main(HostdConfig(scenario, run, (run.host_address,), journals))
 
 
-def _guestsched(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
+def _guestsched(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None) -> None:
     from guestsched.daemon import GuestschedConfig, main
 
-    main(GuestschedConfig(scenario, run, 0, 0, run.host_address, (run.guest_address(0),), journals, api))
+    main(GuestschedConfig(scenario, run, vm, run.host_address, (run.guest_address(vm),), journals, _api_of(api, vm)))
 
 
-def _vcpud(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
+def _api_of(api: str | None, vm: int) -> str | None:
+    """The first VM's API listens where it is asked to, the others' at the ports behind; port 0 is any for each."""
+    if api is None or not vm:
+        return api
+    host, _, port = api.rpartition(":")
+    return f"{host}:{int(port) + vm if int(port) else 0}"
+
+
+def _vcpud(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None) -> None:
     from vcpud.daemon import VcpudConfig, main
 
-    main(VcpudConfig(scenario, run, 0, 0, run.host_address, run.guest_address(0), journals))
+    main(VcpudConfig(scenario, run, vm, run.host_address, run.guest_address(vm), journals))
 
 
 def processes_of(cluster: LocalCluster) -> list[int]:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from apf.scenario import ScenarioError
 from deploy import journals
 from deploy.result import RunResult
 from deploy.twin import Twin
 from guestsched import arrival_log
 
 
-def run(path: Path, journal: TextIO | None = None) -> tuple[RunResult, str | None, str]:
-    """Repeat the run that ``path`` was recorded of: its result, the guest's digest then (None: not known), and now.
+def run(paths: Sequence[Path], journal: TextIO | None = None) -> tuple[RunResult, list[tuple[str | None, str]]]:
+    """Repeat the run that ``paths`` were recorded of, one log for each VM that has an API.
 
-    Raises ScenarioError for a file that is no such log, Failure if the log ends before its run did.
+    Its result, and for each log the guest's digest as recorded (None: not known) and now. Raises ScenarioError for a
+    file that is no such log, or of another run; Failure if the logs end before their run did.
     """
-    scenario, arrivals, recorded = arrival_log.read(path)
+    logs = [arrival_log.read(path) for path in paths]
+    scenario = logs[0].scenario
+    for path, log in zip(paths, logs, strict=True):
+        if log.scenario.fingerprint() != scenario.fingerprint() or [other.vm for other in logs].count(log.vm) > 1:
+            raise ScenarioError(f"{path}: of another run than {paths[0]}, or of the same VM as another log")
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
         twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if journal is not None else None)
         try:
-            twin.arrivals = arrivals
+            for log in logs:
+                twin.arrivals[log.vm] = log.arrivals
             twin.start()
             while twin.run_window():
                 pass
@@ -33,4 +41,4 @@ def run(path: Path, journal: TextIO | None = None) -> tuple[RunResult, str | Non
         if journal is not None:
             cores = {file.stem: file for file in Path(scratch).glob("*.journal")}
             journals.merge(scenario.apf[0], cores, journal)
-        return result, recorded, twin.guest_journal.digest()
+        return result, [(log.digest, twin.guests[log.vm].core_digest()) for log in logs]

@@ -96,8 +96,10 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
             try:
                 document = bench.document(order.scenario, [cluster.wait()])
             finally:
-                if order.arrivals is not None and cluster.arrivals().exists():
-                    shutil.copyfile(cluster.arrivals(), order.arrivals)
+                for vm in range(order.scenario.host.vms if order.arrivals is not None else 0):
+                    if order.arrivals is not None and cluster.arrivals(vm).exists():
+                        target = order.arrivals.with_name(f"{order.arrivals.name}.{vm}") if vm else order.arrivals
+                        shutil.copyfile(cluster.arrivals(vm), target)
         Path(record.result).write_text(json.dumps(document, indent=2) + "\n")
         code = 0
     except Failure as failure:

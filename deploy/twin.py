@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -55,7 +56,10 @@ class _Posts:
 
 
 class Twin:
-    """One VM on one host, stepped by hand: ``load``, then ``run_window`` until it returns False."""
+    """A host with its VMs, stepped by hand: ``start``, then ``run_window`` until it returns False.
+
+    Participants are numbered as on the clock page: vCPU v of VM m is m * vcpus + v. ``guest`` is the first VM's.
+    """
 
     def __init__(self, scenario: Scenario, swap_path: Path, journals: Path | None = None) -> None:
         self.scenario = scenario
@@ -64,25 +68,39 @@ class Twin:
         self._sinks: list[TextIO] = []
         self._journals = journals
         self.host_journal = self._journal("host")
-        self.guest_journal = self._journal("guest-0")
+        vms, self._vcpus = range(scenario.host.vms), scenario.vm.vcpus
+        self._guest_journals = [self._journal(f"guest-{vm}") for vm in vms]
         self.swap = SwapFile(swap_path)
-        self.host = HostShell(host_core(scenario, 1, self.host_journal), self.memory, self.swap)
+        self.host = HostShell(host_core(scenario, self.host_journal), self.memory, self.swap)
         self.border_ns = 0
-        self.arrivals: deque[tuple[int, tuple[Arrival, ...]]] = deque()
-        """What is to arrive from outside, and when, in order (see ``deploy.replay``)."""
-        self._posts = [_Posts() for _ in range(scenario.vm.vcpus)]
+        self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in vms]
+        """What is to arrive at each VM from outside, and when, in order (see ``deploy.replay``)."""
+        self._posts = [_Posts() for _ in range(len(vms) * self._vcpus)]
         self.answers: list[Answer] = []
-        self.guest = GuestShell(scenario, self.guest_journal, self._post, self.answers.append)
-        self.host.load(0, self.guest.core.segments())
-        self.machines = [
-            vcpu_machine(
-                *(scenario, 0, vcpu, self.memory, self._journal(f"vcpu-0-{vcpu}"), None, vcpu),
-                self._posts[vcpu].take,
-            )
-            for vcpu in range(scenario.vm.vcpus)
+        self.guests = [
+            GuestShell(scenario, self._guest_journals[vm], partial(self._post, vm), self.answers.append, vm)
+            for vm in vms
         ]
+        for vm in vms:
+            self.host.load(vm, self.guests[vm].core.segments())
+        self.machines = [self._machine(vm, vcpu) for vm in vms for vcpu in range(self._vcpus)]
         self.windows = 0
         self._needs: list[Need] = []
+
+    def _machine(self, vm: int, vcpu: int) -> Machine:
+        participant = vm * self._vcpus + vcpu
+        journal, posts = self._journal(f"vcpu-{vm}-{vcpu}"), self._posts[participant]
+        return vcpu_machine(self.scenario, vm, vcpu, self.memory, journal, None, participant, posts.take)
+
+    @property
+    def guest(self) -> GuestShell:
+        """The guest kernel of the first VM."""
+        return self.guests[0]
+
+    @property
+    def guest_journal(self) -> Journal:
+        """Its journal."""
+        return self._guest_journals[0]
 
     def start(self) -> None:
         """Boot every vCPU."""
@@ -122,16 +140,18 @@ class Twin:
         """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
         while True:
             earliest_ns = min(self._bound_ns(vcpu) for vcpu in range(len(self._needs)))
-            if not self.arrivals:
+            waiting = [vm for vm, arrivals in enumerate(self.arrivals) if arrivals]
+            if not waiting:
                 return earliest_ns
-            at_ns, arrivals = self.arrivals[0]
+            vm = min(waiting, key=lambda vm: self.arrivals[vm][0][0])
+            at_ns, arrivals = self.arrivals[vm][0]
             if earliest_ns < FOREVER_NS and at_ns > earliest_ns // self.window_ns * self.window_ns:
                 return earliest_ns
-            self.arrivals.popleft()
-            self.guest.arrive(arrivals, at_ns)
+            self.arrivals[vm].popleft()
+            self.guests[vm].arrive(arrivals, at_ns)
 
-    def _post(self, vcpu: int, at_ns: int | None) -> None:
-        self._posts[vcpu].post(self.border_ns if at_ns is None else at_ns)
+    def _post(self, vm: int, vcpu: int, at_ns: int | None) -> None:
+        self._posts[vm * self._vcpus + vcpu].post(self.border_ns if at_ns is None else at_ns)
 
     def _earliest_request(self) -> int | None:
         best: int | None = None
@@ -141,13 +161,14 @@ class Twin:
                 best = vcpu
         return best
 
-    def _answer(self, vcpu: int, need: Need, machine: Machine) -> None:
+    def _answer(self, participant: int, need: Need, machine: Machine) -> None:
         request = need.request
+        vm, vcpu = divmod(participant, self._vcpus)
         if isinstance(request, TrapRaised):
-            machine.guest_replied(self.guest.take(vcpu, request, need.time_ns))
+            machine.guest_replied(self.guests[vm].take(vcpu, request, need.time_ns))
         else:
             assert isinstance(request, FaultRaised | PrefaultRaised)
-            machine.host_replied(self.host.take(0, vcpu, request, need.time_ns))
+            machine.host_replied(self.host.take(vm, vcpu, request, need.time_ns))
 
     def snapshot(self, now_ns: int) -> Snapshot:
         """How far the run is."""
@@ -162,7 +183,8 @@ class Twin:
     def check(self) -> None:
         """Assert every invariant of every core."""
         self.host.core.check()
-        self.guest.core.check()
+        for guest in self.guests:
+            guest.core.check()
         for machine in self.machines:
             machine.core.check()
 
@@ -172,10 +194,13 @@ class Twin:
         for machine in self.machines:
             machine.core.finish()
             vcpus.append({"digest": machine.core.journal.digest(), **vcpu_report(machine)})
-        guest = {**guest_report(self.guest), "digest": self.guest_journal.digest()}
+        guests = [
+            {**guest_report(guest), "digest": journal.digest()}
+            for guest, journal in zip(self.guests, self._guest_journals, strict=True)
+        ]
         self.host.core.finish(self.scenario.duration_ns or self.border_ns)
         host = {**host_report(self.host), "digest": self.host_journal.digest()}
-        return RunResult.of(self.scenario, self.window_ns, self.windows, host, guest, vcpus, wall_seconds)
+        return RunResult.of(self.scenario, self.window_ns, self.windows, host, guests, vcpus, wall_seconds)
 
     def close(self) -> None:
         """Free engines, files and memory."""

@@ -14,6 +14,10 @@ def main() -> None:
     options.add_argument(
         "--listen", action="append", metavar="ADDRESS", help="gRPC address: unix:PATH or HOST:PORT (repeatable)"
     )
+    options.add_argument(
+        "--api", metavar="ADDRESS", help="where the API for load generators listens: HOST:PORT or unix:PATH"
+    )
+    launch.vm_option(options)
     arguments = options.parse_args()
 
     def serve(scenario: Scenario, run: RunDir) -> None:
@@ -21,8 +25,10 @@ def main() -> None:
         from guestsched.daemon import main as daemon
 
         host = arguments.host or run.host_address
-        listen = tuple(arguments.listen or (run.guest_address(0),))
-        daemon(GuestschedConfig(scenario, run, 0, 0, host, listen, arguments.journal, metrics=arguments.metrics))
+        vm = launch.vm_of(arguments, scenario)
+        listen = tuple(arguments.listen or (run.guest_address(vm),))
+        log, metrics = arguments.journal, arguments.metrics
+        daemon(GuestschedConfig(scenario, run, vm, host, listen, log, arguments.api, metrics))
 
     launch.run("guestsched", arguments, serve)
 

@@ -50,6 +50,7 @@ from guestsched.core.arrivals import (
 )
 from guestsched.core.process import Process
 from guestsched.core.task import AccessList, TaskState, TraceAccess
+from guestsched.plan import vm_seed
 from guestsched.shell import GuestShell
 from guestsched.spawn import SpawnWish
 
@@ -348,7 +349,8 @@ class LoadApi(LoadServiceServicer):
         }
         try:
             wish = SpawnWish.of(fields)
-            plan = await asyncio.to_thread(wish.plan, self._scenario.seed, self._scenario.vm.vcpus)
+            seed = vm_seed(self._scenario.seed, self._vm)
+            plan = await asyncio.to_thread(wish.plan, seed, self._scenario.vm.vcpus)
         except ScenarioError as error:
             await _abort(context, _Error(Code.INVALID_ARGUMENT, str(error)))
         ticket = self._ticket()

@@ -3,7 +3,7 @@
 A JSON document a line: first the scenario, then every group of arrivals with the time it was granted, then, if the run
 came to its end, the digest of the guest's journal.
 
-    {"scenario": {...}}
+    {"scenario": {...}, "vm": 0}
     {"at_ns": 40000, "arrivals": [["access", 1, 1, 4096, 1, false], ...]}
     {"digest": "..."}
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, assert_never
 
@@ -27,6 +28,7 @@ from guestsched.core.arrivals import (
     SpawnArrived,
 )
 from guestsched.core.task import AccessList, TraceAccess
+from guestsched.plan import vm_seed
 from guestsched.spawn import SpawnWish
 
 Arrivals = deque[tuple[int, tuple[Arrival, ...]]]
@@ -35,9 +37,9 @@ Arrivals = deque[tuple[int, tuple[Arrival, ...]]]
 class ArrivalLog:
     """Writes the log. ``wishes``: what the plans of SpawnArrived were made from, by ticket."""
 
-    def __init__(self, sink: TextIO, scenario: Scenario) -> None:
+    def __init__(self, sink: TextIO, scenario: Scenario, vm: int) -> None:
         self._sink = sink
-        self._write({"scenario": scenario.model_dump(mode="json")})
+        self._write({"scenario": scenario.model_dump(mode="json"), "vm": vm})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._sink.write(json.dumps(line, separators=(",", ":")) + "\n")
@@ -72,9 +74,20 @@ def _out(arrival: Arrival, wishes: dict[int, SpawnWish]) -> list[Any]:
             assert_never(arrival)
 
 
-def read(path: Path) -> tuple[Scenario, Arrivals, str | None]:
-    """The scenario, the arrivals and the guest's digest (None: the run was cut short). Raises ScenarioError."""
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A log that was read. ``digest``: of the guest's journal, None if the run was cut short."""
+
+    scenario: Scenario
+    vm: int
+    arrivals: Arrivals
+    digest: str | None
+
+
+def read(path: Path) -> Recorded:
+    """Read a log. Raises ScenarioError."""
     scenario: Scenario | None = None
+    vm = 0
     arrivals: Arrivals = deque()
     digest = None
     try:
@@ -83,12 +96,12 @@ def read(path: Path) -> tuple[Scenario, Arrivals, str | None]:
                 try:
                     line = json.loads(text)
                     if "scenario" in line:
-                        scenario = Scenario.model_validate(line["scenario"])
+                        scenario, vm = Scenario.model_validate(line["scenario"]), int(line["vm"])
                     elif "digest" in line:
                         digest = str(line["digest"])
                     else:
                         assert scenario is not None
-                        group = tuple(_in(fields, scenario) for fields in line["arrivals"])
+                        group = tuple(_in(fields, scenario, vm) for fields in line["arrivals"])
                         arrivals.append((int(line["at_ns"]), group))
                 except (ValueError, KeyError, TypeError, AssertionError) as error:
                     raise ScenarioError(f"{path}: line {number}: not of a log of arrivals: {error}") from error
@@ -96,10 +109,10 @@ def read(path: Path) -> tuple[Scenario, Arrivals, str | None]:
         raise ScenarioError(f"{path}: {error.strerror}") from error
     if scenario is None:
         raise ScenarioError(f"{path}: not a log of arrivals: its first line names no scenario")
-    return scenario, arrivals, digest
+    return Recorded(scenario, vm, arrivals, digest)
 
 
-def _in(fields: list[Any], scenario: Scenario) -> Arrival:
+def _in(fields: list[Any], scenario: Scenario, vm: int) -> Arrival:
     match fields:
         case ["access", ticket, process, offset, words, write]:
             return AccessArrived(ticket, process, offset, words, write)
@@ -110,7 +123,7 @@ def _in(fields: list[Any], scenario: Scenario) -> Arrival:
             return ReplayArrived(ticket, process, AccessList(accesses))
         case ["spawn", ticket, wish]:
             made = SpawnWish.model_validate_json(json.dumps(wish))
-            return SpawnArrived(ticket, made.plan(scenario.seed, scenario.vm.vcpus))
+            return SpawnArrived(ticket, made.plan(vm_seed(scenario.seed, vm), scenario.vm.vcpus))
         case ["kill", ticket, process, task]:
             return KillArrived(ticket, process, task)
         case ["shutdown"]:

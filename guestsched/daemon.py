@@ -36,18 +36,22 @@ _STOP_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class GuestschedConfig:
-    """VM ``vm`` of a host. ``first_participant`` is the slot of its vCPU 0 on the host's clock page."""
+    """VM ``vm`` of a host."""
 
     scenario: Scenario
     run: RunDir
     vm: int
-    first_participant: int
     host_address: str
     listen: tuple[str, ...]
     journal: bool = False
     api: str | None = None
     """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
     metrics: str = metrics.ANYWHERE
+
+    @property
+    def first_participant(self) -> int:
+        """The slot of its vCPU 0 on the host's clock page."""
+        return self.vm * self.scenario.vm.vcpus
 
     @property
     def name(self) -> str:
@@ -98,9 +102,9 @@ async def _serve(config: GuestschedConfig) -> None:
 
     api = None
     if config.api is not None:
-        log = ArrivalLog(run.arrivals(config.vm).open("w"), scenario)
+        log = ArrivalLog(run.arrivals(config.vm).open("w"), scenario, config.vm)
         api = LoadApi(scenario, run, config.vm, turns, log)
-    shell = GuestShell(scenario, Journal(sink), post, api.answered if api else None)
+    shell = GuestShell(scenario, Journal(sink), post, api.answered if api else None, config.vm)
     await _load(config, shell.core.segments())
     clock = ClockPage.attach(run.clock)
     vcpus = range(scenario.vm.vcpus)

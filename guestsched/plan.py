@@ -75,8 +75,13 @@ class Wanted:
         return isinstance(self.program, BuiltIn) and self.program.stamps
 
 
+def vm_seed(seed: int, vm: int) -> int:
+    """What VM ``vm`` of a host draws its chances from: no two do the same; the first goes by the scenario's seed."""
+    return stream_key(seed, f"vm.{vm}") >> 1 if vm else seed
+
+
 def plans(scenario: Scenario) -> tuple[ProcessPlan, ...]:
-    """The processes of a scenario at boot. Raises ScenarioError."""
+    """The processes of a VM at boot. Raises ScenarioError."""
     if not scenario.process:
         return (_bench(scenario),)
     made = []

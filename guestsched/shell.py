@@ -32,13 +32,14 @@ class GuestShell:
         journal: Journal,
         post: Callable[[int, int | None], None],
         answered: Callable[[Answer], None] | None = None,
+        vm: int = 0,
     ) -> None:
         self._vcpus = scenario.vm.vcpus
         self._journal = journal
         self._post = post
         self._answered = answered
         self._stopped = 0
-        self.core: GuestCore = guest_core(scenario, journal)
+        self.core: GuestCore = guest_core(scenario, journal, vm)
         self.told: list[str] = []
         self._untold = 0
         # Counted for whoever watches: accesses from outside by what they met (None: a hit), replays' included.

@@ -9,15 +9,15 @@ from hostd.core.config import HostConfig
 from hostd.core.host import HostCore
 
 
-def host_core(scenario: Scenario, vms: int, journal: Journal) -> HostCore:
-    """The core of a host with ``vms`` VMs of the scenario's kind."""
-    return HostCore(_config(scenario, vms), journal)
+def host_core(scenario: Scenario, journal: Journal) -> HostCore:
+    """The core of the scenario's host."""
+    return HostCore(_config(scenario), journal)
 
 
 def window_ns(scenario: Scenario) -> int:
     """Length of the host's windows."""
-    return _config(scenario, 1).window_ns
+    return _config(scenario).window_ns
 
 
-def _config(scenario: Scenario, vms: int) -> HostConfig:
-    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), vms)
+def _config(scenario: Scenario) -> HostConfig:
+    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), scenario.host.vms)

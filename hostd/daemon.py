@@ -44,14 +44,18 @@ _SWITCH_S = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class HostdConfig:
-    """One host with ``vms`` VMs of the scenario's kind, answering at the gRPC addresses ``listen``."""
+    """The scenario's host, answering at the gRPC addresses ``listen``."""
 
     scenario: Scenario
     run: RunDir
     listen: tuple[str, ...]
     journal: bool = False
-    vms: int = 1
     metrics: str = metrics.ANYWHERE
+
+    @property
+    def vms(self) -> int:
+        """How many VMs it has."""
+        return self.scenario.host.vms
 
 
 class HostService(HostServiceServicer):
@@ -63,7 +67,7 @@ class HostService(HostServiceServicer):
         self._shell = shell
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
-        self._load_lock = asyncio.Lock()
+        self._loading = asyncio.Condition()
         self._loaded: set[int] = set()
         self.all_loaded = threading.Event()
 
@@ -79,11 +83,11 @@ class HostService(HostServiceServicer):
         request: host_pb2.LoadVmRequest,
         context: grpc.aio.ServicerContext[host_pb2.LoadVmRequest, host_pb2.LoadVmResponse],
     ) -> host_pb2.LoadVmResponse:
-        async with self._load_lock:
-            if request.vm >= self._config.vms:
-                await context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}"
-                )
+        if request.vm >= self._config.vms:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}")
+        async with self._loading:
+            # One VM after the other, whichever comes first: who gets which frame is part of the run.
+            await self._loading.wait_for(lambda: len(self._loaded) >= request.vm)
             if request.vm in self._loaded:
                 await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
             try:
@@ -92,6 +96,7 @@ class HostService(HostServiceServicer):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             await asyncio.to_thread(self._shell.load, request.vm, tuple(segments))
             self._loaded.add(request.vm)
+            self._loading.notify_all()
             if len(self._loaded) == self._config.vms:
                 self.all_loaded.set()
         core = self._shell.core
@@ -120,10 +125,10 @@ def main(config: HostdConfig) -> None:
 async def _serve(config: HostdConfig) -> None:
     scenario, run = config.scenario, config.run
     vcpus = scenario.vm.vcpus
-    memory = HostMemory.create(Geometry.of(scenario, config.vms), run.host_memory)
+    memory = HostMemory.create(Geometry.of(scenario), run.host_memory)
     clock = ClockPage.create(run.clock, config.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
-    shell = HostShell(host_core(scenario, config.vms, Journal(sink)), memory, SwapFile(run.swap))
+    shell = HostShell(host_core(scenario, Journal(sink)), memory, SwapFile(run.swap))
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     turns.open(clock, {(vm, vcpu): vm * vcpus + vcpu for vm in range(config.vms) for vcpu in range(vcpus)})
     service = HostService(config, turns, shell, clock)

@@ -12,14 +12,16 @@ def main() -> None:
     options = launch.parser("vcpud", "The vCPUs of one VM: a worker process each.")
     options.add_argument("--host", metavar="ADDRESS", help="gRPC address of hostd")
     options.add_argument("--guest", metavar="ADDRESS", help="gRPC address of guestsched")
+    launch.vm_option(options)
     arguments = options.parse_args()
 
     def serve(scenario: Scenario, run: RunDir) -> None:
         from vcpud.daemon import VcpudConfig
         from vcpud.daemon import main as daemon
 
-        host, guest = arguments.host or run.host_address, arguments.guest or run.guest_address(0)
-        daemon(VcpudConfig(scenario, run, 0, 0, host, guest, arguments.journal, metrics=arguments.metrics))
+        vm = launch.vm_of(arguments, scenario)
+        host, guest = arguments.host or run.host_address, arguments.guest or run.guest_address(vm)
+        daemon(VcpudConfig(scenario, run, vm, host, guest, arguments.journal, arguments.metrics))
 
     launch.run("vcpud", arguments, serve)
 

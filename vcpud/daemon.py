@@ -29,16 +29,20 @@ _AFTERMATH_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class VcpudConfig:
-    """One VM's vCPUs. ``first_participant`` is the slot of vCPU 0 on the host's clock page."""
+    """One VM's vCPUs."""
 
     scenario: Scenario
     run: RunDir
     vm: int
-    first_participant: int
     host_address: str
     guest_address: str
     journal: bool = False
     metrics: str = metrics.ANYWHERE
+
+    @property
+    def first_participant(self) -> int:
+        """The slot of vCPU 0 on the host's clock page."""
+        return self.vm * self.scenario.vm.vcpus
 
     @property
     def name(self) -> str:

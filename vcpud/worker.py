@@ -51,7 +51,6 @@ class WorkerConfig:
     vcpu: int
     participant: int
     journal: Path | None
-    vms: int = 1
 
     @property
     def name(self) -> str:
@@ -88,7 +87,7 @@ class _Worker:
             await self._connect(host_channel, "hostd")
             await self._connect(guest_channel, "guestsched")
             self._clock = ClockPage.attach(config.run.clock)
-            memory = HostMemory.attach(Geometry.of(config.scenario, config.vms), config.run.host_memory)
+            memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
             self._fields = stats.fields(config.vcpu)
             sink = config.journal.open("w") if config.journal else None

@@ -1,7 +1,7 @@
 """Clients of the API for load generators, each a process of its own, for who forks a cluster must not import gRPC.
 
-``python load_calls.py NAME ADDRESS`` runs one of the coroutines below against a running guest, prints what it saw as JSON,
-and asks for the end of the run.
+``python load_calls.py NAME ADDRESS [ARGUMENT ...]`` runs one of the coroutines below against a running guest, and prints
+what it saw as JSON. Each asks for the end of the run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -83,7 +84,7 @@ async def stream(stub: LoadServiceStub, accesses: list[load.AccessRequest], batc
     return results
 
 
-# Clients -----------------------------------------------------------------------------------------------------------------
+# Clients
 
 
 async def pages(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
@@ -108,53 +109,60 @@ async def pages(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     return said
 
 
-async def refused(stub: LoadServiceStub) -> list[Any]:
-    """What may not be asked for: (method, what, status, text)."""
-    wrong: list[tuple[str, Said]] = [
-        ("Access", {"page": 1, "kind": READ}),
-        ("Access", {"process": 99, "page": 1, "kind": READ}),
-        ("Access", {"process_name": "nobody", "page": 1, "kind": READ}),
-        ("Access", {"process": 1, "page": 1}),
-        ("Access", {"process": 1, "page": 1, "kind": types.ACCESS_EXEC}),
-        ("Access", {"process": 1, "kind": READ}),
-        ("Access", {"process": 1, "page": 1536, "kind": READ}),
-        ("Access", {"process": 1, "page": 1535, "kind": READ, "length": 4104}),
-        ("Access", {"process": 1, "page": 1, "kind": READ, "length": 12}),
-        ("Access", {"process": 1, "page": 1, "kind": READ, "length": 65544}),
-        ("Access", {"process": 1, "address": 12, "kind": READ}),
-        ("Access", {"process_name": "quiet", "page": 0, "kind": READ}),
-        ("Spawn", {}),
-        ("Spawn", {"program": "nonsense"}),
-        ("Spawn", {"program": "access_thread"}),
-        ("Spawn", {"program": "sequential"}),
-        ("Spawn", {"program": "sequential", "memory": 5000}),
-        ("Spawn", {"program": "sequential", "memory": 4096, "parameters": {"colour": 1}}),
-        ("Spawn", {"program": "strided", "memory": 4096, "parameters": {"stride": 0}}),
-        ("Spawn", {"program": "work_thread", "nice": 20}),
-        ("Spawn", {"program": "work_thread", "vcpus": [7]}),
-        ("Spawn", {"program": "work_thread", "threads": 257}),
-        ("Spawn", {"program": "producer"}),
-        ("Spawn", {"elf": b"no program"}),
-        ("Spawn", {"name": "white space", "program": "idle"}),
-        ("Spawn", {"access_threads": 1, "memory": 1 << 32}),
-        ("Kill", {"process": 99}),
-        ("Kill", {"process": 1, "task": 99}),
-        ("Wait", {"process_name": "nobody"}),
-    ]
-    requests = {
-        "Access": load.AccessRequest,
-        "Spawn": load.SpawnRequest,
-        "Kill": load.KillRequest,
-        "Wait": load.WaitRequest,
-    }
+REQUESTS = {
+    "Access": load.AccessRequest,
+    "Spawn": load.SpawnRequest,
+    "Kill": load.KillRequest,
+    "Wait": load.WaitRequest,
+}
+INVALID, NOT_FOUND, EXHAUSTED = "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"
+WRONG: list[tuple[str, Said, str, str]] = [
+    # method, request, status, how its text begins
+    ("Access", {"page": 1, "kind": READ}, INVALID, "process = 0, process_name = ''"),
+    ("Access", {"process": 99, "page": 1, "kind": READ}, NOT_FOUND, "process = 99"),
+    ("Access", {"process_name": "nobody", "page": 1, "kind": READ}, NOT_FOUND, "process_name = 'nobody'"),
+    ("Access", {"process": 1, "page": 1}, INVALID, "kind = 0"),
+    ("Access", {"process": 1, "page": 1, "kind": types.ACCESS_EXEC}, INVALID, "kind = 3"),
+    ("Access", {"process": 1, "kind": READ}, INVALID, "page, address"),
+    ("Access", {"process": 1, "page": 1536, "kind": READ}, INVALID, "page = 1536"),
+    ("Access", {"process": 1, "page": 1535, "kind": READ, "length": 4104}, INVALID, "page = 1535: with 4104 bytes"),
+    ("Access", {"process": 1, "page": 1, "kind": READ, "length": 12}, INVALID, "length = 12"),
+    ("Access", {"process": 1, "page": 1, "kind": READ, "length": 65544}, INVALID, "length = 65544"),
+    ("Access", {"process": 1, "address": 12, "kind": READ}, INVALID, "address = 12"),
+    ("Access", {"process_name": "quiet", "page": 0, "kind": READ}, INVALID, "page = 0"),
+    ("Spawn", {}, INVALID, "program = '', elf = b'', access_threads = 0"),
+    ("Spawn", {"program": "nonsense"}, INVALID, "program = 'nonsense'"),
+    ("Spawn", {"program": "access_thread"}, INVALID, "program = 'access_thread'"),
+    ("Spawn", {"program": "sequential"}, INVALID, "memory = 0"),
+    ("Spawn", {"program": "sequential", "memory": 5000}, INVALID, "memory = 5000"),
+    ("Spawn", {"program": "idle", "parameters": {"hue": 1}}, INVALID, "idle: there is no parameter 'hue'"),
+    ("Spawn", {"program": "strided", "memory": 4096, "parameters": {"stride": 0}}, INVALID, "strided: stride = 0"),
+    ("Spawn", {"program": "work_thread", "nice": 20}, INVALID, "nice = 20"),
+    ("Spawn", {"program": "work_thread", "vcpus": [7]}, INVALID, "vcpus = [7]"),
+    ("Spawn", {"program": "work_thread", "threads": 257}, INVALID, "threads = 257"),
+    ("Spawn", {"program": "producer"}, INVALID, "process producer: 1 tasks run producer, 0 run consumer"),
+    ("Spawn", {"elf": b"no program"}, INVALID, "elf: "),
+    ("Spawn", {"name": "white space", "program": "idle"}, INVALID, "name = 'white space'"),
+    ("Spawn", {"access_threads": 1, "memory": 1 << 32}, EXHAUSTED, "process load: 1048578 pages of guest memory"),
+    ("Kill", {"process": 99}, NOT_FOUND, "process = 99"),
+    ("Kill", {"process": 1, "task": 99}, NOT_FOUND, "task 99 of process 1"),
+    ("Wait", {"process_name": "nobody"}, NOT_FOUND, "process_name = 'nobody'"),
+]
+
+
+async def refused(stub: LoadServiceStub) -> list[list[str]]:
+    """What must not be granted: (what, status, text), each of what came and of what should."""
     told = []
-    for method, fields in wrong:
-        status = await error_of(getattr(stub, method)(requests[method](**fields), timeout=WAIT_S))
-        told.append([method, repr(fields), *status])
-    empty = stub.Replay(iter([load.ReplayRequest(process=1)]), timeout=WAIT_S)
-    told.append(["Replay", "no items", *await error_of(empty)])
+    for method, fields, status, text in WRONG:
+        came = await error_of(getattr(stub, method)(REQUESTS[method](**fields), timeout=WAIT_S))
+        told.append([f"{method} {fields}", *came, status, text])
+    empty = load.ReplayRequest(process=1)
     far = load.ReplayRequest(process=1, items=[load.ReplayRequest.Item(page=1), load.ReplayRequest.Item(page=1536)])
-    told.append(["Replay", "page 1536", *await error_of(stub.Replay(iter([far]), timeout=WAIT_S))])
+    for request, text in ((empty, "items: at least one"), (far, "items[1].page = 1536")):
+        came = await error_of(stub.Replay(iter([request]), timeout=WAIT_S))
+        told.append([f"Replay {request}", *came, INVALID, text])
+    often = stub.WatchCounters(load.WatchCountersRequest(interval_ms=10), timeout=WAIT_S)
+    told.append(["WatchCounters", *await error_of(anext(aiter(often))), INVALID, "interval_ms = 10"])
     return told
 
 
@@ -199,17 +207,14 @@ async def looks(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     async for answer in info(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=WAIT_S):
         services += [each.name for each in answer.list_services_response.service]
     listed = await stub.List(load.ListRequest(), timeout=WAIT_S)
-    watched = []
-    async for counters in stub.WatchCounters(load.WatchCountersRequest(interval_ms=50, count=2), timeout=WAIT_S):
-        watched.append({"counters": dict(counters.counters), "latency_ns": dict(counters.latency_ns)})
+    watching = stub.WatchCounters(load.WatchCountersRequest(interval_ms=50, count=2), timeout=WAIT_S)
+    watched = [{"counters": dict(now.counters), "latency_ns": dict(now.latency_ns)} async for now in watching]
     profile = await stub.GetProfile(load.GetProfileRequest(), timeout=WAIT_S)
-    often = stub.WatchCounters(load.WatchCountersRequest(interval_ms=10), timeout=WAIT_S)
     return {
         "health": names,
         "services": services,
         "processes": {process.name: [task.name for task in process.tasks] for process in listed.processes},
         "watched": watched,
-        "too often": await error_of(anext(aiter(often))),
         "samples": profile.samples,
         "folded": profile.folded,
     }
@@ -261,12 +266,11 @@ async def overload(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     said: Said = {}
     flood = Flood(stub, 6)
     await asyncio.wait_for(flood.enough.wait(), WAIT_S)
-    said["late"] = await error_of(stub.Access(access(1500), timeout=0.3))
+    said["late"] = [EXHAUSTED]
+    while said["late"][0] == EXHAUSTED:
+        said["late"] = await error_of(stub.Access(access(1500), timeout=0.3))
     given_up = stub.Access(access(1501))
-    while True:  # until one is let into the queue
-        await asyncio.wait([asyncio.ensure_future(error_of(given_up))], timeout=0.2)
-        if not given_up.done():
-            break
+    while (await asyncio.wait([asyncio.ensure_future(error_of(given_up))], timeout=0.2))[0]:
         given_up = stub.Access(access(1501))
     given_up.cancel()
     flood.cancel()
@@ -275,8 +279,10 @@ async def overload(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     said["never begun"] = [seen(await stub.Access(access(page), timeout=WAIT_S)) for page in (1500, 1501)]
 
     flood = Flood(stub, 1)
+    while (await stub.List(load.ListRequest())).processes[0].queued < 500:
+        await asyncio.sleep(0.01)
     waiting = [asyncio.ensure_future(error_of(stub.Access(access(1502)))) for _ in range(5)]
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(0.1)
     await stub.Shutdown(load.ShutdownRequest())
     said["waiters"] = [await each for each in waiting]
     await flood.end()
@@ -307,13 +313,22 @@ async def steady(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     return {"met": Counter(met)}
 
 
-Client = Callable[[LoadServiceStub, grpc.aio.Channel], Awaitable[Said]]
-CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady)}
+async def elf(stub: LoadServiceStub, channel: grpc.aio.Channel, path: str, vcpu: str) -> Said:
+    """A program of the caller's own, twice in one process, to its end."""
+    program = Path(path).read_bytes()
+    spawned = await stub.Spawn(load.SpawnRequest(elf=program, threads=2, vcpus=[int(vcpu)]), timeout=WAIT_S)
+    ended = await stub.Wait(load.WaitRequest(process=spawned.process), timeout=WAIT_S)
+    await stub.Shutdown(load.ShutdownRequest())
+    return {"tasks": [[task.state, task.status, task.counted] for task in ended.process.tasks]}
 
 
-async def main(name: str, address: str) -> None:
+Client = Callable[..., Awaitable[Said]]
+CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady, elf)}
+
+
+async def main(name: str, address: str, *arguments: str) -> None:
     async with grpc.aio.insecure_channel(address) as channel:
-        print(json.dumps(await CLIENTS[name](LoadServiceStub(channel), channel)))
+        print(json.dumps(await CLIENTS[name](LoadServiceStub(channel), channel, *arguments)))
 
 
 if __name__ == "__main__":

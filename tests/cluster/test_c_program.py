@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from guest_runs import Ran, Table, alike, guests, on_twin, same
+from load_runs import replays, under_load
 
 GCC = shutil.which("gcc")
 pytestmark = pytest.mark.skipif(GCC is None, reason="no gcc: a C program cannot be compiled")
@@ -93,8 +94,8 @@ def test_doubles_on_the_twin(
     apf: str, layout: str, policy: str, numbers: str, native: Checksums, tmp_path: Path
 ) -> None:
     """The scheduler changes when, never what."""
-    scenario = guests(apf, two(numbers, layout, rounds=3), sched__policy=policy, duration_s=2)
-    check(on_twin(scenario, tmp_path), native(3), layout)
+    scenario = guests(apf, two(numbers, layout, rounds=2), sched__policy=policy, duration_s=2)
+    check(on_twin(scenario, tmp_path), native(2), layout)
 
 
 def test_a_privileged_instruction_ends_its_task_and_no_other(tmp_path: Path) -> None:
@@ -112,3 +113,11 @@ def test_a_privileged_instruction_ends_its_task_and_no_other(tmp_path: Path) -> 
     assert re.search(r"#GP|general protection|privileged", killed["killed"])
     assert "privileged.elf" in ran.result.told[0] and killed["killed"] in ran.result.told[0]
     assert (other["state"], other["status"], other["killed"]) == ("DEAD", 0, "") and other["counted"]
+
+
+def test_a_program_that_comes_through_the_api(tmp_path: Path) -> None:
+    """It says what it was given: no arguments, and which instance it is."""
+    program = guest_program("instance", tmp_path)
+    loaded = under_load(guests("pv2010", {"access_threads": 1}, duration_s=0), tmp_path, "elf", program, "1")
+    assert loaded.said["tasks"] == [["DEAD", 7, 100], ["DEAD", 8, 101]]
+    replays(loaded)

@@ -92,7 +92,7 @@ def run_that_logs() -> None:
     cluster = Cluster(scenario)
     try:
         child = process.spawn(
-            "vcpud-0", _vcpud, scenario, cluster.run, False, None, run=cluster.run, report="vcpud-0"
+            "vcpud-0", _vcpud, scenario, cluster.run, 0, False, None, run=cluster.run, report="vcpud-0"
         )
         child.join()
         assert child.exitcode == 0

@@ -143,7 +143,7 @@ def test_the_fast_runs_leave_no_program_and_no_scheduler_out(tmp_path: Path) -> 
 
 
 def alone(program: str, apf: str, policy: str, seed: int, trace: str) -> Scenario:
-    """Four tasks of one program (consumers with producers) on three vCPUs with a short life, a sleeper and a counting task beside them."""
+    """Four tasks of one program (consumers with producers) with a short life, beside a sleeper and a counting task."""
     match program:
         case "access_thread":
             threads: list[Table] = [{"trace": trace, "count": 2, "start_s": 0.0003}, {"trace": trace, "nice": -5}]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apf.clockpage import _WAITERS, ClockPage, Waited, next_border_ns
-from apf.messages import NEVER_NS
+from apf.messages import FOREVER_NS, NEVER_NS
 
 _fork = multiprocessing.get_context("fork")
 DEADLINE_S = 60
@@ -303,3 +303,361 @@ def test_ties_go_to_the_lower_participant(tmp_path: Path) -> None:
     clock.publish(0, 51)
     assert clock.has_turn(1, 50) and not clock.has_turn(2, 50)
     assert clock.virtual_ns() == 50
+
+
+# Interrupts ----------------------------------------------------------------------------------------------------------
+
+Act = tuple[int, int, int, int]
+"""(ns it idles for unless interrupted, ns it runs before it asks, ns until it goes on, whom the server posts to)"""
+NOBODY = 99
+Told = tuple[int, int, int]
+"""A request taken: its time, whose, and the last post its vCPU had taken by then (0: none)."""
+
+
+def life(acts: list[Act]) -> Generator[tuple[str, int, bool], tuple[int, int], None]:
+    """One vCPU as ``vcpud.machine`` has it: yields what it needs, gets (border, post) of a window or (time, 0)."""
+    now_ns = border_ns = 0
+    for idle_ns, run_ns, _, _ in acts:
+        until_ns = now_ns + idle_ns
+        if until_ns >= border_ns:
+            border_ns, post_ns = yield "window", until_ns, True
+            until_ns = max(now_ns, post_ns) if post_ns else until_ns
+        now_ns = until_ns + run_ns
+        if now_ns >= border_ns:
+            border_ns, _ = yield "window", now_ns, False
+        now_ns, _ = yield "ask", now_ns, False
+    yield "over", now_ns, False
+
+
+def vcpu(path: Path, who: int, acts: list[Act], pipe: Connection) -> None:
+    """Lives on the clock page."""
+    clock = ClockPage.attach(path)
+    living = life(acts)
+    need = next(living)
+    taken = 0
+    while True:
+        kind, time_ns, interruptible = need
+        if kind == "over":
+            clock.publish(who, NEVER_NS)
+            pipe.send(None)
+            return
+        if kind == "window" and interruptible:
+            clock.set_interruptible(who, True)
+        clock.publish(who, time_ns)
+        if kind == "ask":
+            pipe.send((time_ns, taken))
+            need = living.send((pipe.recv(), 0))
+            continue
+        while clock.wait_window(who, time_ns) is not Waited.DONE:
+            if clock.aborted:
+                return
+        border_ns = clock.border_ns
+        post_ns = clock.take_interrupt(who, border_ns)
+        assert clock.take_interrupt(who, border_ns) == 0, "taken once"
+        taken = post_ns or taken
+        need = living.send((border_ns, post_ns))
+
+
+def by_definition(worlds: list[list[Act]], window_ns: int) -> list[Told]:
+    """As the twin does it: a window after the other, in it the earliest request first."""
+    lives = [life(acts) for acts in worlds]
+    needs = [next(living) for living in lives]
+    posts: list[list[int]] = [[] for _ in worlds]
+    taken = [0] * len(worlds)
+    done = [0] * len(worlds)
+    told: list[Told] = []
+
+    def bound(who: int) -> int:
+        kind, time_ns, interruptible = needs[who]
+        if kind == "over":
+            return NEVER_NS
+        return min([time_ns, *posts[who]]) if kind == "window" and interruptible else time_ns
+
+    while any(kind != "over" for kind, *_ in needs):
+        border_ns = next_border_ns(min(bound(who) for who in range(len(lives))), window_ns)
+        for who, living in enumerate(lives):
+            if bound(who) < border_ns:
+                due = [post for post in posts[who] if post < border_ns]
+                posts[who] = [post for post in posts[who] if post >= border_ns]
+                taken[who] = max([taken[who], *due])
+                needs[who] = living.send((border_ns, max([0, *due])))
+        while asking := [(time_ns, who) for who, (kind, time_ns, _) in enumerate(needs) if kind == "ask"]:
+            time_ns, who = min(asking)
+            _, _, delay_ns, target = worlds[who][done[who]]
+            done[who] += 1
+            told.append((time_ns, who, taken[who]))
+            if target < len(lives) and border_ns not in posts[target]:
+                posts[target].append(border_ns)
+            needs[who] = lives[who].send((time_ns + delay_ns, 0))
+            kind, at_ns, _ = needs[who]
+            if kind == "ask" and at_ns >= border_ns:
+                raise AssertionError("a request beyond the border")
+    return told
+
+
+class PostingServer(Server):
+    """Posts before it answers."""
+
+    def __init__(self, clock: ClockPage, window_ns: int, worlds: list[list[Act]], pipes: list[Connection]) -> None:
+        super().__init__(clock, window_ns, [[(0, 0)] * len(acts) for acts in worlds], pipes)
+        self.told: list[Told] = []
+        self._worlds = worlds
+
+    def _serve(self, who: int, script: list[Request], pipe: Connection) -> None:
+        turns = Turns(self.clock, 0, who)
+        try:
+            for _, _, delay_ns, target in self._worlds[who]:
+                time_ns, taken = pipe.recv()
+                if not turns.wait(time_ns):
+                    return
+                with self._lock:
+                    self.told.append((time_ns, who, taken))
+                    assert time_ns < self.clock.border_ns
+                    if target < len(self._worlds):
+                        self.clock.post(target, self.clock.border_ns)
+                pipe.send(time_ns + delay_ns)
+                self.clock.settle(who, time_ns, time_ns + delay_ns)
+            assert pipe.recv() is None
+        finally:
+            turns.close()
+
+
+acts_of = st.tuples(
+    st.one_of(st.integers(0, 3), st.integers(0, 200_000), st.just(50_000_000)),
+    times(30_000),
+    times(60_000).map(lambda ns: ns + 1),
+    st.one_of(st.integers(0, 3), st.just(NOBODY)),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    worlds=st.lists(st.lists(acts_of, max_size=15), min_size=1, max_size=4),
+    window_ns=st.sampled_from([1000, 20_000, 1_000_000]),
+)
+@example(worlds=[[(0, 10, 1, 1)] * 10, [(50_000_000, 5, 1, NOBODY)] * 5], window_ns=1000)  # one wakes the other
+@example(worlds=[[(50_000_000, 0, 1, 1)] * 8, [(50_000_000, 0, 1, 0)] * 8], window_ns=1000)  # they wake each other
+@example(worlds=[[(50_000_000, 0, 1, 0)] * 3], window_ns=1000)  # one posts to itself
+def test_posts_end_waits_in_the_order_of_virtual_time(worlds: list[list[Act]], window_ns: int) -> None:
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "clock"
+        clock = ClockPage.create(path, len(worlds))
+        pipes = [_fork.Pipe() for _ in worlds]
+        processes = [
+            _fork.Process(target=vcpu, args=(path, who, acts, pipes[who][1])) for who, acts in enumerate(worlds)
+        ]
+        for process in processes:
+            process.start()
+        server = PostingServer(clock, window_ns, worlds, [ours for ours, _ in pipes])
+        try:
+            server.run()
+            for process in processes:
+                process.join(DEADLINE_S)
+                assert process.exitcode == 0
+        finally:
+            clock.abort()
+            for process in processes:
+                process.kill()
+                process.join()
+            for ours, theirs in pipes:
+                ours.close()
+                theirs.close()
+        assert server.told == by_definition(worlds, window_ns)
+
+
+def opened(clock: ClockPage, window_ns: int = 1000) -> int:
+    """Border of the window that the opener opens now."""
+    assert clock.run_openings(window_ns) is Waited.LATER
+    return clock.border_ns
+
+
+def idle(clock: ClockPage, who: int, until_ns: int) -> None:
+    clock.set_interruptible(who, True)
+    clock.publish(who, until_ns)
+
+
+def test_a_jump_never_skips_a_post(tmp_path: Path) -> None:
+    clock = page(2, tmp_path)
+    idle(clock, 0, 999_999)
+    clock.publish(1, 100)
+    assert opened(clock) == 1000
+    clock.post(0, 1000)
+    clock.publish(1, 500_000)
+    assert clock.earliest_ns() == 1000 and opened(clock) == 2000, "the window right behind the post"
+    assert clock.wait_window(0, 999_999) is Waited.DONE
+    assert clock.take_interrupt(0, 2000) == 1000
+    assert clock.slot_ns(0) == 1000, "from here on it holds the others back as the post has"
+
+
+def test_a_post_holds_back_the_turns_of_later_requests(tmp_path: Path) -> None:
+    clock = page(2, tmp_path)
+    idle(clock, 0, 999_999)
+    clock.publish(1, 1500)
+    assert clock.has_turn(1, 1500)
+    clock.post(0, 1000)
+    assert not clock.has_turn(1, 1500) and not clock.has_turn(1, 1000), "a tie goes to the lower one"
+    assert clock.has_turn(1, 999)
+
+
+def test_who_cannot_be_interrupted_takes_the_post_when_it_goes_on(tmp_path: Path) -> None:
+    clock = page(2, tmp_path)
+    clock.publish(0, 50_500)  # a stall
+    clock.publish(1, NEVER_NS)
+    clock.post(0, 1000)
+    assert clock.earliest_ns() == 50_500 and opened(clock) == 51_000
+    assert clock.take_interrupt(0, 51_000) == 1000
+    assert clock.slot_ns(0) == 50_500, "it goes on when it does"
+
+
+def test_a_post_of_the_open_window_waits_for_the_next(tmp_path: Path) -> None:
+    """That of the window before is not lost to it, nor are older ones ever told again."""
+    clock = page(2, tmp_path)
+    clock.publish(0, 50_500)
+    clock.publish(1, 50_000)
+    assert opened(clock) == 51_000
+    for at_ns in (30_000, 40_000, 50_000, 51_000, 51_000):
+        clock.post(0, at_ns)
+    assert clock.take_interrupt(0, 51_000) == 50_000
+    assert clock.take_interrupt(0, 51_000) == 0
+    assert clock.take_interrupt(0, 52_000) == 51_000
+    assert clock.take_interrupt(0, 99_000) == 0
+
+
+def test_of_two_posts_the_older_ends_the_wait(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    idle(clock, 0, 999_999)
+    clock.post(0, 1000)
+    clock.post(0, 2000)
+    assert clock.earliest_ns() == 1000
+    assert clock.take_interrupt(0, 2000) == 1000
+    idle(clock, 0, 999_999)
+    assert clock.earliest_ns() == 2000, "the newer is still to come"
+    assert clock.take_interrupt(0, 3000) == 2000
+
+
+def test_a_post_behind_the_end_of_a_wait_changes_nothing_of_it(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    idle(clock, 0, 700)
+    clock.post(0, 1000)
+    assert clock.earliest_ns() == 700 and opened(clock) == 1000
+    assert clock.take_interrupt(0, 1000) == 0 and clock.slot_ns(0) == 700
+
+
+def test_who_has_been_woken_is_not_interruptible_any_more(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    idle(clock, 0, 999_999)
+    assert clock.take_interrupt(0, 1000) == 0
+    clock.post(0, 1000)
+    assert clock.earliest_ns() == 999_999
+
+
+def test_posts_wake_a_sleeping_vcpu(tmp_path: Path) -> None:
+    """One that waits in its futex, through the opener."""
+    clock = page(2, tmp_path)
+    clock.publish(1, 10)
+    idle(clock, 0, 10_000_000)
+    thread, said = in_thread(lambda: clock.wait_window(0, 10_000_000))
+    opened(clock)
+    clock.post(0, clock.border_ns)
+    clock.publish(1, NEVER_NS)
+    opened(clock)
+    thread.join(DEADLINE_S)
+    assert said == [Waited.DONE] and clock.border_ns == 2000
+
+
+# Arrivals and pace ---------------------------------------------------------------------------------------------------
+
+
+def test_arrivals_are_granted_only_at_a_border_with_everybody_there(tmp_path: Path) -> None:
+    clock = page(3, tmp_path)
+    entry = clock.want_entry(1, 0)
+    for who in range(3):
+        clock.publish(who, 100)
+    assert opened(clock) == 1000
+    clock.announce_arrivals(entry)
+    clock.publish(0, 1500)
+    clock.publish(1, 1200)
+    assert clock.run_openings(1000) is Waited.LATER and clock.granted_ns(entry) is None, "one is on its way"
+    clock.publish(2, 5000)
+    for _ in range(2):
+        assert clock.run_openings(1000) is Waited.ARRIVALS
+        assert clock.windows == 1, "no window opens before they were taken"
+    assert clock.granted_ns(entry) is None, "not before the opener says so"
+    clock.grant(1000)
+    assert clock.granted_ns(entry) == 1000
+    clock.post(2, 1000)
+    clock.give_back(entry)
+    assert clock.granted_ns(entry) is None
+    assert opened(clock) == 2000
+
+
+def test_border_work_comes_before_arrivals(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    clock.announce_arrivals(clock.want_entry(1, 0))
+    clock.set_border_due(0)
+    assert clock.run_openings(1000) is Waited.BORDER_WORK
+    clock.set_border_due(None)
+    assert clock.run_openings(1000) is Waited.ARRIVALS
+
+
+def test_grant_is_for_those_that_asked_and_once(tmp_path: Path) -> None:
+    """Two guests of a host: each has its own entry and keeps the time it was given."""
+    clock = page(4, tmp_path)
+    first, second = clock.want_entry(1, 0), clock.want_entry(1, 2)
+    clock.announce_arrivals(first)
+    clock.grant(1000)
+    clock.announce_arrivals(second)
+    assert (clock.granted_ns(first), clock.granted_ns(second)) == (1000, None)
+    clock.grant(2000)
+    assert (clock.granted_ns(first), clock.granted_ns(second)) == (1000, 2000)
+    clock.give_back(first)
+    for who in range(4):
+        clock.publish(who, 3000)
+    assert clock.run_openings(1000) is Waited.ARRIVALS, "the second has not given it back"
+    clock.give_back(second)
+    assert opened(clock) == 4000
+
+
+def test_when_all_wait_for_an_interrupt_the_opener_parks(tmp_path: Path) -> None:
+    clock = page(2, tmp_path)
+    idle(clock, 0, FOREVER_NS)
+    clock.publish(1, NEVER_NS)
+    assert clock.run_openings(1000) is Waited.PARKED and clock.windows == 0
+    clock.announce_arrivals(clock.want_entry(1, 0))
+    assert clock.run_openings(1000) is Waited.ARRIVALS, "which is how it goes on"
+    clock.grant(7000)
+    clock.post(0, 7000)
+    clock.give_back(clock.want_entry(1, 0))
+    assert opened(clock) == 8000 and clock.take_interrupt(0, 8000) == 7000
+    clock.publish(0, NEVER_NS)
+    assert clock.run_openings(1000) is Waited.FINISHED
+
+
+def test_no_window_that_starts_beyond_the_limit_opens(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    clock.publish(0, 5500)
+    clock.set_limit(4999)
+    assert clock.run_openings(1000) is Waited.AHEAD and clock.border_ns == 0
+    clock.set_limit(5000)
+    assert opened(clock) == 6000
+
+
+def test_the_opener_waits_for_arrivals_until_they_are_there(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    entry = clock.want_entry(1, 0)
+    clock.announce_arrivals(entry)
+    clock.wait_arrivals(True, 500_000_000)  # there are some: at once
+    clock.give_back(entry)
+    clock.wait_arrivals(False, 500_000_000)
+    waiting = threading.Thread(target=lambda: clock.wait_arrivals(True, 999_000_000))
+    waiting.start()
+    clock.announce_arrivals(entry)
+    waiting.join(DEADLINE_S)
+    assert not waiting.is_alive()
+
+
+def test_beats_are_counted(tmp_path: Path) -> None:
+    clock = page(1, tmp_path)
+    clock.beat()
+    clock.beat()
+    assert clock.beats == 2

@@ -232,6 +232,12 @@ class GuestWorld(RuleBasedStateMachine):
         assert cpu.told is not None
         self.trap(vcpu, Fetched(bytes(sum(length for _, length in cpu.told.fetch))), self.when(vcpu, gap_ns))
 
+    def call_of(self, vcpu: int) -> SyscallRaised:
+        """A system call, with the memory that was to be read with it."""
+        told = self.vcpus[vcpu].told
+        assert told is not None
+        return SyscallRaised(bytes(sum(length for _, length in told.syscall_fetch)))
+
     def when(self, vcpu: int, gap_ns: int) -> int:
         return max(self.now_ns, self.vcpus[vcpu].resume_ns) + gap_ns
 
@@ -319,7 +325,7 @@ class GuestWorld(RuleBasedStateMachine):
         extent = self.core.processes[cpu.told.asid].extent_of(MEMORY.gva)
         assert extent is not None
         faults = (FaultMet(extent.gfn + page, data.draw(st.sampled_from(FaultKind))),) if cpu.told.log_faults else ()
-        self.trap(vcpu, SyscallRaised(), self.when(vcpu, gap_ns), faults)
+        self.trap(vcpu, self.call_of(vcpu), self.when(vcpu, gap_ns), faults)
 
     @rule(data=st.data(), gap_ns=GAPS_NS, vector=st.sampled_from([0, 6, 14]), seldom=st.integers(0, 3))
     def death(self, data: st.DataObject, gap_ns: int, vector: int, seldom: int) -> None:
@@ -332,7 +338,7 @@ class GuestWorld(RuleBasedStateMachine):
             self.trap(vcpu, ExceptionRaised(vector, 0x10, CODE.gva), self.when(vcpu, gap_ns))
         else:
             cpu.registers = register_file.replace(cpu.registers, rax=int(Syscall.EXIT), rdi=3)
-            self.trap(vcpu, SyscallRaised(), self.when(vcpu, gap_ns))
+            self.trap(vcpu, self.call_of(vcpu), self.when(vcpu, gap_ns))
 
     # Arrivals --------------------------------------------------------------------------------------------------------
 

@@ -117,6 +117,45 @@ def test_page_ready_and_timer_that_become_due_meanwhile_come_after_it() -> None:
     assert machine.trap() == m.TimerArrived()
 
 
+def test_what_a_system_call_needs_is_read_before_it_is_told() -> None:
+    machine = called()
+    machine.dispatch(syscall_fetch=((0x5FFE, 2), (0x9000, 3)))
+    assert isinstance(machine.next, EnterGuest), "not before there is one"
+    machine.run(10, ExitCause.SYSCALL)
+    assert machine.core.state is State.COPY and machine.next == ReadGuest(0x5FFE, 2)
+    machine.copied(b"12")
+    machine.not_mapped()
+    assert machine.request() == m.FaultRaised(9, m.Access.READ, m.FaultMode.BLOCKING, 0)
+    machine.mapped()
+    machine.copied(b"345")
+    assert machine.trap() == m.SyscallRaised(b"12345") and machine.asked().with_registers
+    assert (machine.asked().min_flt, machine.asked().maj_flt) == (0, 0)
+    machine.dispatch()
+    machine.run(10, ExitCause.SYSCALL)
+    assert machine.trap() == m.SyscallRaised(), "the next one's dispatch did not ask for any"
+
+
+def test_other_traps_bring_nothing_of_what_a_system_call_would() -> None:
+    machine = called()
+    machine.dispatch(syscall_fetch=((0x5000, 2),), timer_ns=50_000)
+    machine.run_out()
+    assert machine.trap() == m.TimerArrived()
+    machine.dispatch(fetch=((0x7000, 1),), syscall_fetch=((0x5000, 2),))
+    machine.copied(b"x")
+    assert machine.trap() == m.Fetched(b"x")
+
+
+def test_interrupt_during_the_entry_of_a_system_call_comes_after_the_call() -> None:
+    machine = called()
+    machine.dispatch(syscall_fetch=((0x5000, 2),))
+    machine.run(10, ExitCause.SYSCALL)
+    machine.interrupt()
+    machine.copied(b"ab")
+    assert machine.trap() == m.SyscallRaised(b"ab")
+    machine.dispatch()
+    assert machine.trap() == m.InterruptArrived()
+
+
 # Faults in traps -----------------------------------------------------------------------------------------------------
 
 
