@@ -57,7 +57,7 @@ class Record(BaseModel):
     fingerprint: str
     # gRPC address of the API; empty until the cluster answers.
     api: str = ""
-    # Address of /metrics by daemon: hostd, guest-0, vcpud-0.
+    # Address of /metrics by daemon: hostd, guest-0, vcpud-0, guest-1, and so on.
     metrics: dict[str, str] = {}
     # Address of its Prometheus; empty: it has none.
     prometheus: str = ""

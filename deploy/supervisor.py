@@ -35,7 +35,6 @@ from deploy.scraper import Prometheus, Scraping
 
 _POLL_S = 0.1
 _FORK_S = 10.0
-_DAEMONS = ("hostd", "guest-0", "vcpud-0")
 
 Tell = Callable[[Record], None]
 
@@ -122,9 +121,11 @@ def _answering(cluster: LocalCluster, record: Record, start_s: float) -> Record:
     """``record`` with the addresses of the cluster, once all its daemons have left them. Raises Failure."""
     deadline_s = time.monotonic() + start_s
     sentinels = [child.sentinel for child in cluster.processes]
+    vms = range(cluster.scenario.host.vms)
+    daemons = ["hostd", *(f"{daemon}-{vm}" for vm in vms for daemon in ("guest", "vcpud"))]
     while True:
         api = cluster.run.read_report("api-guest-0")
-        ports = {name: cluster.run.read_report(f"metrics-{name}") for name in _DAEMONS}
+        ports = {name: cluster.run.read_report(f"metrics-{name}") for name in daemons}
         if api is not None and all(ports.values()):
             metrics = {name: f"127.0.0.1:{report['port']}" for name, report in ports.items() if report}
             return record.model_copy(update={"status": "running", "api": api["address"], "metrics": metrics})

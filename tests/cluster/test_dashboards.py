@@ -60,8 +60,8 @@ memory = "32MiB"
 program = "fault_thread"
 count = 2
 """
-INTERVAL_MS = 250
-WINDOW = "5s"
+INTERVAL_MS = 500
+WINDOW = "6s"
 """What Grafana would put for $__rate_interval, with room for scrapes that came late on a busy machine."""
 DEADLINE_S = 60.0
 # What Prometheus makes itself.
@@ -109,21 +109,22 @@ class Scraped:
         return [(labels, value) for labels, value in found if not math.isnan(value)]
 
 
-def apf(directory: Path, *arguments: str) -> str:
-    """What a command of the emulator prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deploy.cli", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "XDG_RUNTIME_DIR": str(directory)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+def apf(directory: Path, *commands: tuple[str, ...]) -> None:
+    """Commands of the emulator, all at once; none may fail."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "deploy.cli", *command],
+            cwd=ROOT,
+            env={**os.environ, "XDG_RUNTIME_DIR": str(directory)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for command in commands
+    ]
+    told = [(command.communicate(timeout=120)[0], command.returncode) for command in running]
+    assert not any(code for _, code in told), told
 
 
 def sample_names(addresses: list[str]) -> frozenset[str]:
@@ -147,36 +148,14 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     told = Scraping(binary, clusters.targets("*"), interval_ms=INTERVAL_MS, rules=rule_files())
     with Prometheus(told, base / "prometheus", DEADLINE_S) as prometheus:
         try:
-            for name, mode in MODES.items():
-                apf(base, "up", str(path), "--name", name, "--apf", mode)
+            apf(base, *(("up", str(path), "--name", name, "--apf", mode) for name, mode in MODES.items()))
             found = [record for name in MODES if (record := clusters.find(name)) is not None]
             names = sample_names([address for record in found for address in record.metrics.values()])
-            load = [
-                sys.executable,
-                "-m",
-                "deploy.cli",
-                "load",
-                "--process",
-                "mem",
-                "--iodepth",
-                "2",
-                "--duration",
-                "2",
-            ]
-            loads = [
-                subprocess.Popen(
-                    [*load, "--name", name],
-                    cwd=ROOT,
-                    env={**os.environ, "XDG_RUNTIME_DIR": str(base)},
-                    stdout=subprocess.DEVNULL,
-                )
-                for name in MODES
-            ]
-            assert [load.wait(DEADLINE_S) for load in loads] == [0] * len(loads)
+            load = ("load", "--process", "mem", "--iodepth", "2", "--duration", "2")
+            apf(base, *((*load, "--name", name) for name in MODES))
             yield Scraped(prometheus.address, names)
         finally:
-            for name in clusters.names():
-                apf(base, "down", "--name", name, "--timeout", "20")
+            apf(base, *(("down", "--name", name, "--timeout", "20") for name in clusters.names()))
 
 
 def dashboards() -> dict[str, Any]:
