@@ -38,8 +38,8 @@ def page() -> Page:
             single(
                 Look(
                     "Virtual seconds a wall second",
-                    "How fast the emulation runs, over the last five seconds. With --pace 1 it should be 1; without, 1 and "
-                    "more where the guest counts or waits for a slow device, some hundredths where it faults ten "
+                    "How fast the emulation runs, over the last five seconds. With --pace 1 it should be 1; without, 1 "
+                    "and more where the guest counts or waits for a slow device, some hundredths where it faults ten "
                     "thousand times a virtual second. Near 0: it waits for a client, or the machine is overloaded.",
                     "suffix: x",
                     falling(0.001, 0.01),

@@ -139,8 +139,8 @@ def page() -> Page:
                 Look(
                     "Work a vCPU second",
                     "Instructions retired in counting tasks in one second of a vCPU's virtual time, asleep or not, so "
-                    "a slow machine under the emulator does not show. Compare lines of different modes. A run without counting "
-                    "tasks stays at zero: look at accesses instead.",
+                    "a slow machine under the emulator does not show. Compare lines of different modes. A run without "
+                    "counting tasks stays at zero: look at accesses instead.",
                     "locale",
                 ),
                 [Query(q.with_mode(_WORK, _CHOSEN), _VM)],

@@ -109,20 +109,21 @@ class Scraped:
         return [(labels, value) for labels, value in found if not math.isnan(value)]
 
 
+def started(directory: Path, *command: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", *command],
+        cwd=ROOT,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(directory)},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 def apf(directory: Path, *commands: tuple[str, ...]) -> None:
     """Commands of the emulator, all at once; none may fail."""
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "deploy.cli", *command],
-            cwd=ROOT,
-            env={**os.environ, "XDG_RUNTIME_DIR": str(directory)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for command in commands
-    ]
+    running = [started(directory, *command, stdout=subprocess.PIPE) for command in commands]
     told = [(command.communicate(timeout=120)[0], command.returncode) for command in running]
     assert not any(code for _, code in told), told
 
@@ -146,15 +147,19 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     binary = find_binary()
     assert binary is not None
     told = Scraping(binary, clusters.targets("*"), interval_ms=INTERVAL_MS, rules=rule_files())
+    loads: list[subprocess.Popen[str]] = []
     with Prometheus(told, base / "prometheus", DEADLINE_S) as prometheus:
         try:
             apf(base, *(("up", str(path), "--name", name, "--apf", mode) for name, mode in MODES.items()))
             found = [record for name in MODES if (record := clusters.find(name)) is not None]
             names = sample_names([address for record in found for address in record.metrics.values()])
-            load = ("load", "--process", "mem", "--iodepth", "2", "--duration", "2")
-            apf(base, *((*load, "--name", name) for name in MODES))
+            load = ("load", "--process", "mem", "--iodepth", "1", "--duration", "280")
+            loads += [started(base, *load, "--name", name) for name in MODES]
             yield Scraped(prometheus.address, names)
         finally:
+            for running in loads:
+                running.terminate()
+                running.wait(DEADLINE_S)
             apf(base, *(("down", "--name", name, "--timeout", "20") for name in clusters.names()))
 
 
