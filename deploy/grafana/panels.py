@@ -143,6 +143,7 @@ def heat(look: Look, expr: str, width: int) -> Any:
         .steps(64)
     )
     builder.y_axis(heatmap.YAxisConfig().unit(look.unit))
+    builder.hide_from(common.HideSeriesConfig().legend(False).tooltip(False).viz(False))
     builder.mode(common_models.TooltipDisplayMode.SINGLE).show_y_histogram().show_color_scale(True)
     builder.show_legend().filter_values(heatmap.FilterValueRange().le(1e-9))
     queries = [Query(expr, "{{le}}")]
@@ -160,7 +161,7 @@ def bars(look: Look, queries: Sequence[Query], width: int) -> Any:
 
 def rows(look: Look, query: Query, columns: Sequence[str], width: int) -> Any:
     """The labels ``columns`` of what there is now, as a table."""
-    builder = table.Panel()
+    builder = table.Panel().align(common_models.FieldTextAlignment.AUTO).inspect(False)
     hidden = dict.fromkeys(("Time", "Value"), True)
     order = {name: index for index, name in enumerate(columns)}
     options = {"excludeByName": hidden, "indexByName": order, "renameByName": {}}
