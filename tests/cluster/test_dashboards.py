@@ -125,7 +125,7 @@ def apf(directory: Path, *commands: tuple[str, ...]) -> None:
     """Commands of the emulator, all at once; none may fail."""
     running = [started(directory, *command, stdout=subprocess.PIPE) for command in commands]
     told = [(command.communicate(timeout=120)[0], command.returncode) for command in running]
-    assert not any(code for _, code in told), told
+    assert not any(code for _, code in told), "\n".join(text for text, _ in told)
 
 
 def sample_names(addresses: list[str]) -> frozenset[str]:
@@ -160,7 +160,7 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
             for running in loads:
                 running.terminate()
                 running.wait(DEADLINE_S)
-            apf(base, *(("down", "--name", name, "--timeout", "20") for name in clusters.names()))
+            apf(base, *(("down", "--name", name) for name in clusters.names()))
 
 
 def dashboards() -> dict[str, Any]:
@@ -213,7 +213,7 @@ def asked(scraped: Scraped, expr: str, known: set[str]) -> None:
     """``expr`` has data, soon if not yet, and names what there is."""
     unknown = metric_names(expr) - scraped.names - ITS_OWN - known
     assert not unknown, f"{expr}: no daemon exports {unknown}"
-    until(f"data of {expr}", lambda: bool(scraped.query(expr)), 15.0)
+    until(f"data of {expr}", lambda: bool(scraped.query(expr)))
 
 
 @pytest.mark.parametrize("panel", panels())
@@ -230,7 +230,7 @@ def test_every_variable_has_values(scraped: Scraped, query: str) -> None:
     match = re.fullmatch(r"label_values\((.*), (\w+)\)", filled_in(query))
     assert match, query
     assert metric_names(match[1]) <= scraped.names
-    until(query, lambda: bool(scraped.get(f"label/{match[2]}/values", **{"match[]": match[1]})), 15.0)
+    until(query, lambda: bool(scraped.get(f"label/{match[2]}/values", **{"match[]": match[1]})))
 
 
 def test_every_rule_works(scraped: Scraped) -> None:
