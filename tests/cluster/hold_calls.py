@@ -1,5 +1,7 @@
-"""A load that ends while the run goes on: ``python hold_calls.py ADDRESS`` makes some accesses of each kind of call, says
-what came of them as a line of JSON, waits for a line, and asks for the end of the run.
+"""A load that ends while the run goes on.
+
+``python hold_calls.py ADDRESS`` makes accesses by each kind of call, says what came of them as a line of JSON, waits for
+a line, and asks for the end of the run.
 """
 
 from __future__ import annotations
