@@ -178,9 +178,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Latency of accesses",
-                    "Guest time from an access's arrival to its end, as the guest's users feel it. APF does not make "
-                    "a page come sooner: it lets others go on meanwhile. So the median should fall with APF and the "
-                    "99th percentile stay near the device's latency; one far above it means queueing.",
+                    "Guest time from an access's arrival to its end, as the guest's users feel it. APF does not make a "
+                    "page come sooner: it lets others go on meanwhile. So accesses no longer wait behind each "
+                    "other's faults, and the 99th percentile stays near the device's; one far above it is queueing.",
                     "s",
                     rising(0.01, 0.1),
                 ),
@@ -220,10 +220,10 @@ def page() -> Page:
             graph(
                 Look(
                     "Faults taken synchronously, by reason",
-                    "Faults a virtual second in which the vCPU was not allowed to be told. disabled: the guest has "
-                    "not enabled APF, or its vCPU has interrupts off; in mode off all of them. limit: 64 pages are "
-                    "under way already; a guest with more tasks than that gains nothing from them. kernel: the "
-                    "guest's kernel itself faulted, which cannot sleep.",
+                    "Faults a virtual second that were not allowed to be asynchronous. disabled: the guest has not "
+                    "enabled APF, as always in mode off. limit: 64 pages of the vCPU are under way already; a guest with more "
+                    "tasks that wait than that gains nothing from them. kernel: the guest's kernel itself faulted, "
+                    "which cannot sleep.",
                     "ops",
                 ),
                 [

@@ -211,9 +211,9 @@ def page() -> Page:
             graph(
                 Look(
                     "Second chances",
-                    "Pages that were saved at the last moment, a virtual second: found in the swap cache before "
-                    "their frame was given away, or wanted while they were being evicted. Many are the mildest sign "
-                    "of a group that is too small: each is a read that was just avoided.",
+                    "Pages that were saved at the last moment, a virtual second: found in the swap cache before their "
+                    "frame was given away, wanted while they were being evicted, or seen in use by reclaim "
+                    "(pgactivate). Many are the mildest sign of a group that is too small: reads just avoided.",
                     "ops",
                 ),
                 _host("swap_cache_hit", "eviction_cancelled", "pgactivate"),
