@@ -284,3 +284,17 @@ def test_a_dead_worker_leaves_its_counts() -> None:
         assert exported.sum("apf_faults_total", kind="async") >= exported.sum("apf_events_total", kind="ready") > 0
         assert exported.sum("apf_fault_latency_seconds_count", kind="async") > 0
         os.kill(supervisor, signal.SIGCONT)
+
+
+def test_each_vm_has_its_labels() -> None:
+    with LocalCluster(
+        small("pv2010", host__vms=2, vm__vcpus=2, host__reserve_frames=1024, duration_s="20")
+    ) as cluster:
+        until_running(cluster, 5_000_000)
+        host = scrape(cluster, "hostd")
+        for vm in range(2):
+            vcpus, guest = scrape(cluster, f"vcpud-{vm}"), scrape(cluster, f"guest-{vm}")
+            assert vcpus.sum("apf_faults_total", vm=vm) == vcpus.sum("apf_faults_total") > 0
+            assert len(vcpus.of("apf_in_flight", vm=vm)) == len(guest.of("apf_run_queue_length", vm=vm)) == 2
+            assert host.sum("apf_host_memory_pages", vm=vm, state="resident") > 0
+            assert host.sum("apf_pressure_seconds_total", vm=vm) >= 0

@@ -63,7 +63,7 @@ def test_rules_name_what_is_exported(path: Path) -> None:
     }
     known |= {f"apf_host_{name}_total" for name in COUNTERS}
     known |= {f"{name}_{suffix}" for name in known for suffix in ("bucket", "sum", "count")}
-    # Recorded series have the level before and the operation after a colon: not names of metrics, nor are labels' values.
+    # Recorded series have a level before and an operation after a colon: no metrics, nor are labels' values.
     expressions = re.sub(r'"[^"]*"|[a-z_]+:[a-z_]+:[a-z0-9_]+', "", uncommented(path))
     named = set(NAME.findall(expressions))
     assert named and named <= known, named - known
