@@ -222,8 +222,8 @@ def page() -> Page:
                     "Faults taken synchronously, by reason",
                     "Faults a virtual second that were not allowed to be asynchronous. disabled: the guest has not "
                     "enabled APF, as always in mode off. limit: 64 pages of the vCPU are under way already; a guest "
-                    "with more tasks that wait than that gains nothing from them. kernel: the guest's kernel itself faulted, "
-                    "which cannot sleep.",
+                    "with more waiting tasks than that gains nothing from them. kernel: the guest's kernel itself "
+                    "faulted, which cannot sleep.",
                     "ops",
                 ),
                 [
