@@ -108,6 +108,18 @@ class Scraped:
         found = [(series["metric"], float(series["value"][1])) for series in data["result"]]
         return [(labels, value) for labels, value in found if not math.isnan(value)]
 
+    def one(self, expr: str) -> tuple[dict[str, str], float]:
+        """The only series, soon if not now: a scrape that came too late leaves a gap."""
+        found: list[tuple[dict[str, str], float]] = []
+
+        def arrived() -> bool:
+            found[:] = self.query(expr)
+            return bool(found)
+
+        until(f"data of {expr}", arrived)
+        (series,) = found
+        return series
+
 
 def started(directory: Path, *command: str, stdout: int = subprocess.DEVNULL) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -253,7 +265,7 @@ def test_the_answer_is_right(scraped: Scraped) -> None:
     """Two threads that fault and two that count, on two vCPUs: APF nearly doubles the work, as ``apf bench`` says."""
     (page,) = (dashboard for name, dashboard in dashboards().items() if name == "apf-paying-off")
     first = next(panel for panel in page["panels"] if panel["type"] == "stat")
-    ((labels, ratio),) = scraped.query(filled_in(first["targets"][0]["expr"]))
+    labels, ratio = scraped.one(filled_in(first["targets"][0]["expr"]))
     assert labels == {"mode": "pv2010"} and 1.2 < ratio < 2.5
 
 
@@ -261,8 +273,7 @@ def test_stages_add_up_to_latencies(scraped: Scraped) -> None:
     """What 'where does a fault's time go?' rests upon; the faults of a run that goes on differ a little."""
 
     def total(name: str) -> float:
-        ((_, value),) = scraped.query(f'sum ({name}{{cluster="with"}})')
-        return value
+        return scraped.one(f'sum ({name}{{cluster="with"}})')[1]
 
     latencies, stages = (total(f"apf_fault_{what}_seconds_sum") for what in ("latency", "stage"))
     assert latencies > 0 and abs(stages / latencies - 1) < 0.01
