@@ -1,4 +1,4 @@
-"""/metrics of a daemon, on an ephemeral port of the loopback: a collector reads counters when it is scraped.
+"""/metrics of a daemon, on any port of the loopback unless told otherwise: a collector reads counters when scraped.
 
 Nothing of prometheus-client is on a hot path: workers count in shared memory, daemons in plain integers.
 """
@@ -11,8 +11,12 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from apf.process import Failure
 from apf.rundir import RunDir
+from apf.scenario import ScenarioError
 from apf.stats import FIELDS, VcpuStats
+
+ANY_PORT = "127.0.0.1:0"
 
 Collect = Callable[[], Iterable[Metric]]
 
@@ -25,11 +29,26 @@ class _Collector(Collector):
         return self._collect()
 
 
-def serve(collect: Collect, run: RunDir, name: str) -> int:
-    """Serve what ``collect`` yields; returns the port, which is also left as report ``metrics-<name>``."""
+def listen_at(address: str) -> tuple[str, int]:
+    """The two halves of ``HOST:PORT``. Raises ScenarioError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ScenarioError(f"--metrics = {address!r}: expected HOST:PORT, port 0 to 65535, 0 for any that is free")
+    return host, int(port)
+
+
+def serve(collect: Collect, run: RunDir, name: str, address: str = ANY_PORT) -> int:
+    """Serve what ``collect`` yields at ``HOST:PORT``; returns the port, which is also left as report ``metrics-<name>``.
+
+    Raises Failure.
+    """
     registry = CollectorRegistry()
     registry.register(_Collector(collect))
-    server, _ = start_http_server(0, addr="127.0.0.1", registry=registry)
+    host, wanted = listen_at(address)
+    try:
+        server, _ = start_http_server(wanted, addr=host, registry=registry)
+    except OSError as error:
+        raise Failure(f"cannot serve metrics at {address}: {error.strerror}") from error
     port = int(server.server_port)
     run.write_report(f"metrics-{name}", {"port": port})
     return port

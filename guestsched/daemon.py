@@ -44,6 +44,7 @@ class GuestschedConfig:
     journal: bool = False
     api: str | None = None
     """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
+    metrics: str = metrics.ANY_PORT
 
     @property
     def first_participant(self) -> int:
@@ -117,7 +118,7 @@ async def _serve(config: GuestschedConfig) -> None:
         address = await api_server.start(config.api)
         run.write_report(f"api-guest-{config.vm}", {"address": address})
     gc.freeze()
-    metrics.serve(_metrics(shell), run, config.name)
+    metrics.serve(_metrics(shell), run, config.name, config.metrics)
 
     def poll() -> None:
         if shell.all_stopped:

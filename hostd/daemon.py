@@ -48,6 +48,7 @@ class HostdConfig:
     run: RunDir
     listen: tuple[str, ...]
     journal: bool = False
+    metrics: str = metrics.ANY_PORT
 
     @property
     def vms(self) -> int:
@@ -134,7 +135,7 @@ async def _serve(config: HostdConfig) -> None:
     turns.listen(server, config.listen)
     await server.start()
     gc.freeze()
-    metrics.serve(_metrics(shell, clock), run, "hostd")
+    metrics.serve(_metrics(shell, clock), run, "hostd", config.metrics)
     try:
         opener = _Opener(config, turns, service, clock)
         opener.start()

@@ -36,6 +36,7 @@ class VcpudConfig:
     host_address: str
     guest_address: str
     journal: bool = False
+    metrics: str = metrics.ANY_PORT
 
     @property
     def first_participant(self) -> int:
@@ -53,7 +54,7 @@ def main(config: VcpudConfig) -> None:
     vcpus = config.scenario.vm.vcpus
     stats = VcpuStats.create(config.run.vcpu_stats(config.vm), vcpus)
     workers = [_spawn(config, vcpu) for vcpu in range(vcpus)]
-    metrics.serve(metrics.vcpu_metrics(stats, config.vm), config.run, config.name)
+    metrics.serve(metrics.vcpu_metrics(stats, config.vm), config.run, config.name, config.metrics)
     try:
         _watch(config, workers)
     finally:
