@@ -1,9 +1,9 @@
 """How a log line looks: as text for people, or as a JSON object a line for whatever collects logs.
 
 A line says when, how bad, which process, which logger, what; and, if it was written while a call of the API for load
-generators was served, whose: the caller's ``x-request-id``, or a number of ours. The id is a context variable, so it goes
-with the call's task through everything the call awaits; ``stamp`` copies it to the record in the process that logs, for
-the record is formatted in the process that owns the stream (``apf.process.start_logging``).
+generators was served, whose: the caller's ``x-request-id``, or a number of ours. The id is a context variable, so it
+goes with the call's task through everything the call awaits; ``stamp`` copies it to the record in the process that
+logs, for the record is formatted in the process that owns the stream (``apf.process.start_logging``).
 
 Nothing is logged per fault, window or access: such things are counted (``apf.metrics``).
 """

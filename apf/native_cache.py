@@ -1,10 +1,10 @@
 """Where an image keeps its compiled hooks: numba's cache, filled when the image is built and only read afterwards.
 
 Numba takes a cache directory only if it can write there, also to read from it. An image's root file system is read-only
-at run time, so without help a daemon refuses to start ("no locator available"). Numba lets one name the classes that look
-for the cache (``NUMBA_CACHE_LOCATOR_CLASSES``); an image names the class below once its cache is full. Cached code belongs
-to a CPU's name and features, so an image also compiles for the plain x86-64 that all CPUs are (``NUMBA_CPU_NAME=generic``):
-it does not matter where it was built.
+at run time, so without help a daemon refuses to start ("no locator available"). Numba lets one name the classes that
+look for the cache (``NUMBA_CACHE_LOCATOR_CLASSES``); an image names the class below once its cache is full. Cached code
+belongs to a CPU's name and features, so an image also compiles for the plain x86-64 that all CPUs are
+(``NUMBA_CPU_NAME=generic``): it does not matter where it was built.
 """
 
 # numba has no types here.

@@ -27,7 +27,9 @@ def main() -> None:
         host = arguments.host or run.host_address
         vm = launch.vm_of(arguments, scenario)
         listen = tuple(arguments.listen or (run.guest_address(vm),))
-        config = GuestschedConfig(scenario, run, vm, host, listen, arguments.journal, arguments.api, arguments.metrics)
+        config = GuestschedConfig(
+            scenario, run, vm, host, listen, arguments.journal, arguments.api, arguments.metrics
+        )
         daemon(config)
 
     launch.run("guestsched", arguments, serve, name=f"guest-{arguments.vm}")

@@ -29,6 +29,7 @@ from apf.stats import FIELDS, VcpuStats
 from apf.v1 import load_pb2, types_pb2
 from apf.v1.load_pb2_grpc import LoadServiceServicer, add_LoadServiceServicer_to_server
 from guestsched.arrival_log import ArrivalLog
+from guestsched.call_log import CallLog
 from guestsched.core.access import WORDS_MAX
 from guestsched.core.arrivals import (
     AccessArrived,
@@ -603,9 +604,10 @@ async def _abort(context: Any, error: _Error) -> NoReturn:
 class ApiServer:
     """The API's own gRPC server, with health and reflection."""
 
-    def __init__(self, api: LoadApi) -> None:
+    def __init__(self, api: LoadApi, guest: str) -> None:
         self._api = api
         self._server = grpc.aio.server(
+            interceptors=(CallLog(guest),),
             options=(
                 ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
                 ("grpc.so_reuseport", 0),
