@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from apf import logs, metrics, process
+from apf import logs, process
 from apf.process import EXIT_BAD_INPUT, EXIT_STOPPED, Failure, StopRequested
 from apf.rundir import AlreadyClaimed, RunDir
 from apf.scenario import Scenario, ScenarioError, load
@@ -41,10 +41,7 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     )
     options.add_argument("--journal", action="store_true", help="write the core's journal into --files")
     options.add_argument(
-        "--metrics",
-        default=metrics.ANY_PORT,
-        metavar="HOST:PORT",
-        help=f"where /metrics is served; port 0: any (default: {metrics.ANY_PORT})",
+        "--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="where /metrics is served (default: any port)"
     )
     options.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     options.add_argument(
@@ -110,7 +107,6 @@ def _run(
             directory: Path = getattr(arguments, option)
             if not directory.is_dir():
                 raise ScenarioError(f"--{option} = {directory}: expected a directory that exists")
-        metrics.listen_at(arguments.metrics)
         directories.claim(name, [*own(directories), directories.report(f"failed-{name}")])
     except (ScenarioError, AlreadyClaimed) as error:
         say(str(error))

@@ -13,10 +13,9 @@ from prometheus_client.registry import Collector
 
 from apf.process import Failure
 from apf.rundir import RunDir
-from apf.scenario import ScenarioError
 from apf.stats import FIELDS, VcpuStats
 
-ANY_PORT = "127.0.0.1:0"
+ANYWHERE = "127.0.0.1:0"
 
 Collect = Callable[[], Iterable[Metric]]
 
@@ -29,29 +28,23 @@ class _Collector(Collector):
         return self._collect()
 
 
-def listen_at(address: str) -> tuple[str, int]:
-    """The two halves of ``HOST:PORT``. Raises ScenarioError."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise ScenarioError(f"--metrics = {address!r}: expected HOST:PORT, port 0 to 65535, 0 for any that is free")
-    return host, int(port)
-
-
-def serve(collect: Collect, run: RunDir, name: str, address: str = ANY_PORT) -> int:
+def serve(collect: Collect, run: RunDir, name: str, address: str = ANYWHERE) -> int:
     """Serve what ``collect`` yields at ``HOST:PORT``; returns the port, which is also left as report ``metrics-<name>``.
 
     Raises Failure.
     """
     registry = CollectorRegistry()
     registry.register(_Collector(collect))
-    host, wanted = listen_at(address)
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise Failure(f"--metrics = {address!r}: expected HOST:PORT, port 0 to 65535, 0 for any that is free")
     try:
-        server, _ = start_http_server(wanted, addr=host, registry=registry)
+        server, _ = start_http_server(int(port), addr=host, registry=registry)
     except OSError as error:
         raise Failure(f"cannot serve metrics at {address}: {error.strerror}") from error
-    port = int(server.server_port)
-    run.write_report(f"metrics-{name}", {"port": port})
-    return port
+    bound = int(server.server_port)
+    run.write_report(f"metrics-{name}", {"port": bound})
+    return bound
 
 
 def vcpu_metrics(stats: VcpuStats, vm: int) -> Collect:

@@ -51,6 +51,7 @@ class Order:
     start_s: float
     log_level: str
     arrivals: Path | None = None
+    log_format: str = "text"
 
 
 class Outcome:
@@ -184,7 +185,7 @@ def _daemon(order: Order, clusters: Clusters, writing: int) -> None:
         process.heed_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        process.start_logging(order.log_level)
+        process.start_logging(order.log_level, order.log_format)
 
         def tell(record: Record) -> None:
             os.write(writing, record.model_dump_json().encode() + b"\n")

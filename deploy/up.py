@@ -47,6 +47,7 @@ class UpOptions:
     start_s: float = 120.0
     log_level: str = "WARNING"
     arrivals: Path | None = None
+    log_format: str = "text"
 
 
 def up_scenario(path: Path | None, options: UpOptions) -> Scenario:
@@ -106,7 +107,7 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     if options.arrivals is not None and not options.arrivals.absolute().parent.is_dir():
         raise BadInput(f"--record = {options.arrivals}: no such directory: {options.arrivals.absolute().parent}")
     arrivals = None if options.arrivals is None else options.arrivals.absolute()
-    return Order(scenario, record, options.api, options.start_s, options.log_level, arrivals)
+    return Order(scenario, record, options.api, options.start_s, options.log_level, arrivals, options.log_format)
 
 
 def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters) -> Record:
@@ -137,7 +138,7 @@ def up_in_foreground(
     order = _order(scenario, source, options, clusters)
     bench.prepare(scenario, endless=True)
     clusters.claim(order.record)
-    process.start_logging(options.log_level)
+    process.start_logging(options.log_level, options.log_format)
     process.heed_signals()
     try:
         outcome = supervisor.supervise(order, clusters, lambda record: show_up(console, record))

@@ -46,7 +46,7 @@ class GuestschedConfig:
     journal: bool = False
     api: str | None = None
     """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
-    metrics: str = metrics.ANY_PORT
+    metrics: str = metrics.ANYWHERE
 
     @property
     def first_participant(self) -> int:
@@ -180,7 +180,10 @@ class _Host:
                 raise PeerLost(f"lost hostd while it loaded VM {self._vm}: {said}") from error
             raise Failure(f"hostd refused to load VM {self._vm}: {said}") from error
         log.info(
-            "VM %d is loaded: %d pages resident, %d swapped", self._vm, loaded.resident_pages, loaded.swapped_pages
+            "VM %d is loaded: %d pages resident; the host has swapped %d",
+            self._vm,
+            loaded.resident_pages,
+            loaded.swapped_pages,
         )
 
     @property

@@ -49,7 +49,7 @@ class HostdConfig:
     run: RunDir
     listen: tuple[str, ...]
     journal: bool = False
-    metrics: str = metrics.ANY_PORT
+    metrics: str = metrics.ANYWHERE
 
     @property
     def vms(self) -> int:

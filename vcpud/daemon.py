@@ -36,7 +36,7 @@ class VcpudConfig:
     host_address: str
     guest_address: str
     journal: bool = False
-    metrics: str = metrics.ANY_PORT
+    metrics: str = metrics.ANYWHERE
 
     @property
     def first_participant(self) -> int:
