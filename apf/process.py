@@ -98,7 +98,8 @@ def _remind(signum: int, frame: FrameType | None) -> None:
 def _ending() -> None:
     """This process ends: no signal is to disturb that any more."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.setitimer(signal.ITIMER_REAL, 0.0)
+    if signal.getsignal(signal.SIGALRM) is _remind:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def heed_signals(on_term: Callable[[int, FrameType | None], None] = request_stop) -> None:
