@@ -27,10 +27,8 @@ def main() -> None:
         host = arguments.host or run.host_address
         vm = launch.vm_of(arguments, scenario)
         listen = tuple(arguments.listen or (run.guest_address(vm),))
-        config = GuestschedConfig(
-            scenario, run, vm, host, listen, arguments.journal, arguments.api, arguments.metrics
-        )
-        daemon(config)
+        log, metrics = arguments.journal, arguments.metrics
+        daemon(GuestschedConfig(scenario, run, vm, host, listen, log, arguments.api, metrics))
 
     launch.run("guestsched", arguments, serve, name=f"guest-{arguments.vm}")
 

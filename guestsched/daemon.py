@@ -22,11 +22,13 @@ from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer
 from apf.v1.host_pb2_grpc import HostServiceStub
 from guestsched.api import ApiServer, LoadApi
 from guestsched.arrival_log import ArrivalLog
+from guestsched.metrics import GuestMetrics
 from guestsched.shell import GuestShell, guest_report
 
 log = logging.getLogger(__name__)
 SERVER = 1
 """guestsched's want entries on the clock page."""
+_METHOD = "apf.v1.GuestService/TakeTraps"
 _CONNECT_S = 60
 _LOAD_S = 300
 _STOP_S = 2.0
@@ -94,7 +96,7 @@ def main(config: GuestschedConfig) -> None:
 
 async def _serve(config: GuestschedConfig) -> None:
     scenario, run = config.scenario, config.run
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     sink = run.journal(config.name).open("w") if config.journal else None
 
     def post(vcpu: int, at_ns: int | None) -> None:
@@ -117,11 +119,12 @@ async def _serve(config: GuestschedConfig) -> None:
     api_server = None
     if api is not None and config.api is not None:
         api.serve(shell)
-        api_server = ApiServer(api, config.name)
+        api_server = ApiServer(api, turns.calls, config.name)
         address = await api_server.start(config.api)
         run.write_report(f"api-guest-{config.vm}", {"address": address})
     gc.freeze()
-    metrics.serve(_metrics(shell), run, config.name, config.metrics)
+    collects = (GuestMetrics(shell, config.vm, clock), turns.calls)
+    metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
 
     def poll() -> None:
         if shell.all_stopped:
@@ -201,12 +204,3 @@ def _clock(run: RunDir) -> ClockPage:
         return ClockPage.attach(run.clock)
     except FileNotFoundError:
         raise PeerLost(f"lost hostd: {run.clock} is gone") from None
-
-
-def _metrics(shell: GuestShell) -> metrics.Collect:
-    return metrics.counter_metrics(
-        "apf_guest_events",
-        "Events of the guest kernel.",
-        shell.counters,
-        dict,
-    )

@@ -20,7 +20,7 @@ def main() -> None:
         from hostd.daemon import main as daemon
 
         listen = tuple(arguments.listen or (run.host_address,))
-        daemon(HostdConfig(scenario, run, listen, arguments.journal, arguments.metrics))
+        daemon(HostdConfig(scenario, run, listen, arguments.journal, metrics=arguments.metrics))
 
     launch.run("hostd", arguments, serve, name="hostd", own=lambda run: (run.host_memory, run.clock, run.swap))
 

@@ -26,6 +26,7 @@ from apf.serving import Patience, TurnServer, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_core
+from hostd.metrics import HostMetrics
 from hostd.report import host_report
 from hostd.shell import HostShell
 from hostd.swapfile import SwapFile
@@ -33,6 +34,7 @@ from hostd.swapfile import SwapFile
 log = logging.getLogger(__name__)
 SERVER = 0
 """hostd's want entries on the clock page."""
+_METHOD = "apf.v1.HostService/RunVcpu"
 _START_S = 60
 _STOP_S = 2.0
 _IDLE_NS = 200_000_000
@@ -135,7 +137,7 @@ async def _serve(config: HostdConfig) -> None:
     clock = ClockPage.create(run.clock, config.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
     shell = HostShell(host_core(scenario, Journal(sink)), memory, SwapFile(run.swap))
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     turns.open(clock, {(vm, vcpu): vm * vcpus + vcpu for vm in range(config.vms) for vcpu in range(vcpus)})
     service = HostService(config, turns, shell, clock)
     server = turns.server(config.vms * vcpus)
@@ -144,7 +146,7 @@ async def _serve(config: HostdConfig) -> None:
     await server.start()
     log.info("answers at %s: VMs %d, vCPUs of each %d", ", ".join(config.listen), config.vms, vcpus)
     gc.freeze()
-    metrics.serve(_metrics(shell, clock), run, "hostd", config.metrics)
+    metrics.serve(run, "hostd", "hostd", HostMetrics(shell.core, clock), turns.calls, listen=config.metrics)
     try:
         opener = _Opener(config, turns, service, clock)
         opener.start()
@@ -267,18 +269,3 @@ def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: Clo
         **host_report(shell),
     }
     config.run.write_report("hostd", report)
-
-
-def _metrics(shell: HostShell, clock: ClockPage) -> metrics.Collect:
-    core = shell.core
-    return metrics.counter_metrics(
-        "apf_host_events",
-        "Events of the host's memory management, by the kernel's names.",
-        lambda: dict(core.counters),
-        lambda: {
-            "apf_virtual_seconds": clock.virtual_ns() / 1e9,
-            "apf_windows": float(clock.windows),
-            "apf_free_frames": float(core.free_frames),
-            "apf_swap_pages": float(core.swap_pages),
-        },
-    )
