@@ -388,6 +388,12 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="Write all that arrives from outside there, for apf replay."),
     ] = None,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="With the machine's Prometheus, which scrapes all your clusters.")
+    ] = False,
+    prometheus_at: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where that listens; port 0: any that is free.")
+    ] = "127.0.0.1:0",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; for containers.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="How long the start may take.", min=0.1)] = 120.0,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
@@ -409,6 +415,7 @@ def up(
             timeout,
             log_level.upper(),
             record,
+            prometheus_at if prometheus else None,
             _format(log_format),
         )
         path = _scenario_file(scenario, "SCENARIO")

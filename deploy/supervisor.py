@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import RawIOBase
 from multiprocessing import connection
@@ -30,6 +31,7 @@ from deploy import bench
 from deploy.clusters import Clusters, Record, started_ticks
 from deploy.local import LocalCluster
 from deploy.pidfd import STOP_S, end_process
+from deploy.scraper import Prometheus, Scraping
 
 _POLL_S = 0.1
 _FORK_S = 10.0
@@ -42,7 +44,7 @@ Tell = Callable[[Record], None]
 class Order:
     """What to start: a run in one mode, its API at gRPC address ``api``, and how long (wall s) its start may take.
 
-    ``arrivals``: where its log of arrivals goes at the end, however that comes.
+    ``arrivals``: where its log of arrivals goes at the end, however that comes. ``scraping``: its own Prometheus.
     """
 
     scenario: Scenario
@@ -51,6 +53,7 @@ class Order:
     start_s: float
     log_level: str
     arrivals: Path | None = None
+    scraping: Scraping | None = None
     log_format: str = "text"
 
 
@@ -77,12 +80,18 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
     document, why, code = None, "", EXIT_FAILED
     try:
         clusters.replace(record)
-        with LocalCluster(order.scenario, api=order.api) as cluster:
+        with LocalCluster(order.scenario, api=order.api) as cluster, ExitStack() as ended:
             record = record.model_copy(
                 update={"run_memory": str(cluster.run.memory), "run_files": str(cluster.run.files)}
             )
             clusters.replace(record)
             record = _answering(cluster, record, order.start_s)
+            # Ended before the cluster removes the run's directories, where its data is.
+            if order.scraping is not None:
+                prometheus = ended.enter_context(
+                    Prometheus(order.scraping, cluster.run.files / "prometheus", order.start_s)
+                )
+                record = record.model_copy(update={"prometheus": prometheus.address})
             clusters.replace(record)
             tell(record)
             try:
