@@ -10,6 +10,7 @@ Nothing is logged per fault, window or access: such things are counted (``apf.me
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -67,8 +68,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
+def _is_noise(record: logging.LogRecord) -> bool:
+    """Whether gRPC only says that a call was cancelled: that is how streams end when a daemon does."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.name.startswith("grpc.") and isinstance(error, asyncio.CancelledError)
+
+
 def stamp(record: logging.LogRecord) -> bool:
-    """A logging filter that stamps the record with the call that is being served, and lets it pass."""
+    """A logging filter that stamps the record with the call that is being served."""
+    if _is_noise(record):
+        return False
     if call := request_id.get():
         record.request_id = call
     return True

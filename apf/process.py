@@ -62,9 +62,13 @@ def settle_grpc() -> None:
 def start_logging(level: str = "WARNING", form: str | None = None) -> None:
     """One log stream on standard error for this process and all it forks, as ``apf.logs`` has it.
 
-    Call once, before forking. ``form``: text or json; None: as the environment says.
+    Call once, before forking. ``form``: text or json; None: as the environment says. As JSON, gRPC's own lines are left
+    out: it writes them past everything here, and what goes wrong with a call is told where the call is made.
     """
-    logging.basicConfig(level=level, handlers=[logs.handler(form or logs.default_format())])
+    chosen = form or logs.default_format()
+    if chosen == "json":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.basicConfig(level=level, handlers=[logs.handler(chosen)])
     logging.captureWarnings(True)
     multiprocessing_logging.install_mp_handler()
 

@@ -16,7 +16,7 @@ from apf.messages import Segment, TrapRaised
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import MESSAGE_BYTES_MAX, TurnServer
+from apf.serving import MESSAGE_BYTES_MAX, TurnServer, let_calls_end
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
@@ -155,6 +155,7 @@ async def _serve(config: GuestschedConfig) -> None:
         if api_server is not None:
             await api_server.stop(0)
         await host.close()
+        await let_calls_end()
 
 
 class _Host:

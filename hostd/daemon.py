@@ -22,7 +22,7 @@ from apf.messages import NEVER_NS, PAGE_SIZE
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import Patience, TurnServer, slowest
+from apf.serving import Patience, TurnServer, let_calls_end, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_core
@@ -158,6 +158,7 @@ async def _serve(config: HostdConfig) -> None:
     finally:
         clock.abort()
         await server.stop(0)
+        await let_calls_end()
         if sink:
             shell.core.journal.flush()
 
