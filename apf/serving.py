@@ -279,7 +279,7 @@ class TurnServer:
 
 
 async def let_calls_end() -> None:
-    """Let the calls of a server that has been stopped notice it, for a moment: gRPC prints whoever is cancelled later."""
+    """Let the calls of a stopped server notice it, for a moment: gRPC prints whoever is cancelled later."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     if others:
         await asyncio.wait(others, timeout=_SETTLE_S)

@@ -23,7 +23,6 @@ FILE = DEPLOY / "docker-compose.yml"
 SCENARIO = load(DEPLOY / "scenarios" / "compose.toml", {})
 DAEMONS = ["hostd", *(f"{name}-{vm}" for vm in range(SCENARIO.host.vms) for name in ("guest", "vcpud"))]
 PROJECT = "apf-test"
-STOP_S = 10.0
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
@@ -129,7 +128,7 @@ class Cluster:
 
     def exits(self) -> dict[str, int]:
         """Status of each container that has ended."""
-        ids = self("ps", "-q").split() or docker("ps", "-aq", "--filter", f"label={LABEL}").split()
+        ids = docker("ps", "-aq", "--filter", f"label={LABEL}").split()
         found = json.loads(docker("inspect", *ids))
         return {
             item["Config"]["Labels"]["com.docker.compose.service"]: item["State"]["ExitCode"]
@@ -153,9 +152,13 @@ def cluster() -> Iterator[Cluster]:
 
 def prometheus(query: str) -> dict[str, float]:
     """An instant query: instance -> value."""
+    # Until it listens, nobody answers.
     url = f"http://127.0.0.1:9090/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        found = json.load(answer)["data"]["result"]
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]
+    except OSError:
+        return {}
     return {item["metric"].get("instance", ""): float(item["value"][1]) for item in found}
 
 
@@ -179,12 +182,12 @@ def test_a_cluster_of_containers(cluster: Cluster) -> None:
     said = cluster("run", "--rm", "load")
     assert "accesses in" in said, said
 
-    began_s = time.monotonic()
     cluster("stop", *DAEMONS)
-    took_s = time.monotonic() - began_s
-    assert took_s < 2 * STOP_S, "three steps: vcpud, guestsched, hostd"
     exits = cluster.exits()
-    assert set(exits) >= set(DAEMONS) and 143 in exits.values() and set(exits.values()) <= {0, 1, 143}, exits
+    assert {name: exits.get(name) for name in DAEMONS if exits.get(name) not in (1, 143)} == {}, (
+        "137: killed, for it had not ended within its stop_grace_period of 10 s"
+    )
+    assert 143 in exits.values()
     for name in DAEMONS:
         lines = docker("logs", *container(name)).splitlines()
         assert all(json.loads(line)["process"] for line in lines)
