@@ -35,6 +35,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _POLL_S = 0.2
+_SETTLE_S = 0.5
 
 
 class Request(Protocol):
@@ -275,6 +276,13 @@ class TurnServer:
                 raise Failure(f"cannot listen at {address}: {error}") from error
             if not bound:
                 raise Failure(f"cannot listen at {address}")
+
+
+async def let_calls_end() -> None:
+    """Let the calls of a stopped server notice it, for a moment: gRPC prints whoever is cancelled later."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=_SETTLE_S)
 
 
 class Patience:

@@ -53,6 +53,7 @@ class Order:
     log_level: str
     arrivals: Path | None = None
     scraping: Scraping | None = None
+    log_format: str = "text"
 
 
 class Outcome:
@@ -194,7 +195,7 @@ def _daemon(order: Order, clusters: Clusters, writing: int) -> None:
         process.heed_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        process.start_logging(order.log_level)
+        process.start_logging(order.log_level, order.log_format)
 
         def tell(record: Record) -> None:
             os.write(writing, record.model_dump_json().encode() + b"\n")

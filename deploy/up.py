@@ -50,6 +50,7 @@ class UpOptions:
     log_level: str = "WARNING"
     arrivals: Path | None = None
     prometheus: str | None = None
+    log_format: str = "text"
 
 
 def up_scenario(path: Path | None, options: UpOptions) -> Scenario:
@@ -108,7 +109,9 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
         raise BadInput(f"--record = {options.arrivals}: no such directory: {options.arrivals.absolute().parent}")
     arrivals = None if options.arrivals is None else options.arrivals.absolute()
     scraping = None if options.prometheus is None else _scraping(options.prometheus, clusters)
-    return Order(scenario, record, options.api, options.start_s, options.log_level, arrivals, scraping)
+    return Order(
+        scenario, record, options.api, options.start_s, options.log_level, arrivals, scraping, options.log_format
+    )
 
 
 def _scraping(listen: str, clusters: Clusters) -> Scraping:
@@ -157,7 +160,7 @@ def up_in_foreground(
     order = _order(scenario, source, options, clusters)
     bench.prepare(scenario, endless=True)
     clusters.claim(order.record)
-    process.start_logging(options.log_level)
+    process.start_logging(options.log_level, options.log_format)
     process.heed_signals()
     try:
         outcome = supervisor.supervise(order, clusters, lambda record: show_up(console, record))

@@ -30,7 +30,7 @@ def main() -> None:
         log, metrics = arguments.journal, arguments.metrics
         daemon(GuestschedConfig(scenario, run, vm, host, listen, log, arguments.api, metrics))
 
-    launch.run("guestsched", arguments, serve)
+    launch.run("guestsched", arguments, serve, name=f"guest-{arguments.vm}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from apf.stats import FIELDS, VcpuStats
 from apf.v1 import load_pb2, types_pb2
 from apf.v1.load_pb2_grpc import LoadServiceServicer, add_LoadServiceServicer_to_server
 from guestsched.arrival_log import ArrivalLog
+from guestsched.call_log import CallLog
 from guestsched.core.access import WORDS_MAX
 from guestsched.core.arrivals import (
     AccessArrived,
@@ -610,7 +611,7 @@ async def _abort(context: Any, error: _Error) -> NoReturn:
 class ApiServer:
     """The API's own gRPC server, with health and reflection."""
 
-    def __init__(self, api: LoadApi, calls: CallCounter) -> None:
+    def __init__(self, api: LoadApi, calls: CallCounter, guest: str) -> None:
         self._api = api
         self._server = grpc.aio.server(
             options=(
@@ -618,7 +619,7 @@ class ApiServer:
                 ("grpc.so_reuseport", 0),
             ),
             maximum_concurrent_rpcs=RPCS_MAX,
-            interceptors=(calls,),
+            interceptors=(calls, CallLog(guest)),
         )
         self._health = health.aio.HealthServicer()
         add_LoadServiceServicer_to_server(api, self._server)

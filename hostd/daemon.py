@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -21,7 +22,7 @@ from apf.messages import NEVER_NS, PAGE_SIZE
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import Patience, TurnServer, slowest
+from apf.serving import Patience, TurnServer, let_calls_end, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_core
@@ -68,6 +69,8 @@ class HostService(HostServiceServicer):
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
         self._loading = asyncio.Condition()
+        # Not the loop's own executor, whose threads it waits for at its end: a load may take seconds.
+        self._loader = ThreadPoolExecutor(1, "loader")
         self._loaded: set[int] = set()
         self.all_loaded = threading.Event()
 
@@ -94,7 +97,12 @@ class HostService(HostServiceServicer):
                 segments = wire.segments_in(request, self._guest_pages)
             except wire.WireError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            await asyncio.to_thread(self._shell.load, request.vm, tuple(segments))
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._loader, self._shell.load, request.vm, tuple(segments))
+            except Exception as error:
+                self._turns.fail(Failure(f"cannot load VM {request.vm}: {type(error).__name__}: {error}"))
+                raise
             self._loaded.add(request.vm)
             self._loading.notify_all()
             if len(self._loaded) == self._config.vms:
@@ -136,6 +144,7 @@ async def _serve(config: HostdConfig) -> None:
     add_HostServiceServicer_to_server(service, server)
     turns.listen(server, config.listen)
     await server.start()
+    log.info("answers at %s: VMs %d, vCPUs of each %d", ", ".join(config.listen), config.vms, vcpus)
     gc.freeze()
     metrics.serve(run, "hostd", "hostd", HostMetrics(shell.core, clock), turns.calls, listen=config.metrics)
     try:
@@ -149,6 +158,7 @@ async def _serve(config: HostdConfig) -> None:
     finally:
         clock.abort()
         await server.stop(0)
+        await let_calls_end()
         if sink:
             shell.core.journal.flush()
 
@@ -191,6 +201,7 @@ class _Opener(threading.Thread):
     def _run(self) -> None:
         if not self._everybody_is_here():
             return
+        log.info("all VMs are loaded and all vCPUs are here; the first window opens")
         clock, shell = self._clock, self._service._shell
         window_ns = shell.core.config.window_ns
         patience = Patience(self._config.scenario.host.patience_s)
@@ -214,6 +225,7 @@ class _Opener(threading.Thread):
                     clock.set_border_due(shell.core.border_due_ns())
                 case Waited.FINISHED:
                     self.run_seconds = time.monotonic() - began_s
+                    log.info("all vCPUs have ended, after %d windows in %.1f s", clock.windows, self.run_seconds)
                     self._turns.finish()
                 case Waited.ABORTED:
                     self._turns.fail(PeerLost("the run was ended by another process"))
