@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from apf import process
+from apf import listen, process
+from apf.listen import Listener, Security
 from apf.process import EXIT_BAD_INPUT
+from apf.roles import Roles
 from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError, load
 
@@ -30,6 +32,40 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     options.add_argument("--journal", action="store_true", help="write the core's journal into --files")
     options.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
     return options
+
+
+def add_listen(options: argparse.ArgumentParser) -> None:
+    """The options of a daemon that serves."""
+    options.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="[ROLE=]ADDRESS",
+        help="gRPC address: unix:PATH, or HOST:PORT of the loopback or with certificates; for peers of this role only "
+        "(repeatable; default: a Unix socket for each role, FILES/ROLE/DAEMON.sock)",
+    )
+    listen.add_options(options, serves=True)
+
+
+def security(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> Security:
+    """What the daemon shows and whom it lets in; exits with 2 if the options are no good."""
+    try:
+        groups = getattr(arguments, "socket_group", ())
+        return listen.security(arguments.tls_cert, arguments.tls_key, arguments.tls_ca, groups)
+    except listen.ListenError as error:
+        options.error(str(error))
+
+
+def listeners(
+    options: argparse.ArgumentParser, arguments: argparse.Namespace, roles: Roles
+) -> tuple[Security, tuple[Listener, ...]]:
+    """Where a daemon with peers of ``roles`` is to listen; exits with 2 if the options are no good."""
+    chosen = security(options, arguments)
+    try:
+        found = tuple(listen.listener("--listen", text, roles, chosen.tls) for text in arguments.listen)
+    except listen.ListenError as error:
+        options.error(str(error))
+    return chosen, found
 
 
 def run(name: str, arguments: argparse.Namespace, target: Callable[[Scenario, RunDir], None]) -> None:

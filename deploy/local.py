@@ -18,6 +18,7 @@ from typing import Any
 from apf import process
 from apf.clockpage import ClockPage
 from apf.hostmem import Geometry
+from apf.listen import PLAIN, Security
 from apf.messages import PAGE_SIZE
 from apf.process import Failure
 from apf.rundir import RunDir
@@ -62,12 +63,21 @@ def _check_free(path: Path, needed: int, what: str) -> None:
 class LocalCluster:
     """The processes of one run. A context manager: leaving it ends them all and removes what they left.
 
-    ``api``: where the API for load generators listens, ``HOST:PORT``; port 0 is any, see ``api_address``.
+    ``api``: where the API for load generators listens beside its roles' sockets, ``HOST:PORT``; port 0 is any, see
+    ``api_address``; ``unix``: nowhere. ``security``: of the API; the processes of a run talk on sockets.
     """
 
-    def __init__(self, scenario: Scenario, *, journals: bool = False, api: str | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        journals: bool = False,
+        api: str | None = None,
+        security: Security = PLAIN,
+    ) -> None:
         self.scenario = scenario
         self._api = api
+        self._security = security
         self.run = RunDir.make()
         self._journals = journals
         self._began_s = time.monotonic()
@@ -78,7 +88,7 @@ class LocalCluster:
     def __enter__(self) -> LocalCluster:
         try:
             for name, target in (("hostd", _hostd), ("guest-0", _guestsched), ("vcpud-0", _vcpud)):
-                args = (self.scenario, self.run, self._journals, self._api)
+                args = (self.scenario, self.run, self._journals, self._api, self._security)
                 self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
         except BaseException:
             self.close()
@@ -172,6 +182,11 @@ class LocalCluster:
         report = self.run.read_report("api-guest-0")
         return None if report is None else str(report["address"])
 
+    def api_sockets(self) -> dict[str, str]:
+        """Address of the API's socket by role; empty as long as there is none."""
+        report = self.run.read_report("api-guest-0")
+        return {} if report is None else dict(report["sockets"])
+
     def arrivals(self) -> Path:
         """What has come from outside so far (``guestsched.arrival_log``); removed with the cluster."""
         return self.run.arrivals(0)
@@ -197,19 +212,19 @@ def _messages(host: dict[str, Any], guest: dict[str, Any], vcpus: list[dict[str,
     return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
 
 
-def _hostd(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
+def _hostd(scenario: Scenario, run: RunDir, journals: bool, api: str | None, security: Security) -> None:
     from hostd.daemon import HostdConfig, main
 
-    main(HostdConfig(scenario, run, (run.host_address,), journals))
+    main(HostdConfig(scenario, run, (), journals))
 
 
-def _guestsched(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
+def _guestsched(scenario: Scenario, run: RunDir, journals: bool, api: str | None, security: Security) -> None:
     from guestsched.daemon import GuestschedConfig, main
 
-    main(GuestschedConfig(scenario, run, 0, 0, run.host_address, (run.guest_address(0),), journals, api))
+    main(GuestschedConfig(scenario, run, 0, 0, run.host_load_address, (), journals, api, security))
 
 
-def _vcpud(scenario: Scenario, run: RunDir, journals: bool, api: str | None) -> None:
+def _vcpud(scenario: Scenario, run: RunDir, journals: bool, api: str | None, security: Security) -> None:
     from vcpud.daemon import VcpudConfig, main
 
     main(VcpudConfig(scenario, run, 0, 0, run.host_address, run.guest_address(0), journals))

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from apf import process
+from apf.listen import PLAIN, Security
 from apf.process import EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested, describe_exit
 from apf.scenario import Scenario
 from deploy import bench
@@ -42,7 +43,7 @@ Tell = Callable[[Record], None]
 class Order:
     """What to start: a run in one mode, its API at gRPC address ``api``, and how long (wall s) its start may take.
 
-    ``arrivals``: where its log of arrivals goes at the end, however that comes.
+    ``security``: of the API. ``arrivals``: where its log of arrivals goes at the end, however that comes.
     """
 
     scenario: Scenario
@@ -51,6 +52,7 @@ class Order:
     start_s: float
     log_level: str
     arrivals: Path | None = None
+    security: Security = PLAIN
 
 
 class Outcome:
@@ -76,7 +78,7 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
     document, why, code = None, "", EXIT_FAILED
     try:
         clusters.replace(record)
-        with LocalCluster(order.scenario, api=order.api) as cluster:
+        with LocalCluster(order.scenario, api=order.api, security=order.security) as cluster:
             record = record.model_copy(
                 update={"run_memory": str(cluster.run.memory), "run_files": str(cluster.run.files)}
             )
@@ -116,7 +118,8 @@ def _answering(cluster: LocalCluster, record: Record, start_s: float) -> Record:
         ports = {name: cluster.run.read_report(f"metrics-{name}") for name in _DAEMONS}
         if api is not None and all(ports.values()):
             metrics = {name: f"127.0.0.1:{report['port']}" for name, report in ports.items() if report}
-            return record.model_copy(update={"status": "running", "api": api["address"], "metrics": metrics})
+            found = {"api": api["address"], "sockets": api.get("sockets", {}), "metrics": metrics}
+            return record.model_copy(update={"status": "running", **found})
         if connection.wait(sentinels, _POLL_S):
             cluster.wait()  # which says why
             raise Failure(

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import grpc
 
-from apf import metrics, wire
+from apf import limits, metrics, roles, tls, wire
 from apf.clockpage import ClockPage
+from apf.guard import Servers
 from apf.journal import Journal
+from apf.listen import API_ON_SOCKETS, PLAIN, Listener, ListenError, Security, listener, sockets
 from apf.messages import Segment, TrapRaised
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import MESSAGE_BYTES_MAX, TurnServer
+from apf.serving import TurnServer
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
@@ -41,15 +43,22 @@ class GuestschedConfig:
     vm: int
     first_participant: int
     host_address: str
-    listen: tuple[str, ...]
+    listen: tuple[Listener, ...] = ()
+    """Where it answers its vCPUs; without, at their socket."""
     journal: bool = False
     api: str | None = None
-    """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
+    """Where the API listens beside its roles' sockets: ``HOST:PORT`` (port 0: any), ``unix``: nowhere; None: no API."""
+    security: Security = PLAIN
 
     @property
     def name(self) -> str:
         """As in reports and journals."""
         return f"guest-{self.vm}"
+
+    @property
+    def daemon(self) -> str:
+        """As in the names of sockets."""
+        return f"guestsched-{self.vm}"
 
 
 class GuestService(GuestServiceServicer):
@@ -102,16 +111,22 @@ async def _serve(config: GuestschedConfig) -> None:
     clock = ClockPage.attach(run.clock)
     vcpus = range(scenario.vm.vcpus)
     turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
-    server = turns.server(len(vcpus))
-    add_GuestServiceServicer_to_server(GuestService(turns, shell), server)
-    turns.listen(server, config.listen)
-    await server.start()
+    service = GuestService(turns, shell)
+    servers = Servers(
+        config.listen or sockets(run, config.daemon, roles.GUESTSCHED),
+        config.security,
+        lambda server: add_GuestServiceServicer_to_server(service, server),
+        len(vcpus),
+    )
+    await servers.start()
     api_server = None
     if api is not None and config.api is not None:
         api.serve(shell)
-        api_server = ApiServer(api)
-        address = await api_server.start(config.api)
-        run.write_report(f"api-guest-{config.vm}", {"address": address})
+        found = _api_listeners(config, config.api)
+        api_server = ApiServer(api, found, config.security)
+        addresses = await api_server.start()
+        by_role = {next(iter(each.roles)): each.address for each in found if each.path is not None}
+        run.write_report(f"api-guest-{config.vm}", {"address": addresses[-1], "sockets": by_role})
     gc.freeze()
     metrics.serve(_metrics(shell), run, config.name)
 
@@ -124,7 +139,7 @@ async def _serve(config: GuestschedConfig) -> None:
     try:
         await turns.wait_over(poll)
         turns.raise_failure()
-        await server.stop(_STOP_S)
+        await servers.stop(_STOP_S)
         if api_server is not None:
             await api_server.stop(_STOP_S)
         report = {
@@ -137,15 +152,26 @@ async def _serve(config: GuestschedConfig) -> None:
             log.close(report["digest"])
         run.write_report(config.name, report)
     finally:
-        await server.stop(0)
+        await servers.stop(0)
         if api_server is not None:
             await api_server.stop(0)
 
 
+def _api_listeners(config: GuestschedConfig, api: str) -> tuple[Listener, ...]:
+    """A socket for each role, then TCP if there is to be any."""
+    found = sockets(config.run, config.daemon, roles.API)
+    if api == API_ON_SOCKETS:
+        return found
+    try:
+        return (*found, listener("--api", api, roles.API, config.security.tls))
+    except ListenError as error:
+        raise Failure(str(error)) from error
+
+
 async def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
     """Fill the VM's memory through hostd."""
-    options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
-    async with grpc.aio.insecure_channel(config.host_address, options=options) as channel:
+    options = (("grpc.max_send_message_length", limits.request_bytes_max("/apf.v1.HostService/LoadVm")),)
+    async with tls.channel(config.host_address, config.security.tls, options) as channel:
         try:
             await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
         except TimeoutError:

@@ -13,11 +13,13 @@ from decimal import Decimal
 
 import grpc
 
-from apf import metrics, wire
+from apf import limits, metrics, roles, wire
 from apf.clockpage import ClockPage, Waited
+from apf.guard import Servers
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import NEVER_NS, PAGE_SIZE
+from apf.listen import PLAIN, Listener, Security, sockets
+from apf.messages import NEVER_NS, PAGE_SIZE, Segment
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -42,13 +44,14 @@ _SWITCH_S = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class HostdConfig:
-    """One host with ``vms`` VMs of the scenario's kind, answering at the gRPC addresses ``listen``."""
+    """One host with ``vms`` VMs of the scenario's kind. ``listen``: where it answers; without, at its roles' sockets."""
 
     scenario: Scenario
     run: RunDir
-    listen: tuple[str, ...]
+    listen: tuple[Listener, ...] = ()
     journal: bool = False
     vms: int = 1
+    security: Security = PLAIN
 
 
 class HostService(HostServiceServicer):
@@ -61,7 +64,9 @@ class HostService(HostServiceServicer):
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
         self._load_lock = asyncio.Lock()
-        self._loaded: set[int] = set()
+        self._loaded: set[int] = set()  # or being loaded
+        self._unloaded = config.vms
+        self._loading: set[asyncio.Future[None]] = set()
         self.all_loaded = threading.Event()
 
     async def RunVcpu(  # noqa: N802, D102 - the generated base names and documents it
@@ -76,23 +81,33 @@ class HostService(HostServiceServicer):
         request: host_pb2.LoadVmRequest,
         context: grpc.aio.ServicerContext[host_pb2.LoadVmRequest, host_pb2.LoadVmResponse],
     ) -> host_pb2.LoadVmResponse:
-        async with self._load_lock:
-            if request.vm >= self._config.vms:
-                await context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}"
-                )
-            if request.vm in self._loaded:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
-            try:
-                segments = wire.segments_in(request, self._guest_pages)
-            except wire.WireError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            await asyncio.to_thread(self._shell.load, request.vm, tuple(segments))
-            self._loaded.add(request.vm)
-            if len(self._loaded) == self._config.vms:
-                self.all_loaded.set()
+        if request.vm >= self._config.vms:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}")
+        if request.vm in self._loaded:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
+        try:
+            segments = tuple(wire.segments_in(request, self._guest_pages))
+        except wire.WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, limits.details(str(error)))
+        # From here on the VM is this caller's, and loaded to its end even if the caller goes away.
+        self._loaded.add(request.vm)
+        loading = asyncio.ensure_future(self._load(request.vm, segments))
+        self._loading.add(loading)
+        loading.add_done_callback(self._loading.discard)
+        await asyncio.shield(loading)
         core = self._shell.core
         return host_pb2.LoadVmResponse(resident_pages=core.resident_pages(request.vm), swapped_pages=core.swap_pages)
+
+    async def _load(self, vm: int, segments: tuple[Segment, ...]) -> None:
+        async with self._load_lock:
+            try:
+                await asyncio.to_thread(self._shell.load, vm, segments)
+            except Exception as error:
+                self._turns.fail(Failure(f"VM {vm} cannot be loaded: {type(error).__name__}: {error}"))
+                raise
+            self._unloaded -= 1
+            if not self._unloaded:
+                self.all_loaded.set()
 
     def _attached(self, seq: int) -> host_pb2.RunVcpuResponse:
         return host_pb2.RunVcpuResponse(seq=seq, attached=types_pb2.Attached())
@@ -124,10 +139,14 @@ async def _serve(config: HostdConfig) -> None:
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
     turns.open(clock, {(vm, vcpu): vm * vcpus + vcpu for vm in range(config.vms) for vcpu in range(vcpus)})
     service = HostService(config, turns, shell, clock)
-    server = turns.server(config.vms * vcpus)
-    add_HostServiceServicer_to_server(service, server)
-    turns.listen(server, config.listen)
-    await server.start()
+    listeners = config.listen or sockets(run, "hostd", roles.HOSTD)
+    servers = Servers(
+        listeners,
+        config.security,
+        lambda server: add_HostServiceServicer_to_server(service, server),
+        config.vms * vcpus,
+    )
+    await servers.start()
     gc.freeze()
     metrics.serve(_metrics(shell, clock), run, "hostd")
     try:
@@ -136,11 +155,11 @@ async def _serve(config: HostdConfig) -> None:
         await turns.wait_over(lambda: None)
         turns.raise_failure()
         opener.join(_STOP_S)
-        await server.stop(_STOP_S)
+        await servers.stop(_STOP_S)
         _report(config, shell, turns, clock, opener.run_seconds)
     finally:
         clock.abort()
-        await server.stop(0)
+        await servers.stop(0)
         if sink:
             shell.core.journal.flush()
 

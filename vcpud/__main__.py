@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from apf import launch
+from apf.listen import add_options
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 
@@ -12,14 +13,16 @@ def main() -> None:
     options = launch.parser("vcpud", "The vCPUs of one VM: a worker process each.")
     options.add_argument("--host", metavar="ADDRESS", help="gRPC address of hostd")
     options.add_argument("--guest", metavar="ADDRESS", help="gRPC address of guestsched")
+    add_options(options, serves=False)
     arguments = options.parse_args()
+    tls = launch.security(options, arguments).tls
 
     def serve(scenario: Scenario, run: RunDir) -> None:
         from vcpud.daemon import VcpudConfig
         from vcpud.daemon import main as daemon
 
         host, guest = arguments.host or run.host_address, arguments.guest or run.guest_address(0)
-        daemon(VcpudConfig(scenario, run, 0, 0, host, guest, arguments.journal))
+        daemon(VcpudConfig(scenario, run, 0, 0, host, guest, arguments.journal, tls))
 
     launch.run("vcpud", arguments, serve)
 
