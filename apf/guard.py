@@ -162,8 +162,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
         """Let a call run within its limits; what is raised to refuse it becomes its status."""
         try:
             if self._by_certificate:
-                held = tls.roles_in(context.auth_context()) & self._roles
-                if not roles.may(held, method):
+                held = tls.roles_in(context.auth_context())
+                if not roles.may(held & self._roles, method):
                     raise self._not_allowed(method, held)
             most = limits.CALLS_MAX.get(method)
             if most is not None and self._calls[method] >= most:

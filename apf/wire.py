@@ -288,8 +288,6 @@ def segments_out(vm: int, segments: list[m.Segment]) -> host.LoadVmRequest:
 
 def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment]:
     """The segments of a LoadVm request, each checked by itself."""
-    if not message.segments:
-        raise WireError("segments: at least one")
     segments = []
     for index, segment in enumerate(message.segments):
         where = f"segments[{index}]"
@@ -304,9 +302,15 @@ def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment
             raise WireError(f"{where}.data: {len(segment.data)} bytes, but demand_zero: such a segment starts empty")
         stamps = tuple(m.Stamp(s.offset, s.base, s.stride) for s in segment.stamps)
         segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, segment.demand_zero))
-    end = 0
-    for one in sorted(segments, key=lambda each: each.gfn):
-        if one.gfn < end:
-            raise WireError(f"segments: pages {one.gfn} to {end - 1} are in two of them; allowed: in one at most")
-        end = one.gfn + one.pages
     return segments
+
+
+def check_layout(segments: list[m.Segment]) -> None:
+    """Check the segments of a VM together."""
+    if not segments:
+        raise WireError("segments: at least one")
+    end = 0
+    for segment in sorted(segments, key=lambda each: each.gfn):
+        if segment.gfn < end:
+            raise WireError(f"segments: pages {segment.gfn} to {end - 1} are in two of them; allowed: in one at most")
+        end = segment.gfn + segment.pages

@@ -400,9 +400,7 @@ def up(
     tls_ca: _TlsCa = None,
     socket_group: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ROLE=GROUP", help="Let a Unix group use the socket of a role: load, operator; repeatable."
-        ),
+        typer.Option(metavar="ROLE=GROUP", help="Let a Unix group use a role's socket: load, operator; repeatable."),
     ] = None,
     apf: Annotated[
         str | None, typer.Option(metavar="MODE", help="Mode (default: the scenario's if it has one, else pv2010).")
@@ -547,7 +545,13 @@ def kill(
 
 
 @app.command("list")
-def list_(name: _Name = DEFAULT_NAME, api: _Api = None) -> None:
+def list_(
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+) -> None:
     """Show the processes and tasks of a running guest."""
     with _told():
         from deploy import steer

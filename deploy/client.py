@@ -34,6 +34,7 @@ class Address(str):
     tls: TlsFiles | None
 
     def __new__(cls, text: str, tls: TlsFiles | None) -> Address:
+        """``text``, and the files of who connects there."""
         made = super().__new__(cls, text)
         made.tls = tls
         return made

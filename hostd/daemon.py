@@ -86,12 +86,13 @@ class HostService(HostServiceServicer):
         if request.vm in self._loaded:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
         try:
-            segments = tuple(wire.segments_in(request, self._guest_pages))
+            segments = wire.segments_in(request, self._guest_pages)
+            wire.check_layout(segments)
         except wire.WireError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, limits.details(str(error)))
         # From here on the VM is this caller's, and loaded to its end even if the caller goes away.
         self._loaded.add(request.vm)
-        loading = asyncio.ensure_future(self._load(request.vm, segments))
+        loading = asyncio.ensure_future(self._load(request.vm, tuple(segments)))
         self._loading.add(loading)
         loading.add_done_callback(self._loading.discard)
         await asyncio.shield(loading)

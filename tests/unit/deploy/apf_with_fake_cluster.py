@@ -40,7 +40,7 @@ class FakeResult:
 
 
 class FakeCluster:
-    def __init__(self, scenario: Scenario, *, api: str | None = None) -> None:
+    def __init__(self, scenario: Scenario, *, api: str | None = None, security: Any = None) -> None:
         self.scenario = scenario
         self.run = RunDir.make()
         self._api = api
@@ -90,5 +90,5 @@ def serve(run: RunDir, api: str) -> None:
 
 if __name__ == "__main__":
     supervisor.LocalCluster = FakeCluster  # type: ignore[assignment,misc]
-    bench.prepare = lambda scenario: None
+    bench.prepare = lambda scenario, **_: None
     cli.main()
