@@ -136,6 +136,10 @@ def is_valid(method: str, data: bytes) -> bool:
     return any(request.process == 1 or request.process_name == "bench" for request in meant)
 
 
+class Over(BaseException):
+    """The run has ended, and its sockets with it. No Exception: Hypothesis is not to look into it."""
+
+
 class Hostile:
     """Channels to all sockets, and what became of the calls."""
 
@@ -167,6 +171,8 @@ class Hostile:
         except grpc.RpcError as error:
             status = error.code().name
             details = error.details() or ""
+            if not self.paths[where].exists():
+                raise Over from None
             assert status not in BUGS, (where, method, data, how, status, details)
             assert len(details) <= limits.DETAILS_CHARS_MAX, (where, method, len(details))
         may = roles.may([roles.Role(where[0])], method)
@@ -180,7 +186,10 @@ class Hostile:
     def garbage(self, where: tuple[str, str], data: bytes, preface: bool) -> None:
         """Bytes that are no HTTP/2, or stop being it after the preface."""
         with socket.socket(socket.AF_UNIX) as raw:
-            raw.connect(str(self.paths[where]))
+            try:
+                raw.connect(str(self.paths[where]))
+            except FileNotFoundError:
+                raise Over from None
             try:
                 raw.sendall((b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if preface else b"") + data)
             except BrokenPipeError:
@@ -240,9 +249,13 @@ def main() -> None:
         if noise is not None and len(noise) % 8 == 0:
             hostile.garbage(where, noise, preface=bool(len(noise) % 16))
 
-    attack()
+    began_s, over = time.monotonic(), False
+    try:
+        attack()
+    except Over:
+        over = True
     lived = hostile.left_alone() if len(sys.argv) > 4 else {}
-    print(json.dumps({"seen": dict(hostile.seen), "lived": lived}))
+    print(json.dumps({"seen": dict(hostile.seen), "lived": lived, "over": over, "s": time.monotonic() - began_s}))
 
 
 if __name__ == "__main__":
