@@ -1,9 +1,9 @@
 """A hostile client of every socket of a running cluster: what it sends is wrong by construction, or only looks.
 
-``python hostile_calls.py FILES SCENARIO_DIGEST NUMBER [alone]``: so many inputs made by Hypothesis, then, with ``alone``,
-how long a stream lives that is opened and left. Prints as JSON how many calls ended with which status. A process of its
-own, for who forks a cluster must not import gRPC. An answer that means a bug of ours (UNKNOWN, INTERNAL, UNAVAILABLE)
-ends it with the input that did it.
+``python hostile_calls.py FILES SCENARIO_DIGEST NUMBER [alone]``: so many inputs made by Hypothesis, then, with
+``alone``, how long a stream lives that is opened and left. Prints as JSON how many calls ended with which status. A
+process of its own, for who forks a cluster must not import gRPC. An answer that means a bug of ours (UNKNOWN, INTERNAL,
+UNAVAILABLE) ends it with the input that did it.
 
 Nothing here may change the run, so what is valid is left out: a Shutdown, and a Kill, Spawn or access of the one process
 there is. Its number is 1 and its name is known; requests that happen to mean it are dropped.
@@ -11,6 +11,7 @@ there is. Its number is 1 and its name is known; requests that happen to mean it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -131,7 +132,7 @@ def is_valid(method: str, data: bytes) -> bool:
             return bool(load_pb2.SpawnRequest.FromString(data).access_threads)
         else:
             return False
-    except Exception:  # noqa: BLE001 - whatever it is, the server must not know it either
+    except Exception:  # what does not parse here does not parse there
         return False
     return any(request.process == 1 or request.process_name == "bench" for request in meant)
 
@@ -190,10 +191,8 @@ class Hostile:
                 raw.connect(str(self.paths[where]))
             except FileNotFoundError:
                 raise Over from None
-            try:
+            with contextlib.suppress(BrokenPipeError):
                 raw.sendall((b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" if preface else b"") + data)
-            except BrokenPipeError:
-                pass
         self.seen["garbage"] += 1
 
     def left_alone(self) -> dict[str, float]:
