@@ -18,6 +18,8 @@ from typing import Any
 import grpc
 from prometheus_client.core import CounterMetricFamily, Metric
 
+from apf.guard import Refused
+
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _UNKNOWN = "UNKNOWN"
 UNKNOWN_METHOD = "unknown"
@@ -100,6 +102,8 @@ def _code_of(error: BaseException, context: Any) -> str:
         left_s = context.time_remaining()
         late = left_s is not None and left_s <= 0
         return "DEADLINE_EXCEEDED" if late else "CANCELLED"
+    if isinstance(error, Refused):
+        return str(error.code.name)
     return _told(context) if context.code() else _UNKNOWN
 
 
