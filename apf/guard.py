@@ -179,6 +179,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
                 raise Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from None
             finally:
                 self._calls[method] -= 1
+        except NotImplementedError:  # what generated services raise for a method nobody wrote, as health's List
+            unwritten = Refused(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered here")
+            await self._abort(context, method, unwritten)
         except Refused as refused:
             await self._abort(context, method, refused)
 

@@ -24,6 +24,7 @@ class Everything:
         self.called: list[str] = []
         self.holds = asyncio.Event()
         self.holds.set()
+        self.error: Exception | None = None
 
     def add(self, server: grpc.aio.Server) -> None:
         services: dict[str, dict[str, Any]] = {}
@@ -39,6 +40,8 @@ class Everything:
         async def handle(request: Any, context: Any) -> bytes:
             self.called.append(method)
             await self.holds.wait()
+            if self.error is not None:
+                raise self.error
             return b""
 
         return handle

@@ -122,3 +122,13 @@ def test_unary_calls_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_details_are_short() -> None:
     assert limits.details("x" * 10) == "x" * 10
     assert len(limits.details("x" * 10**6)) == limits.DETAILS_CHARS_MAX
+
+
+def test_a_method_that_nobody_wrote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(everything: Everything, channel: grpc.aio.Channel) -> None:
+        everything.error = NotImplementedError("Method not implemented!")
+        code, text = await status(channel, LIST)
+        assert code is Code.UNIMPLEMENTED and "not offered" in text
+
+    as_operator(tmp_path, test)
+    assert "Traceback" not in caplog.text
