@@ -179,7 +179,8 @@ def test_every_program_under_every_scheduler(program: str, policy: str, apf: str
     scenario = alone(program, apf, policy, seed, trace_file(tmp_path))
     assert program in programs_of(scenario)
     expected = alike(scenario, tmp_path / "journals")
-    assert all(row["sum_exec_ns"] > 0 for row in expected.result.tasks)
+    idle = [row["name"] for row in expected.result.tasks if not row["sum_exec_ns"]]
+    assert len(idle) <= 1, "at most one did not have its turn before its life was over"
     if seed == 2:
         with busy_cores():
             same(expected, on_processes(scenario))

@@ -53,7 +53,7 @@ def twin(tmp_path: Path, *arrivals: tuple[int, tuple[Arrival, ...]], **overrides
     made = Twin(
         load(None, chosen | {name.replace("__", "."): value for name, value in overrides.items()}), tmp_path / "s"
     )
-    made.arrivals = deque(arrivals)
+    made.arrivals = [deque(arrivals)]
     try:
         assert made.window_ns == WINDOW_NS
         made.start()
@@ -165,7 +165,7 @@ def test_endless_run_of_which_nothing_comes_any_more_is_an_error(tmp_path: Path)
 def test_arrival_after_the_end_is_never_taken(tmp_path: Path) -> None:
     with twin(tmp_path, (5000 * WINDOW_NS, (write(1, 7),))) as made:
         run(made)
-    assert made.answers == [] and len(made.arrivals) == 1
+    assert made.answers == [] and len(made.arrivals[0]) == 1
 
 
 def test_arrivals_are_part_of_the_run(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_observe_against_a_naive_count() -> None:
 
 
 def test_the_columns_fit_the_row_and_the_states_are_the_causes(tmp_path: Path) -> None:
-    assert STATES == tuple(cause.value for cause in Cause)
+    assert tuple(cause.value for cause in Cause) == STATES
     assert len(set(FIELDS)) == len(FIELDS) and len(HISTOGRAMS) == len(FAULT_KINDS) + len(STAGES)
     assert ROW % 8 == 0 and len(FIELDS) + CELLS * len(HISTOGRAMS) <= ROW
     stats = VcpuStats.create(tmp_path / "stats", 3)

@@ -133,11 +133,11 @@ async def calls(address: str) -> None:
         await asyncio.sleep(0.05)
         sleeping.cancel()
         for request in (b"fine", b"abort"):
-            try:
-                async for _ in channel.unary_stream(f"/{NAME}/Watch")(request):
-                    pass
-            except grpc.aio.AioRpcError as error:
-                assert request == b"abort" and error.code() is grpc.StatusCode.UNAVAILABLE
+            watch = channel.unary_stream(f"/{NAME}/Watch")(request)
+            for _ in range(3):
+                assert await watch.read() == request
+            expected = grpc.StatusCode.UNAVAILABLE if request == b"abort" else grpc.StatusCode.OK
+            assert await watch.code() is expected
         chat = channel.stream_stream(f"/{NAME}/Chat")()
         for _ in range(5):
             await chat.write(b"hello")

@@ -17,12 +17,15 @@ from vcpud.core.effects import (
     GuestReplied,
     HostReplied,
     InjectReason,
+    ReadGuest,
     ReasonRead,
     WaitUntil,
+    WriteGuest,
 )
+from vcpud.core.vcpu import State
 
-END_NS = 30_000_000
-STEPS_MAX = 1500
+END_NS = 10_000_000
+STEPS_MAX = 600
 
 
 class World:
@@ -30,7 +33,9 @@ class World:
 
     def __init__(self, data: st.DataObject, mode: m.ApfMode) -> None:
         self.draw = data.draw
-        self.vcpu = Vcpu(core(mode, end_ns=END_NS))
+        self.vcpu = Vcpu(core(mode, end_ns=END_NS, sample_period_ns=700_000, sample_phase_ns=5))
+        self.posts = 0
+        self.samples = 0
         self.waiting: set[int] = set()
         self.delivered: list[int] = []
         self.clock_ns = 0
@@ -46,9 +51,13 @@ class World:
             if isinstance(self.vcpu.next, Finish):
                 return True
             self.answer()
+        if isinstance(self.vcpu.next, AskGuest):  # what has been counted is told too
+            self.kernel(self.vcpu.next.trap)
         return False
 
     def answer(self) -> None:
+        if self.draw(st.integers(0, 19)) == 19:
+            self.post()
         match self.vcpu.next:
             case EnterGuest() as enter:
                 self.guest(enter)
@@ -59,10 +68,27 @@ class World:
             case InjectReason(reason=reason):
                 lost = self.draw(st.integers(0, 9)) == 0
                 self.vcpu.step(ReasonRead(None if lost else reason))
+            case ReadGuest() | WriteGuest() as copy:
+                if self.draw(st.integers(0, 4)) == 4:
+                    self.vcpu.not_mapped()
+                else:
+                    self.vcpu.copied(bytes(copy.length) if isinstance(copy, ReadGuest) else b"")
             case AskGuest(trap=trap):
+                self.samples += sum(sample.count for sample in self.vcpu.asked().samples)
                 self.kernel(trap)
             case other:
                 raise AssertionError(other)
+
+    def post(self) -> None:
+        """An interrupt is posted; a vCPU that runs, idles or is halted hears of it before what it waits for."""
+        machine, after_ns = self.vcpu, 0
+        if isinstance(machine.next, EnterGuest):
+            after_ns = min(self.draw(st.integers(0, 5000)), machine.next.until_ns - machine.core.now_ns)
+        elif machine.core.state in (State.IDLE, State.HALTED):
+            assert isinstance(machine.next, WaitUntil) and machine.next.interruptible
+            after_ns = self.draw(st.integers(0, machine.next.at_ns - machine.core.now_ns))
+        machine.interrupt(after_ns)
+        self.posts += 1
 
     def guest(self, enter: EnterGuest) -> None:
         """Run out the budget, or exit on the way."""
@@ -102,6 +128,14 @@ class World:
         elif isinstance(trap, m.PageReadyArrived):
             self.waiting.remove(trap.token)  # KeyError: a ready without, or twice for, one not-present
             self.delivered.append(trap.token)
+        elif isinstance(trap, m.InterruptArrived):
+            assert self.vcpu.core.counters.interrupts <= self.posts, "an interrupt that nobody posted"
+        elif isinstance(trap, m.TimerArrived):
+            assert now_ns >= self.vcpu.core._dispatch.timer_ns
+        elif isinstance(trap, m.Fetched | m.SyscallRaised):
+            told = self.vcpu.core._dispatch
+            pieces = told.fetch if isinstance(trap, m.Fetched) else told.syscall_fetch
+            assert len(trap.data) == sum(length for _, length in pieces)
         stopped = isinstance(trap, m.Stopped)
         task = 0 if stopped else self.draw(st.sampled_from([1, 2, 2, 1, 0] if self.waiting else [1, 2]))
         cost_ns = self.draw(st.integers(1, 3000))
@@ -109,11 +143,20 @@ class World:
         until_ns = self.draw(st.sampled_from([m.NEVER_NS, now_ns + 1, now_ns + 5_000_000]))
         account = (m.Account.IDLE, m.Account.FAULTING, m.Account.COUNTING)[task]
         registers = REGISTERS if task else None
-        dispatch = m.Dispatch(now_ns + cost_ns, task, int(task > 0), account, registers, until_ns, apf_ns)
+        extras = self.draw(st.integers(0, 255))  # two bits each
+        copies, fetch, syscall_fetch = (bool(task) and extras >> shift & 3 == 3 for shift in (0, 2, 4))
+        timer_ns = (m.NEVER_NS, m.NEVER_NS, now_ns + 1_000_000, now_ns + 20_000)[extras >> 6]
+        dispatch = m.Dispatch(
+            *(now_ns + cost_ns, task, int(task > 0), account, registers, until_ns, apf_ns),
+            timer_ns=timer_ns,
+            copies=((0x5000, b"ab"), (0x6000, b"c")) if copies else (),
+            fetch=((0x7000, 3),) if fetch and not isinstance(trap, m.Fetched) else (),
+            syscall_fetch=((0x9000, 2), (0xA000, 1)) if syscall_fetch else (),
+        )
         self.vcpu.step(GuestReplied(dispatch))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_every_not_present_gets_its_ready(data: st.DataObject) -> None:
     world = World(data, m.ApfMode.PV2010)
@@ -129,7 +172,7 @@ def test_every_not_present_gets_its_ready(data: st.DataObject) -> None:
     assert not ended or core_.now_ns >= END_NS
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_off_is_invisible(data: st.DataObject) -> None:
     world = World(data, m.ApfMode.OFF)
