@@ -97,7 +97,7 @@ def insist_on_stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """A stop that came while C called back into Python is lost there; ``_remind`` says it again. Not worth a traceback."""
+    """A stop that came while C called back into Python is lost there; ``_remind`` says it again. No traceback."""
     if not isinstance(unraisable.exc_value, StopRequested):
         sys.__unraisablehook__(unraisable)
 
