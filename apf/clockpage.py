@@ -421,6 +421,10 @@ class ClockPage:
         """How far all participants have come (for show; it moves while one looks)."""
         return min((self.slot_ns(p) for p in range(self.participants)), default=0)
 
+    def now_ns(self) -> int:
+        """The same, but no later than the border of the open window: it stands still where all idle. Never goes back."""
+        return min(self.virtual_ns(), self.border_ns)
+
     def publish(self, participant: int, time_ns: int) -> None:
         """Store a slot and wake whoever this lets pass."""
         publish(self.address, participant, time_ns)

@@ -1,19 +1,31 @@
 """Daemons started by hand or in containers: their common options, and the order of their start and end.
 
+A daemon heeds SIGTERM and Ctrl-C from its first lines to its last: before it knows its options, while it waits for its
+peers, while it loads, while it runs. It then ends with status 143. When a peer goes away it ends with status 1 and says
+who that was. Both ways its last words are the last line of its log, and report ``failed-<name>``.
+
+The directories of a run outlive a daemon that is started by hand, and may hold what one that was killed has left. A
+daemon locks its name there, so that two cannot be the same; files it makes for itself alone it removes before and after.
+
 ``apf bench`` does not come through here; it forks its daemons.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from apf import process
-from apf.process import EXIT_BAD_INPUT, Failure
-from apf.rundir import RunDir
+from apf import logs, process
+from apf.process import EXIT_BAD_INPUT, EXIT_STOPPED, Failure, StopRequested
+from apf.rundir import AlreadyClaimed, RunDir
 from apf.scenario import Scenario, ScenarioError, load
+
+Own = Callable[[RunDir], Sequence[Path]]
+"""The files a daemon makes for itself alone."""
 
 
 def parser(program: str, description: str) -> argparse.ArgumentParser:
@@ -28,7 +40,16 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         "--files", type=Path, required=True, metavar="DIR", help="directory for sockets, swap, journals and reports"
     )
     options.add_argument("--journal", action="store_true", help="write the core's journal into --files")
+    options.add_argument(
+        "--metrics", default="127.0.0.1:0", metavar="HOST:PORT", help="where /metrics is served (default: any port)"
+    )
     options.add_argument("--log-level", default="WARNING", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    options.add_argument(
+        "--log-format",
+        default=logs.default_format(),
+        choices=logs.FORMATS,
+        help=f"lines for people, or JSON objects (default: ${logs.FORMAT_VARIABLE}, else text)",
+    )
     return options
 
 
@@ -47,23 +68,58 @@ def vm_of(arguments: argparse.Namespace, scenario: Scenario) -> int:
     return vm
 
 
-def run(name: str, arguments: argparse.Namespace, target: Callable[[Scenario, RunDir], None]) -> None:
-    """Check the options, run ``target`` to its end, and exit with its status."""
+def run(
+    program: str,
+    arguments: argparse.Namespace,
+    target: Callable[[Scenario, RunDir], None],
+    *,
+    name: str,
+    own: Own = lambda _: (),
+) -> None:
+    """Check the options, run ``target`` to its end, and exit with its status. ``name``: as in reports."""
+    process.heed_signals(process.insist_on_stop)
+    multiprocessing.current_process().name = name
+    try:
+        code = _run(program, arguments, target, name, own)
+    except (StopRequested, KeyboardInterrupt):
+        code = EXIT_STOPPED
+    process.leave(code)
+
+
+def _run(
+    program: str, arguments: argparse.Namespace, target: Callable[[Scenario, RunDir], None], name: str, own: Own
+) -> int:
+    process.start_logging(arguments.log_level, arguments.log_format)
+    log = logging.getLogger(program)
+    directories = RunDir(arguments.memory, arguments.files)
+
+    def say(why: str) -> None:
+        """Last words: as JSON they are a line of the log, for people they are for the terminal."""
+        for line in why.splitlines():
+            if arguments.log_format == "json":
+                log.error("%s", line)
+            else:
+                print(f"{program}: {line}", file=sys.stderr)
+
     try:
         scenario = load(arguments.scenario, {"apf": [arguments.apf]})
         for option in ("memory", "files"):
             directory: Path = getattr(arguments, option)
             if not directory.is_dir():
                 raise ScenarioError(f"--{option} = {directory}: expected a directory that exists")
-    except ScenarioError as error:
-        for line in str(error).splitlines():
-            print(f"{name}: {line}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT)
-    process.start_logging(arguments.log_level)
-    directories = RunDir(arguments.memory, arguments.files)
-    process.heed_signals()
+        directories.claim(name, [*own(directories), directories.report(f"failed-{name}")])
+    except (ScenarioError, AlreadyClaimed) as error:
+        say(str(error))
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        say(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return EXIT_BAD_INPUT
     code = process.guarded(target, (scenario, directories), directories, name)
-    report = directories.read_report(f"failed-{name}") if code == process.EXIT_FAILED else None
-    if report is not None:
-        print(f"{name}: {report['why']}", file=sys.stderr)
-    process.leave(code)
+    for path in own(directories):
+        path.unlink(missing_ok=True)
+    report = directories.read_report(f"failed-{name}") if code else None
+    if report is not None and code == process.EXIT_FAILED:
+        say(report["why"])
+    elif code == EXIT_STOPPED:
+        log.info("ended by SIGTERM")
+    return code

@@ -22,10 +22,14 @@ from typing import Any, NoReturn
 
 import multiprocessing_logging
 
+from apf import logs
 from apf.rundir import RunDir
 
 _PR_SET_PDEATHSIG = 1
 _FLUSH_S = 2.0
+_REMIND_S = 4.0
+"""A process that was told to end and still runs is told again after so long. An exception that a signal handler raises
+is lost when it hits a finalizer or a callback from native code: Python prints it there and goes on."""
 _fork = multiprocessing.get_context("fork")
 
 _GRPC_EXPERIMENTS = "-event_engine_client,-event_engine_listener"
@@ -55,11 +59,17 @@ def settle_grpc() -> None:
     os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
 
 
-def start_logging(level: str = "WARNING") -> None:
-    """One log stream on standard error for this process and all it forks. Call once, before forking."""
-    logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
-    )
+def start_logging(level: str = "WARNING", form: str | None = None) -> None:
+    """One log stream on standard error for this process and all it forks, as ``apf.logs`` has it.
+
+    Call once, before forking. ``form``: text or json; None: as the environment says. As JSON, gRPC's own lines are left
+    out: it writes them past everything here, and what goes wrong with a call is told where the call is made.
+    """
+    chosen = form or logs.default_format()
+    if chosen == "json":
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logging.basicConfig(level=level, handlers=[logs.handler(chosen)])
+    logging.captureWarnings(True)
     multiprocessing_logging.install_mp_handler()
 
 
@@ -77,14 +87,34 @@ def request_stop(signum: int, frame: FrameType | None) -> None:
     raise StopRequested
 
 
-def heed_signals() -> None:
+def insist_on_stop(signum: int, frame: FrameType | None) -> None:
+    """As ``request_stop``, for a daemon: it is told again until it ends (``_ending``)."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, _remind)
+    signal.setitimer(signal.ITIMER_REAL, _REMIND_S, _REMIND_S)
+    raise StopRequested
+
+
+def _remind(signum: int, frame: FrameType | None) -> None:
+    raise StopRequested
+
+
+def _ending() -> None:
+    """This process ends: no signal is to disturb that any more."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGALRM) is _remind:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+def heed_signals(on_term: Callable[[int, FrameType | None], None] = request_stop) -> None:
     """Let Ctrl-C and SIGTERM end this process in good order, also where a shell has it ignore them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGTERM, on_term)
 
 
 def leave(code: int) -> NoReturn:
     """Exit at once: gRPC's threads must not hold up, or crash, the end."""
+    _ending()
     _flush_logging()
     sys.stdout.flush()
     os._exit(code)
@@ -105,7 +135,7 @@ def spawn(
 def _main(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str, testator: int) -> None:
     die_with_parent(signal.SIGTERM)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
-    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGTERM, insist_on_stop)
     code = guarded(target, args, run, report)
     if testator and os.getppid() != testator:
         run.remove()
@@ -138,7 +168,7 @@ def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, rep
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).debug("%s", traceback.format_exc())
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _ending()
     if run.files.is_dir():
         run.write_report(f"failed-{report}", {"name": report, "why": why, "secondary": secondary})
     return code

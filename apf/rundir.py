@@ -6,15 +6,21 @@ Two directories of the run's own, so that runs never collide: ``memory`` on a tm
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 SHM = Path("/dev/shm")
+
+
+class AlreadyClaimed(Exception):
+    """Another process is what this one wants to be; the message says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,20 @@ class RunDir:
         """Remove both; what is already gone is no error."""
         shutil.rmtree(self.memory, ignore_errors=True)
         shutil.rmtree(self.files, ignore_errors=True)
+
+    def claim(self, name: str, leftovers: Sequence[Path]) -> None:
+        """Be the only daemon ``name`` here, as long as this process lives. Raises AlreadyClaimed.
+
+        A daemon that was killed has left its files, which nobody else may still use: ``leftovers`` are removed.
+        """
+        fd = os.open(self.files / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise AlreadyClaimed(f"{self.files}: another {name} runs there") from None
+        for path in leftovers:
+            path.unlink(missing_ok=True)
 
     @property
     def host_memory(self) -> Path:
@@ -75,9 +95,13 @@ class RunDir:
         """Journal of one core."""
         return self.files / f"{name}.journal"
 
+    def report(self, name: str) -> Path:
+        """A process's last word."""
+        return self.files / f"{name}.json"
+
     def write_report(self, name: str, report: dict[str, Any]) -> None:
         """Leave a process's last word: results, or why it failed. Appears whole or not at all."""
-        path = self.files / f"{name}.json"
+        path = self.report(name)
         scratch = path.with_suffix(".part")
         scratch.write_text(json.dumps(report))
         os.replace(scratch, path)
@@ -85,7 +109,7 @@ class RunDir:
     def read_report(self, name: str) -> dict[str, Any] | None:
         """What ``name`` left, or None."""
         try:
-            report: dict[str, Any] = json.loads((self.files / f"{name}.json").read_text())
+            report: dict[str, Any] = json.loads(self.report(name).read_text())
         except FileNotFoundError:
             return None
         return report

@@ -19,6 +19,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import grpc
 
+from apf.calls import CallCounter
 from apf.clockpage import ClockPage
 from apf.messages import NEVER_NS
 from apf.process import Failure, PeerLost
@@ -34,6 +35,7 @@ _OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 _POLL_S = 0.2
+_SETTLE_S = 0.5
 
 
 class Request(Protocol):
@@ -57,9 +59,12 @@ ResponseT = TypeVar("ResponseT")
 
 
 class TurnServer:
-    """Attachment, order and the end of the run, for one server process. Made inside its event loop."""
+    """Attachment, order and the end of the run, for one server process. Made inside its event loop.
 
-    def __init__(self, server: int, scenario_digest: str, patience_s: int) -> None:
+    ``method``: the service and method of the vCPUs' streams, as ``calls`` is to name it.
+    """
+
+    def __init__(self, server: int, scenario_digest: str, patience_s: int, method: str) -> None:
         self._server = server
         self._scenario_digest = scenario_digest
         self._patience_s = patience_s
@@ -70,6 +75,7 @@ class TurnServer:
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (time, participant, turn)
         self._attached: set[tuple[int, int]] = set()
         self.messages: Counter[str] = Counter()  # "in.<kind>" and "out.<kind>", counted where they pass
+        self.calls = CallCounter({method: self._stream_messages})
         self.all_attached = threading.Event()
         self._granted: Callable[[int], None] | None = None
         self._over = asyncio.Event()
@@ -253,7 +259,13 @@ class TurnServer:
 
     def server(self, streams: int) -> grpc.aio.Server:
         """A gRPC server for so many streams, and some to refuse others with."""
-        return grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=streams + 4)
+        return grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=streams + 4, interceptors=(self.calls,))
+
+    def _stream_messages(self) -> tuple[int, int]:
+        """Messages in and out of the vCPUs' streams, attachments included."""
+        counts, attached = list(self.messages.items()), len(self._attached)
+        taken = sum(count for kind, count in counts if kind.startswith("in."))
+        return taken + attached, sum(count for _, count in counts) - taken + attached
 
     def listen(self, server: grpc.aio.Server, addresses: tuple[str, ...]) -> None:
         """Bind ``server`` to gRPC addresses: ``unix:PATH``, or ``HOST:PORT`` of the loopback or a private network."""
@@ -264,6 +276,13 @@ class TurnServer:
                 raise Failure(f"cannot listen at {address}: {error}") from error
             if not bound:
                 raise Failure(f"cannot listen at {address}")
+
+
+async def let_calls_end() -> None:
+    """Let the calls of a stopped server notice it, for a moment: gRPC prints whoever is cancelled later."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=_SETTLE_S)
 
 
 class Patience:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from apf import process
+from apf import logs, process
 from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested
 from apf.scenario import Scenario, ScenarioError, load
 from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
@@ -24,6 +24,12 @@ _EXIT_INTERRUPTED = 130
 _PROFILE_HZ = 1000
 """perf's default frequency."""
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+_LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="text|json", help=f"Log lines for people, or JSON (default: ${logs.FORMAT_VARIABLE}, else text)."
+    ),
+]
 
 
 @app.callback()
@@ -82,6 +88,7 @@ def bench(
         Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
     ] = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+    log_format: _LogFormat = None,
 ) -> None:
     """Run the published benchmark without and with asynchronous page faults, and show what makes the difference."""
     overrides = {
@@ -102,7 +109,7 @@ def bench(
     chosen = _load(scenario, overrides)
     if chosen.process:
         _fail(f"--scenario = {scenario}: it has processes of its own: apf run {scenario}", EXIT_BAD_INPUT)
-    _run(chosen, twin, _Outputs(json_file, journal, folded), _level(log_level))
+    _run(chosen, twin, _Outputs(json_file, journal, folded), _level(log_level), _format(log_format))
 
 
 @app.command()
@@ -128,6 +135,7 @@ def run(
         Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
     ] = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+    log_format: _LogFormat = None,
 ) -> None:
     """Run a guest with processes of your own, and report as the bench does."""
     from deploy.up import parse_settings
@@ -145,7 +153,9 @@ def run(
         "profile_hz": profile_hz,
         **settings,
     }
-    _run(_load(scenario, overrides), twin, _Outputs(json_file, journal, folded), _level(log_level))
+    _run(
+        _load(scenario, overrides), twin, _Outputs(json_file, journal, folded), _level(log_level), _format(log_format)
+    )
 
 
 @app.command()
@@ -200,6 +210,14 @@ def _level(log_level: str) -> str:
     return log_level.upper()
 
 
+def _format(given: str | None) -> str:
+    if given is None:
+        return logs.default_format()
+    if given not in logs.FORMATS:
+        _fail(f"--log-format = {given!r}: allowed: {', '.join(logs.FORMATS)}", EXIT_BAD_INPUT)
+    return given
+
+
 def _load(scenario: Path | None, overrides: Mapping[str, Any]) -> Scenario:
     try:
         given = {name: value for name, value in overrides.items() if value is not None}
@@ -219,7 +237,7 @@ def _scenario_file(given: Path | None, option: str = "--scenario") -> Path | Non
     return shipped / f"{given.name}.toml"
 
 
-def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str) -> None:
+def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_format: str) -> None:
     from deploy import bench as benchmark
     from deploy import report
     from deploy.progress import BenchProgress
@@ -233,7 +251,7 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str) -> Non
             _fail(str(error), EXIT_BAD_INPUT)
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
-        process.start_logging(log_level)
+        process.start_logging(log_level, log_format)
         process.heed_signals()
         try:
             with BenchProgress(Console(stderr=True)) as progress:
@@ -370,9 +388,16 @@ def up(
         Path | None,
         typer.Option(metavar="FILE", help="Write all that arrives from outside there, for apf replay."),
     ] = None,
+    prometheus: Annotated[
+        bool, typer.Option("--prometheus", help="With the machine's Prometheus, which scrapes all your clusters.")
+    ] = False,
+    prometheus_at: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where that listens; port 0: any that is free.")
+    ] = "127.0.0.1:0",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; for containers.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="How long the start may take.", min=0.1)] = 120.0,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
+    log_format: _LogFormat = None,
 ) -> None:
     """Start a cluster in the background, until it is shut down or the scenario's duration_s has passed."""
     from deploy import up as clusters
@@ -381,7 +406,17 @@ def up(
         if log_level.upper() not in _LEVELS:
             raise BadInput(f"--log-level = {log_level!r}: allowed: {', '.join(_LEVELS)}")
         options = clusters.UpOptions(
-            name, api, apf, pace, tuple(setting or ()), json_file, timeout, log_level.upper(), record
+            name,
+            api,
+            apf,
+            pace,
+            tuple(setting or ()),
+            json_file,
+            timeout,
+            log_level.upper(),
+            record,
+            prometheus_at if prometheus else None,
+            _format(log_format),
         )
         path = _scenario_file(scenario, "SCENARIO")
         chosen = clusters.up_scenario(path, options)

@@ -5,6 +5,8 @@ The files lie in a directory of the user's own. A file is written by ``apf up`` 
 ``failed``), and removed by ``apf down``. Changes are made under a lock on the directory, so that two commands cannot
 both take a name. A pid alone may belong to somebody else by now; with the time the process started (``/proc``) it
 cannot: that is how a file whose supervisor is dead is recognised. It is cleaned by whoever finds it.
+
+Beside it, as long as the cluster runs, lies a file for Prometheus (file_sd) with the addresses of its metrics.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apf.process import Failure
 from apf.rundir import RunDir
+from deploy import scraper
 
 Status = Literal["starting", "running", "ended", "failed"]
 DEFAULT_NAME = "default"
@@ -54,8 +57,10 @@ class Record(BaseModel):
     fingerprint: str
     # gRPC address of the API; empty until the cluster answers.
     api: str = ""
-    # Address of /metrics by daemon: hostd, guest-0, vcpud-0.
+    # Address of /metrics by daemon: hostd, guest-0, vcpud-0, guest-1, and so on.
     metrics: dict[str, str] = {}
+    # Address of its Prometheus; empty: it has none.
+    prometheus: str = ""
     # The run's two directories.
     run_memory: str = ""
     run_files: str = ""
@@ -124,6 +129,10 @@ class Clusters:
         """Where a cluster's results go if nobody wants them elsewhere."""
         return self.directory / f"{name}.result"
 
+    def targets(self, name: str) -> Path:
+        """For Prometheus: the addresses of a cluster's metrics. With name ``*`` the pattern of all such files."""
+        return self.directory / f"{name}.targets.yml"
+
     def _file(self, name: str) -> Path:
         return self.directory / f"{name}.json"
 
@@ -173,13 +182,20 @@ class Clusters:
             raise Failure(f"{path}: not written by this version of apf; remove it if nothing runs") from error
 
     def _write(self, record: Record) -> None:
-        path = self._file(record.name)
+        self._put(self._file(record.name), record.model_dump_json(indent=2) + "\n")
+        if record.status == "running":
+            self._put(self.targets(record.name), scraper.target_file(record.name, record.metrics.values()))
+        else:
+            self.targets(record.name).unlink(missing_ok=True)
+
+    def _put(self, path: Path, text: str) -> None:
+        """Let ``path`` hold ``text``, whole or not at all."""
         scratch = path.with_suffix(".part")
-        scratch.write_text(record.model_dump_json(indent=2) + "\n")
+        scratch.write_text(text)
         os.replace(scratch, path)
 
     def _clean(self, record: Record) -> None:
-        leftovers = [self._file(record.name), Path(record.log)]
+        leftovers = [self._file(record.name), self.targets(record.name), Path(record.log)]
         if not record.keep_result:
             leftovers.append(Path(record.result))
         for path in leftovers:

@@ -6,8 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from apf.histogram import BOUNDS_NS
 from apf.journal import run_digest
 from apf.scenario import Scenario
+from apf.stats import HISTOGRAMS
 from guestsched.programs import BUILTINS
 
 NS_PER_S = 1_000_000_000
@@ -34,6 +36,8 @@ class RunResult:
     folded: str = ""
     end_ns: int = 0
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
+    pressure_ns: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Memory pressure (some, full) of each VM's group and of the root group."""
     wall_seconds: float = 0.0
     run_seconds: float = 0.0
     """Part of ``wall_seconds`` from window 0 to the last one: without start, loading and audit (of processes)."""
@@ -81,6 +85,7 @@ class RunResult:
             folded="".join(guest["folded"] for guest in guests),
             end_ns=max(int(guest["end_ns"]) for guest in guests),
             messages=messages or {},
+            pressure_ns=host.get("pressure_ns", {}),
             wall_seconds=wall_seconds,
             run_seconds=float(host.get("run_seconds", 0.0)),
         )
@@ -107,6 +112,20 @@ class RunResult:
     def counter(self, name: str) -> int:
         """A counter of the vCPUs, all together."""
         return sum(int(vcpu["counters"][name]) for vcpu in self.vcpus)
+
+    def fault_times(self) -> dict[str, Any]:
+        """How long faults took, by kind and by stage, all vCPUs together: number, sum and histogram, in guest ns.
+
+        A histogram lists [upper bound of a bucket, None: none; count], buckets that are not empty.
+        """
+        times: dict[str, Any] = {}
+        for name in HISTOGRAMS:
+            found = [vcpu["observed"][name] for vcpu in self.vcpus if "observed" in vcpu]
+            counts = [sum(column) for column in zip(*(one["buckets"] for one in found), strict=True)]
+            buckets = [list(pair) for pair in zip((*BOUNDS_NS, None), counts, strict=False) if pair[1]]
+            sum_ns = sum(one["sum_ns"] for one in found)
+            times[name] = {"count": sum(counts), "sum_ns": sum_ns, "histogram": buckets}
+        return times
 
     @property
     def corrupt_pages(self) -> int:
@@ -166,7 +185,9 @@ class RunResult:
                 for index, vcpu in enumerate(self.vcpus)
             },
             "vcpu_counters": dict(sum((Counter(vcpu["counters"]) for vcpu in self.vcpus), Counter())),
+            "fault_times": self.fault_times(),
             "host": self.host_counters,
+            "pressure_ns": self.pressure_ns,
             "guest": self.guest_counters,
             "tasks": list(self.tasks),
             "profile": list(self.profile),

@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from io import RawIOBase
 from multiprocessing import connection
@@ -30,10 +31,10 @@ from deploy import bench
 from deploy.clusters import Clusters, Record, started_ticks
 from deploy.local import LocalCluster
 from deploy.pidfd import STOP_S, end_process
+from deploy.scraper import Prometheus, Scraping
 
 _POLL_S = 0.1
 _FORK_S = 10.0
-_DAEMONS = ("hostd", "guest-0", "vcpud-0")
 
 Tell = Callable[[Record], None]
 
@@ -42,7 +43,7 @@ Tell = Callable[[Record], None]
 class Order:
     """What to start: a run in one mode, its API at gRPC address ``api``, and how long (wall s) its start may take.
 
-    ``arrivals``: where its log of arrivals goes at the end, however that comes.
+    ``arrivals``: where its log of arrivals goes at the end, however that comes. ``scraping``: its own Prometheus.
     """
 
     scenario: Scenario
@@ -51,6 +52,8 @@ class Order:
     start_s: float
     log_level: str
     arrivals: Path | None = None
+    scraping: Scraping | None = None
+    log_format: str = "text"
 
 
 class Outcome:
@@ -76,12 +79,18 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
     document, why, code = None, "", EXIT_FAILED
     try:
         clusters.replace(record)
-        with LocalCluster(order.scenario, api=order.api) as cluster:
+        with LocalCluster(order.scenario, api=order.api) as cluster, ExitStack() as ended:
             record = record.model_copy(
                 update={"run_memory": str(cluster.run.memory), "run_files": str(cluster.run.files)}
             )
             clusters.replace(record)
             record = _answering(cluster, record, order.start_s)
+            # Ended before the cluster removes the run's directories, where its data is.
+            if order.scraping is not None:
+                prometheus = ended.enter_context(
+                    Prometheus(order.scraping, cluster.run.files / "prometheus", order.start_s)
+                )
+                record = record.model_copy(update={"prometheus": prometheus.address})
             clusters.replace(record)
             tell(record)
             try:
@@ -113,9 +122,11 @@ def _answering(cluster: LocalCluster, record: Record, start_s: float) -> Record:
     """``record`` with the addresses of the cluster, once all its daemons have left them. Raises Failure."""
     deadline_s = time.monotonic() + start_s
     sentinels = [child.sentinel for child in cluster.processes]
+    vms = range(cluster.scenario.host.vms)
+    daemons = ["hostd", *(f"{daemon}-{vm}" for vm in vms for daemon in ("guest", "vcpud"))]
     while True:
         api = cluster.run.read_report("api-guest-0")
-        ports = {name: cluster.run.read_report(f"metrics-{name}") for name in _DAEMONS}
+        ports = {name: cluster.run.read_report(f"metrics-{name}") for name in daemons}
         if api is not None and all(ports.values()):
             metrics = {name: f"127.0.0.1:{report['port']}" for name, report in ports.items() if report}
             return record.model_copy(update={"status": "running", "api": api["address"], "metrics": metrics})
@@ -184,7 +195,7 @@ def _daemon(order: Order, clusters: Clusters, writing: int) -> None:
         process.heed_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        process.start_logging(order.log_level)
+        process.start_logging(order.log_level, order.log_format)
 
         def tell(record: Record) -> None:
             os.write(writing, record.model_dump_json().encode() + b"\n")

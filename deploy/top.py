@@ -35,13 +35,21 @@ _FIRST_S = 15.0
 _PAGE_KIB = 4
 _STATES = ("RUNNING", "READY", "APF_WAIT", "SLEEP", "WAIT", "NEW", "DEAD")
 _KINDS = ("minor", "major", "async")
+_MEMORY = {
+    "resident": "apf_host_memory_pages.resident",
+    "limit": "apf_host_memory_limit_pages",
+    "swap cache": "apf_host_memory_pages.swap_cache",
+    "swapped": "apf_host_memory_pages.swapped",
+    "being read": "apf_host_memory_pages.reading",
+    "free frames": "apf_host_frames.free",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """What is known at wall time ``wall_s`` (monotonic).
 
-    ``metrics`` sums the samples by name; of a family with label ``name`` or ``kind`` also by ``sample.label``.
+    ``metrics`` sums the samples by name; of a family with label ``kind`` or ``state`` also by ``sample.label``.
     """
 
     wall_s: float
@@ -64,7 +72,7 @@ def scrape(addresses: Mapping[str, str]) -> tuple[dict[str, float], tuple[str, .
             silent.append(name)
             continue
         for sample in samples:
-            label = sample.labels.get("name") or sample.labels.get("kind")
+            label = sample.labels.get("kind") or sample.labels.get("state")
             for key in (sample.name, f"{sample.name}.{label}") if label else (sample.name,):
                 sums[key] = sums.get(key, 0.0) + sample.value
     return sums, tuple(silent)
@@ -111,11 +119,11 @@ def _faults(before: View, after: View, wall_s: float, guest_ns: int) -> Text:
 
 def _memory(view: View) -> Text:
     told = []
-    for key, value in sorted(view.metrics.items()):
-        words = key.removeprefix("apf_").split("_")
-        if words[-1] in {"pages", "frames"} and "." not in key:
-            told.append(f"{' '.join(words)} {value:,.0f} ({value * _PAGE_KIB / 1024:,.1f} MiB)")
-    return Text("memory: " + (", ".join(told) or "-"))
+    for what, key in _MEMORY.items():
+        value = view.metrics.get(key)
+        shown = "-" if value is None else f"{value:,.0f} ({value * _PAGE_KIB / 1024:,.1f} MiB)"
+        told.append(f"{what} {shown}")
+    return Text("memory, pages: " + ", ".join(told))
 
 
 def _latency(view: View) -> Text:

@@ -20,9 +20,11 @@ from rich.table import Table
 from apf import process
 from apf.process import Failure
 from apf.scenario import Scenario, ScenarioError, load
+from deploy import scraper
 from deploy.clusters import BadInput, Clusters, Record, check_name, started_ticks
 from deploy.pidfd import end_process
 from deploy.result import CAUSES
+from deploy.scraper import Scraping
 
 if TYPE_CHECKING:
     from deploy.supervisor import Order
@@ -36,7 +38,7 @@ _ANY_PORT = "127.0.0.1:0"
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What ``apf up`` was asked for. ``start_s``: wall s the start may take."""
+    """What ``apf up`` was asked for. ``start_s``: wall s the start may take; ``prometheus``: where one is to listen."""
 
     name: str
     api: str = _ANY_PORT
@@ -47,6 +49,8 @@ class UpOptions:
     start_s: float = 120.0
     log_level: str = "WARNING"
     arrivals: Path | None = None
+    prometheus: str | None = None
+    log_format: str = "text"
 
 
 def up_scenario(path: Path | None, options: UpOptions) -> Scenario:
@@ -85,9 +89,7 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     from deploy.supervisor import Order
 
     name = check_name(options.name)
-    host, _, port = options.api.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise BadInput(f"--api = {options.api!r}: expected HOST:PORT, port 0 to 65535, 0 for any that is free")
+    _check_address("--api", options.api)
     keep = options.json_file is not None
     record = Record(
         name=name,
@@ -106,7 +108,28 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     if options.arrivals is not None and not options.arrivals.absolute().parent.is_dir():
         raise BadInput(f"--record = {options.arrivals}: no such directory: {options.arrivals.absolute().parent}")
     arrivals = None if options.arrivals is None else options.arrivals.absolute()
-    return Order(scenario, record, options.api, options.start_s, options.log_level, arrivals)
+    scraping = None if options.prometheus is None else _scraping(options.prometheus, clusters)
+    return Order(
+        scenario, record, options.api, options.start_s, options.log_level, arrivals, scraping, options.log_format
+    )
+
+
+def _scraping(listen: str, clusters: Clusters) -> Scraping:
+    """What a Prometheus that listens on ``listen`` is to do. Raises BadInput."""
+    _check_address("--prometheus-at", listen)
+    binary = scraper.find_binary()
+    if binary is None:
+        raise BadInput(
+            f"--prometheus: there is no '{scraper.BINARY}' on the PATH; install it (on Debian: apt-get install "
+            f"prometheus), or let your own scrape {clusters.targets('*')}"
+        )
+    return Scraping(binary, clusters.targets("*"), listen, rules=scraper.rule_files())
+
+
+def _check_address(option: str, address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInput(f"{option} = {address!r}: expected HOST:PORT, port 0 to 65535, 0 for any that is free")
 
 
 def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Clusters) -> Record:
@@ -137,7 +160,7 @@ def up_in_foreground(
     order = _order(scenario, source, options, clusters)
     bench.prepare(scenario, endless=True)
     clusters.claim(order.record)
-    process.start_logging(options.log_level)
+    process.start_logging(options.log_level, options.log_format)
     process.heed_signals()
     try:
         outcome = supervisor.supervise(order, clusters, lambda record: show_up(console, record))
@@ -159,6 +182,7 @@ def show_up(console: Console, record: Record) -> None:
         f"cluster {record.name}: {record.mode}, {record.scenario}, fingerprint {record.fingerprint}, pid {record.pid}",
         f"  API      {record.api}  (gRPC: apf.v1.LoadService, health, reflection)",
         *(f"  metrics  http://{address}/metrics  ({name})" for name, address in record.metrics.items()),
+        *([f"  prometheus  http://{record.prometheus}"] if record.prometheus else []),
         f"  log      {record.log}",
         "next:",
         f"  apf list{option}",

@@ -27,9 +27,10 @@ def main() -> None:
         host = arguments.host or run.host_address
         vm = launch.vm_of(arguments, scenario)
         listen = tuple(arguments.listen or (run.guest_address(vm),))
-        daemon(GuestschedConfig(scenario, run, vm, host, listen, arguments.journal, arguments.api))
+        log, metrics = arguments.journal, arguments.metrics
+        daemon(GuestschedConfig(scenario, run, vm, host, listen, log, arguments.api, metrics))
 
-    launch.run("guestsched", arguments, serve)
+    launch.run("guestsched", arguments, serve, name=f"guest-{arguments.vm}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from apf.calls import CallCounter
 from apf.messages import PAGE_SIZE, FaultKind
 from apf.process import Failure
 from apf.rundir import RunDir
@@ -29,6 +30,7 @@ from apf.stats import FIELDS, VcpuStats
 from apf.v1 import load_pb2, types_pb2
 from apf.v1.load_pb2_grpc import LoadServiceServicer, add_LoadServiceServicer_to_server
 from guestsched.arrival_log import ArrivalLog
+from guestsched.call_log import CallLog
 from guestsched.core.access import WORDS_MAX
 from guestsched.core.arrivals import (
     AccessArrived,
@@ -78,6 +80,7 @@ _MET = {
     FaultKind.ASYNC: load_pb2.AccessResponse.MET_ASYNC,
 }
 _PERCENTILES = {"p50": 5000, "p90": 9000, "p99": 9900, "p99.9": 9990, "p99.99": 9999}
+_STREAM, _REPLAY = "apf.v1.LoadService/AccessStream", "apf.v1.LoadService/Replay"
 _GONE = "the run is ending"
 _KINDS = (types_pb2.ACCESS_READ, types_pb2.ACCESS_WRITE)
 
@@ -110,6 +113,7 @@ class LoadApi(LoadServiceServicer):
         self._run = run
         self._vm = vm
         self._turns = turns
+        self.messages = turns.calls.messages
         self._log = log
         self._shell: GuestShell | None = None
         self._inbox: deque[_Waiting] = deque()
@@ -307,6 +311,7 @@ class LoadApi(LoadServiceServicer):
         items: list[TraceAccess] = []
         try:
             async for request in request_iterator:
+                self.messages[_REPLAY, "in"] += 1
                 if process is None:
                     process = self._process(request.process, request.process_name)
                 if len(items) + len(request.items) > REPLAY_MAX:
@@ -511,6 +516,7 @@ class _Stream:
         self._room = asyncio.Event()
         self._room.set()
         self._read_all = False
+        self._messages = api.messages
 
     def wake(self) -> None:
         """Look whether the run is over."""
@@ -529,6 +535,7 @@ class _Stream:
                 while self._done:
                     items = [self._done.popleft() for _ in range(min(len(self._done), ITEMS_MAX))]
                     await self._context.write(load_pb2.AccessStreamResponse(items=items))
+                    self._messages[_STREAM, "out"] += 1
                 if self._api.closing and not self._in_flight:
                     raise _Error(Code.UNAVAILABLE, _GONE)
         except _Error as error:
@@ -541,6 +548,7 @@ class _Stream:
     async def _read(self, requests: AsyncIterator[load_pb2.AccessStreamRequest]) -> None:
         try:
             async for request in requests:
+                self._messages[_STREAM, "in"] += 1
                 if len(request.items) > ITEMS_MAX:
                     raise _Error(Code.INVALID_ARGUMENT, f"items: {len(request.items)}; at most {ITEMS_MAX}")
                 for item in request.items:
@@ -603,7 +611,7 @@ async def _abort(context: Any, error: _Error) -> NoReturn:
 class ApiServer:
     """The API's own gRPC server, with health and reflection."""
 
-    def __init__(self, api: LoadApi) -> None:
+    def __init__(self, api: LoadApi, calls: CallCounter, guest: str) -> None:
         self._api = api
         self._server = grpc.aio.server(
             options=(
@@ -611,6 +619,7 @@ class ApiServer:
                 ("grpc.so_reuseport", 0),
             ),
             maximum_concurrent_rpcs=RPCS_MAX,
+            interceptors=(calls, CallLog(guest)),
         )
         self._health = health.aio.HealthServicer()
         add_LoadServiceServicer_to_server(api, self._server)

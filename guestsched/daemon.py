@@ -16,20 +16,24 @@ from apf.messages import Segment, TrapRaised
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import MESSAGE_BYTES_MAX, TurnServer
+from apf.serving import MESSAGE_BYTES_MAX, TurnServer, let_calls_end
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
 from guestsched.api import ApiServer, LoadApi
 from guestsched.arrival_log import ArrivalLog
+from guestsched.metrics import GuestMetrics
 from guestsched.shell import GuestShell, guest_report
 
 log = logging.getLogger(__name__)
 SERVER = 1
 """guestsched's want entries on the clock page."""
+_METHOD = "apf.v1.GuestService/TakeTraps"
 _CONNECT_S = 60
 _LOAD_S = 300
 _STOP_S = 2.0
+_GONE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+_NO_CONNECTION = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.SHUTDOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class GuestschedConfig:
     journal: bool = False
     api: str | None = None
     """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
+    metrics: str = metrics.ANYWHERE
 
     @property
     def first_participant(self) -> int:
@@ -91,7 +96,7 @@ def main(config: GuestschedConfig) -> None:
 
 async def _serve(config: GuestschedConfig) -> None:
     scenario, run = config.scenario, config.run
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     sink = run.journal(config.name).open("w") if config.journal else None
 
     def post(vcpu: int, at_ns: int | None) -> None:
@@ -99,11 +104,12 @@ async def _serve(config: GuestschedConfig) -> None:
 
     api = None
     if config.api is not None:
-        log = ArrivalLog(run.arrivals(config.vm).open("w"), scenario, config.vm)
-        api = LoadApi(scenario, run, config.vm, turns, log)
+        arrivals = ArrivalLog(run.arrivals(config.vm).open("w"), scenario, config.vm)
+        api = LoadApi(scenario, run, config.vm, turns, arrivals)
     shell = GuestShell(scenario, Journal(sink), post, api.answered if api else None, config.vm)
-    await _load(config, shell.core.segments())
-    clock = ClockPage.attach(run.clock)
+    host = _Host(config)
+    await host.load(shell.core.segments())
+    clock = _clock(run)
     vcpus = range(scenario.vm.vcpus)
     turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
     server = turns.server(len(vcpus))
@@ -113,17 +119,21 @@ async def _serve(config: GuestschedConfig) -> None:
     api_server = None
     if api is not None and config.api is not None:
         api.serve(shell)
-        api_server = ApiServer(api)
+        api_server = ApiServer(api, turns.calls, config.name)
         address = await api_server.start(config.api)
         run.write_report(f"api-guest-{config.vm}", {"address": address})
     gc.freeze()
-    metrics.serve(_metrics(shell), run, config.name)
+    collects = (GuestMetrics(shell, config.vm, clock), turns.calls)
+    metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
 
     def poll() -> None:
         if shell.all_stopped:
             turns.finish()
         elif clock.aborted:
             raise PeerLost("the run was ended by another process")
+        elif host.lost:
+            clock.abort()
+            raise PeerLost("lost hostd: it does not answer any more")
 
     try:
         await turns.wait_over(poll)
@@ -138,32 +148,60 @@ async def _serve(config: GuestschedConfig) -> None:
         }
         report["digest"] = shell.core_digest()
         if api is not None:
-            log.close(report["digest"])
+            arrivals.close(report["digest"])
         run.write_report(config.name, report)
     finally:
         await server.stop(0)
         if api_server is not None:
             await api_server.stop(0)
+        await host.close()
+        await let_calls_end()
 
 
-async def _load(config: GuestschedConfig, segments: tuple[Segment, ...]) -> None:
-    """Fill the VM's memory through hostd."""
-    options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
-    async with grpc.aio.insecure_channel(config.host_address, options=options) as channel:
+class _Host:
+    """guestsched's connection to hostd: loads the VM, and then tells whether hostd is still there.
+
+    The vCPUs' streams end with hostd too, but until vCPUs have attached nobody else would notice.
+    """
+
+    def __init__(self, config: GuestschedConfig) -> None:
+        self._vm = config.vm
+        options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
+        self._channel = grpc.aio.insecure_channel(config.host_address, options=options)
+
+    async def load(self, segments: tuple[Segment, ...]) -> None:
+        """Fill the VM's memory. Raises Failure or PeerLost."""
         try:
-            await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
+            await asyncio.wait_for(self._channel.channel_ready(), _CONNECT_S)
         except TimeoutError:
             raise Failure(f"hostd did not answer within {_CONNECT_S} s") from None
+        request = wire.segments_out(self._vm, list(segments))
         try:
-            await HostServiceStub(channel).LoadVm(wire.segments_out(config.vm, list(segments)), timeout=_LOAD_S)
+            loaded = await HostServiceStub(self._channel).LoadVm(request, timeout=_LOAD_S)
         except grpc.aio.AioRpcError as error:
-            raise Failure(f"hostd refused to load VM {config.vm}: {error.code().name}: {error.details()}") from error
+            said = f"{error.code().name}: {error.details()}"
+            if error.code() in _GONE:
+                raise PeerLost(f"lost hostd while it loaded VM {self._vm}: {said}") from error
+            raise Failure(f"hostd refused to load VM {self._vm}: {said}") from error
+        log.info(
+            "VM %d is loaded: %d pages resident; the host has swapped %d",
+            self._vm,
+            loaded.resident_pages,
+            loaded.swapped_pages,
+        )
+
+    @property
+    def lost(self) -> bool:
+        """Whether a connection to hostd cannot be had any more."""
+        return self._channel.get_state(try_to_connect=True) in _NO_CONNECTION
+
+    async def close(self) -> None:
+        """Let go of it."""
+        await self._channel.close()
 
 
-def _metrics(shell: GuestShell) -> metrics.Collect:
-    return metrics.counter_metrics(
-        "apf_guest_events",
-        "Events of the guest kernel.",
-        shell.counters,
-        dict,
-    )
+def _clock(run: RunDir) -> ClockPage:
+    try:
+        return ClockPage.attach(run.clock)
+    except FileNotFoundError:
+        raise PeerLost(f"lost hostd: {run.clock} is gone") from None

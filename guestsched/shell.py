@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from apf.histogram import Histogram
 from apf.journal import Journal
-from apf.messages import Dispatch, Stopped, TrapRaised
+from apf.messages import Dispatch, FaultKind, Stopped, TrapRaised
 from apf.scenario import Scenario
 from guestsched.build import guest_core
-from guestsched.core.arrivals import Answer, Arrival
+from guestsched.core.arrivals import AccessDone, Answer, Arrival, ReplayDone
 from guestsched.core.core import ArrivalsTaken, Effect, GuestCore, Log, Post, Reply, TrapTaken
 from guestsched.core.task import TaskResult
 
@@ -41,6 +42,10 @@ class GuestShell:
         self.core: GuestCore = guest_core(scenario, journal, vm)
         self.told: list[str] = []
         self._untold = 0
+        # Counted for whoever watches: accesses from outside by what they met (None: a hit), replays' included.
+        self.accesses: dict[FaultKind | None, int] = dict.fromkeys((None, *FaultKind), 0)
+        self.access_latency = Histogram()
+        """From arrival to done, of those that arrived one by one."""
 
     @property
     def all_stopped(self) -> bool:
@@ -70,8 +75,17 @@ class GuestShell:
                 case Reply():
                     raise AssertionError(f"a second reply: {effect}")
                 case _:
+                    self._count(effect)
                     if self._answered is not None:
                         self._answered(effect)
+
+    def _count(self, answer: Answer) -> None:
+        if isinstance(answer, AccessDone):
+            self.accesses[answer.met] += 1
+            self.access_latency.observe(answer.done_ns - answer.arrived_ns)
+        elif isinstance(answer, ReplayDone):
+            for kind, count in answer.met:
+                self.accesses[kind] += count
 
     def _tell(self, line: Log) -> None:
         log.log(logging.WARNING if line.warning else logging.INFO, "at %d ns: %s", line.at_ns, line.text)

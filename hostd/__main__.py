@@ -20,9 +20,9 @@ def main() -> None:
         from hostd.daemon import main as daemon
 
         listen = tuple(arguments.listen or (run.host_address,))
-        daemon(HostdConfig(scenario, run, listen, arguments.journal))
+        daemon(HostdConfig(scenario, run, listen, arguments.journal, metrics=arguments.metrics))
 
-    launch.run("hostd", arguments, serve)
+    launch.run("hostd", arguments, serve, name="hostd", own=lambda run: (run.host_memory, run.clock, run.swap))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -21,10 +22,11 @@ from apf.messages import NEVER_NS, PAGE_SIZE
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import Patience, TurnServer, slowest
+from apf.serving import Patience, TurnServer, let_calls_end, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_core
+from hostd.metrics import HostMetrics
 from hostd.report import host_report
 from hostd.shell import HostShell
 from hostd.swapfile import SwapFile
@@ -32,6 +34,7 @@ from hostd.swapfile import SwapFile
 log = logging.getLogger(__name__)
 SERVER = 0
 """hostd's want entries on the clock page."""
+_METHOD = "apf.v1.HostService/RunVcpu"
 _START_S = 60
 _STOP_S = 2.0
 _IDLE_NS = 200_000_000
@@ -48,6 +51,7 @@ class HostdConfig:
     run: RunDir
     listen: tuple[str, ...]
     journal: bool = False
+    metrics: str = metrics.ANYWHERE
 
     @property
     def vms(self) -> int:
@@ -65,6 +69,8 @@ class HostService(HostServiceServicer):
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
         self._loading = asyncio.Condition()
+        # Not the loop's own executor, whose threads it waits for at its end: a load may take seconds.
+        self._loader = ThreadPoolExecutor(1, "loader")
         self._loaded: set[int] = set()
         self.all_loaded = threading.Event()
 
@@ -91,7 +97,12 @@ class HostService(HostServiceServicer):
                 segments = wire.segments_in(request, self._guest_pages)
             except wire.WireError as error:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            await asyncio.to_thread(self._shell.load, request.vm, tuple(segments))
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._loader, self._shell.load, request.vm, tuple(segments))
+            except Exception as error:
+                self._turns.fail(Failure(f"cannot load VM {request.vm}: {type(error).__name__}: {error}"))
+                raise
             self._loaded.add(request.vm)
             self._loading.notify_all()
             if len(self._loaded) == self._config.vms:
@@ -126,15 +137,16 @@ async def _serve(config: HostdConfig) -> None:
     clock = ClockPage.create(run.clock, config.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
     shell = HostShell(host_core(scenario, Journal(sink)), memory, SwapFile(run.swap))
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s)
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     turns.open(clock, {(vm, vcpu): vm * vcpus + vcpu for vm in range(config.vms) for vcpu in range(vcpus)})
     service = HostService(config, turns, shell, clock)
     server = turns.server(config.vms * vcpus)
     add_HostServiceServicer_to_server(service, server)
     turns.listen(server, config.listen)
     await server.start()
+    log.info("answers at %s: VMs %d, vCPUs of each %d", ", ".join(config.listen), config.vms, vcpus)
     gc.freeze()
-    metrics.serve(_metrics(shell, clock), run, "hostd")
+    metrics.serve(run, "hostd", "hostd", HostMetrics(shell.core, clock), turns.calls, listen=config.metrics)
     try:
         opener = _Opener(config, turns, service, clock)
         opener.start()
@@ -146,6 +158,7 @@ async def _serve(config: HostdConfig) -> None:
     finally:
         clock.abort()
         await server.stop(0)
+        await let_calls_end()
         if sink:
             shell.core.journal.flush()
 
@@ -188,6 +201,7 @@ class _Opener(threading.Thread):
     def _run(self) -> None:
         if not self._everybody_is_here():
             return
+        log.info("all VMs are loaded and all vCPUs are here; the first window opens")
         clock, shell = self._clock, self._service._shell
         window_ns = shell.core.config.window_ns
         patience = Patience(self._config.scenario.host.patience_s)
@@ -211,6 +225,7 @@ class _Opener(threading.Thread):
                     clock.set_border_due(shell.core.border_due_ns())
                 case Waited.FINISHED:
                     self.run_seconds = time.monotonic() - began_s
+                    log.info("all vCPUs have ended, after %d windows in %.1f s", clock.windows, self.run_seconds)
                     self._turns.finish()
                 case Waited.ABORTED:
                     self._turns.fail(PeerLost("the run was ended by another process"))
@@ -255,18 +270,3 @@ def _report(config: HostdConfig, shell: HostShell, turns: TurnServer, clock: Clo
         **host_report(shell),
     }
     config.run.write_report("hostd", report)
-
-
-def _metrics(shell: HostShell, clock: ClockPage) -> metrics.Collect:
-    core = shell.core
-    return metrics.counter_metrics(
-        "apf_host_events",
-        "Events of the host's memory management, by the kernel's names.",
-        lambda: dict(core.counters),
-        lambda: {
-            "apf_virtual_seconds": clock.virtual_ns() / 1e9,
-            "apf_windows": float(clock.windows),
-            "apf_free_frames": float(core.free_frames),
-            "apf_swap_pages": float(core.swap_pages),
-        },
-    )

@@ -8,9 +8,11 @@ from hostd.shell import HostShell
 
 
 def host_report(shell: HostShell) -> dict[str, Any]:
-    """Counters by the kernel's names, and what the audit of all stamped pages found."""
+    """Counters by the kernel's names, memory pressure, and what the audit of all stamped pages found."""
     audit = shell.audit()
+    pressure = shell.core.pressure()
     return {
         "counters": dict(shell.core.counters),
+        "pressure_ns": {group: {"some": one.some_ns, "full": one.full_ns} for group, one in pressure.items()},
         "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
     }

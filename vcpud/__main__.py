@@ -21,9 +21,11 @@ def main() -> None:
 
         vm = launch.vm_of(arguments, scenario)
         host, guest = arguments.host or run.host_address, arguments.guest or run.guest_address(vm)
-        daemon(VcpudConfig(scenario, run, vm, host, guest, arguments.journal))
+        daemon(VcpudConfig(scenario, run, vm, host, guest, arguments.journal, arguments.metrics))
 
-    launch.run("vcpud", arguments, serve)
+    launch.run(
+        "vcpud", arguments, serve, name=f"vcpud-{arguments.vm}", own=lambda run: (run.vcpu_stats(arguments.vm),)
+    )
 
 
 if __name__ == "__main__":

@@ -52,5 +52,7 @@ def vcpu_report(machine: Machine) -> dict[str, Any]:
         "retired": machine.engine.retired,
         "end_ns": core.now_ns,
         "counters": {name: getattr(core.counters, name) for name in core.counters.__slots__},
+        "work": core.work(machine.engine.retired),
+        "observed": core.observed.document(),
         "time_ns": {cause.value: spent for cause, spent in core.account.spent_ns.items()},
     }

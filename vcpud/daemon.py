@@ -19,6 +19,7 @@ from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.stats import VcpuStats
 from vcpud import worker
+from vcpud.metrics import VcpuMetrics
 from vcpud.worker import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class VcpudConfig:
     host_address: str
     guest_address: str
     journal: bool = False
+    metrics: str = metrics.ANYWHERE
 
     @property
     def first_participant(self) -> int:
@@ -53,8 +55,9 @@ def main(config: VcpudConfig) -> None:
     vcpus = config.scenario.vm.vcpus
     stats = VcpuStats.create(config.run.vcpu_stats(config.vm), vcpus)
     workers = [_spawn(config, vcpu) for vcpu in range(vcpus)]
-    metrics.serve(metrics.vcpu_metrics(stats, config.vm), config.run, config.name)
+    collect = VcpuMetrics(stats, config.vm, config.scenario.mode)
     try:
+        metrics.serve(config.run, config.name, "vcpud", collect, listen=config.metrics)
         _watch(config, workers)
     finally:
         process.stop(workers, _GRACE_S)

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import statistics
+import struct
 import time
 from collections import Counter, deque
 from dataclasses import dataclass
@@ -26,12 +27,14 @@ from apf.scenario import Scenario
 from apf.stats import FIELDS, VcpuStats
 from vcpud.build import vcpu_machine, vcpu_report
 from vcpud.core.account import Cause
-from vcpud.machine import Machine, Need, NeedKind
+from vcpud.machine import Need, NeedKind
 
 log = logging.getLogger(__name__)
 _CONNECT_S = 60
 _COUNT_EVERY = 16
-"""Needs between two refreshes of the shared counters."""
+"""Windows without a request between two refreshes of the shared counters; each request refreshes them."""
+_FIELDS = struct.Struct(f"{len(FIELDS)}q")
+_OTHER_CAUSES = tuple(cause for cause in Cause if cause is not Cause.COUNTING)
 _ROUND_TRIPS = 4096
 """Round trips to hostd that are kept for the report: the last ones."""
 
@@ -86,7 +89,7 @@ class _Worker:
             self._clock = ClockPage.attach(config.run.clock)
             memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
-            self._stats = stats.rows[config.vcpu]
+            self._fields = stats.fields(config.vcpu)
             sink = config.journal.open("w") if config.journal else None
             clock, participant = self._clock, config.participant
             self._machine = vcpu_machine(
@@ -99,6 +102,7 @@ class _Worker:
                 participant,
                 lambda border_ns: clock.take_interrupt(participant, border_ns),
             )
+            self._machine.core.observed.share(stats.histograms(config.vcpu))
             self._host = HostServiceStub(host_channel).RunVcpu()
             self._guest = GuestServiceStub(guest_channel).TakeTraps()
             watchdog = asyncio.create_task(self._watch())
@@ -109,6 +113,7 @@ class _Worker:
                 raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
             finally:
                 watchdog.cancel()
+                self._count()
                 if sink:
                     self._machine.core.journal.flush()
             await self._leave()
@@ -134,19 +139,19 @@ class _Worker:
         machine, clock, participant = self._machine, self._clock, self._config.participant
         machine.start()
         gc.freeze()
-        host_seq = guest_seq = uncounted = 0
+        host_seq = guest_seq = windows = 0
         border_ns = 0
         while True:
             need = machine.proceed(border_ns)
-            uncounted += 1
-            if uncounted >= _COUNT_EVERY:
-                self._count(machine)
-                uncounted = 0
             match need.kind:
                 case NeedKind.WINDOW:
                     if need.interruptible:
                         clock.set_interruptible(participant, True)
                     clock.publish(participant, need.time_ns)
+                    windows += 1
+                    if need.interruptible or windows >= _COUNT_EVERY:
+                        self._count()
+                        windows = 0
                     border_ns = self._wait_window(need)
                 case NeedKind.HOST:
                     host_seq += 1
@@ -155,7 +160,6 @@ class _Worker:
                     guest_seq += 1
                     await self._ask_guest(need, guest_seq)
                 case NeedKind.NOTHING:
-                    self._count(machine)
                     clock.publish(participant, NEVER_NS)
                     return
 
@@ -165,6 +169,7 @@ class _Worker:
         self._messages[f"host.out.{message.WhichOneof('request')}"] += 1
         began_ns = time.perf_counter_ns()
         await self._host.write(message)
+        self._count()
         response = await self._read(self._host)
         self._round_trips_ns.append(time.perf_counter_ns() - began_ns)
         self._check_seq(response, seq)
@@ -176,6 +181,7 @@ class _Worker:
         self._clock.publish(self._config.participant, need.time_ns)
         self._messages[f"guest.out.{message.WhichOneof('trap')}"] += 1
         await self._guest.write(message)
+        self._count()
         response = await self._read(self._guest)
         self._check_seq(response, seq)
         self._messages[f"guest.in.{response.WhichOneof('reply')}"] += 1
@@ -226,20 +232,20 @@ class _Worker:
         self._host.cancel()
         self._guest.cancel()
 
-    def _count(self, machine: Machine) -> None:
-        """Refresh this vCPU's row of shared counters."""
-        counters = machine.core.counters
-        values = {
-            "retired": machine.engine.retired,
-            "counting_ns": machine.core.account.spent_ns[Cause.COUNTING],
-            "faults_minor": counters.faults_minor,
-            "faults_major": counters.faults_major,
-            "faults_async": counters.faults_async,
-            "not_present": counters.not_present,
-            "ready": counters.ready,
-            "messages": self._messages.total(),
-        }
-        self._stats[: len(FIELDS)] = [values[name] for name in FIELDS]
+    def _count(self) -> None:
+        """Refresh this vCPU's shared counters, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
+        core = self._machine.core
+        counters, observed, spent_ns = core.counters, core.observed, core.account.spent_ns
+        retired = self._machine.engine.retired
+        _FIELDS.pack_into(
+            *(self._fields, 0),
+            *(retired, spent_ns[Cause.COUNTING]),
+            *(counters.faults_minor, counters.faults_major, counters.faults_async),
+            *(counters.not_present, counters.ready, self._messages.total(), counters.repeated),
+            *(observed.sync_disabled, counters.sync_limit, counters.kernel_faults),
+            *(len(core.async_pf), core.work(retired), counters.exits),
+            *(spent_ns[cause] for cause in _OTHER_CAUSES),
+        )
 
     async def _leave(self) -> None:
         """Close both streams in good order and leave the results."""

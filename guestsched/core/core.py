@@ -145,6 +145,11 @@ class GuestCore:
         """The samples so far."""
         return self._kernel.profile
 
+    @property
+    def cpus(self) -> list[Cpu]:
+        """The kernel's view of all vCPUs."""
+        return self._kernel.cpus
+
     def cpu(self, vcpu: int) -> Cpu:
         """The kernel's view of a vCPU."""
         return self._kernel.cpus[vcpu]

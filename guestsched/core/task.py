@@ -180,6 +180,11 @@ class Task:
         self._story.append((now_ns, self.state, event))
         self.state = after
 
+    @property
+    def since_ns(self) -> int:
+        """When it came into its state; 0 if that was before the run."""
+        return self._story[-1][0] if self._story else 0
+
     def story(self) -> str:
         """The task's state and its last transitions, a line each."""
         lines = [f"task {self.id} {self.spec.name} on vCPU {self.cpu} is {self.state.name}; before:"]

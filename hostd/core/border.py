@@ -44,6 +44,8 @@ class Border:
         mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
         effects = self._evict(now_ns)
         self._publish(effects)
+        for pressure in (*mm.pressure, mm.root_pressure):
+            pressure.fold(now_ns)
         return effects
 
     def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:
@@ -68,6 +70,7 @@ class Border:
                 pages.ept[key] = 0
                 cleared.append(ClearEpt(vm, gfn))
             counters["pgsteal_direct"] += 1
+            mm.groups[vm].stolen += 1
             if pages.flags[key] & DIRTY:
                 if pages.slot[key] < 0:
                     pages.slot[key] = mm.swap.allocate()

@@ -121,6 +121,7 @@ class FaultPath:
             cost_ns = self._allocate(vm, key, now_ns)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
+            mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.zero_fill_ns + costs.host_fault_ns
             pages.flags[key] |= DIRTY
             pages.move(key, PageEvent.ZERO_FILLED, now_ns)
@@ -131,6 +132,7 @@ class FaultPath:
             cost_ns = self._take_back(vm, key, now_ns)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
+            mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.host_fault_ns
             counters["swap_cache_hit"] += 1
             counters["pgfault"] += 1
@@ -150,12 +152,14 @@ class FaultPath:
             cost_ns = self._allocate(vm, key, now_ns)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
+            mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + self._costs.swap_submit_ns
             effects.append(self._read(vm, key, at_ns, now_ns))
         else:
             mm.counters["read_wait"] += 1
         mm.counters["pgfault"] += 1
         stall_ns = max(0, mm.reads[key] - at_ns)
+        mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
         effects.append(self._mapped(vm, vcpu, key, write, at_ns + stall_ns + self._costs.host_fault_ns, stall_ns))
         return effects
 
@@ -179,11 +183,14 @@ class FaultPath:
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
         effects: list[HostEffect] = []
+        reclaims_ns = 0  # of the worker
         if state == PageState.SWAPPED and self._gup is GupVariant.NOWAIT:
+            mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.swap_submit_ns
             effects.append(self._read(vm, key, at_ns, now_ns))
             ready_ns = at_ns + costs.fault_in_worker_ns
         else:
+            reclaims_ns = cost_ns
             ready_ns = at_ns + costs.fault_in_worker_ns + cost_ns
             if state == PageState.SWAPPED:
                 ready_ns += costs.swap_submit_ns
@@ -196,7 +203,11 @@ class FaultPath:
                 mm.counters["zero_fill"] += 1
             elif state in (PageState.EVICTING, PageState.WRITEBACK):
                 mm.pages.move(key, PageEvent.FOUND_BY_WORKER, now_ns)
-        ready_ns = max(ready_ns, mm.reads.get(key, 0)) + costs.host_fault_ns
+        read_ns = max(ready_ns, mm.reads.get(key, 0))
+        comes_ns, waits_ns = at_ns + costs.fault_in_worker_ns, ready_ns
+        ready_ns = read_ns + costs.host_fault_ns
+        spans = ((comes_ns, comes_ns + reclaims_ns), (waits_ns, read_ns))
+        mm.root_pressure.comes_and_waits(spans, comes_ns, ready_ns)
         mm.schedule(ready_ns, Own.WORKER_DONE, key, vm)
         mm.counters["kvm_try_async_get_page"] += 1
         effects.append(Reply(vm, vcpu, InProgress(at_ns, work, ready_ns)))
@@ -230,7 +241,9 @@ class FaultPath:
         return ReadSlot(mm.pages.slot[key], mm.pages.pfn[key])
 
     def _retry(self, vm: int, vcpu: int, now_ns: int) -> list[HostEffect]:
-        return [Reply(vm, vcpu, Retry(self._mm.retry_ns(vm, now_ns)))]
+        at_ns = self._mm.retry_ns(vm, now_ns)
+        self._mm.pressure[vm].waits(now_ns, at_ns)
+        return [Reply(vm, vcpu, Retry(at_ns))]
 
     def _record(
         self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, effects: list[HostEffect], now_ns: int

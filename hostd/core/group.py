@@ -33,7 +33,10 @@ class Scan:
 class MemoryGroup:
     """One group. ``usage`` and ``limit`` in pages; each list runs from its tail (oldest) to its head."""
 
-    __slots__ = ("_pages", "_young", "active", "fruitless", "inactive", "limit", "pinned", "retry_ns", "usage")
+    __slots__ = (
+        *("_pages", "_young", "active", "fruitless", "inactive", "limit", "pinned", "retry_ns", "usage"),
+        *("scanned", "stolen"),
+    )
 
     def __init__(self, limit: int, pages: Pages, young: bytearray) -> None:
         self.limit = limit
@@ -44,6 +47,9 @@ class MemoryGroup:
         """Pins held on the group's pages: while there are any, something will become reclaimable by itself."""
         self.retry_ns = -1
         self.fruitless = 0
+        self.scanned = 0
+        self.stolen = 0
+        """The group's part of pgscan_direct and pgsteal_direct."""
         self._pages = pages
         self._young = young
 

@@ -23,6 +23,7 @@ from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken
 from hostd.core.fault import FaultPath
 from hostd.core.mm import Mm
 from hostd.core.population import populate
+from hostd.core.pressure import Totals
 
 
 class HostCore:
@@ -98,12 +99,23 @@ class HostCore:
         """Frames nobody owns."""
         return len(self._mm.frames.free)
 
+    def pressure(self) -> dict[str, Totals]:
+        """Memory pressure of each VM's group, by its number, and of the fault-in workers (``root``), as of now."""
+        mm = self._mm
+        totals = {str(vm): one.totals(self._now_ns) for vm, one in enumerate(mm.pressure)}
+        return totals | {"root": mm.root_pressure.totals(self._now_ns)}
+
+    def watched(self) -> Mm:
+        """The state, for who exports figures of it: to be read only, at any moment, also while a step is under way."""
+        return self._mm
+
     def check(self) -> None:
         """Assert every invariant."""
         audit.check(self._mm)
 
     def finish(self, now_ns: int) -> None:
         """Carry out what is due by ``now_ns``, the end of the run, and write the final records."""
+        self._now_ns = max(self._now_ns, now_ns)
         self._mm.run_until(now_ns)
         for name in sorted(self.counters):
             self.journal.record(now_ns, "counter", name, self.counters[name])

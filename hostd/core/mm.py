@@ -13,12 +13,14 @@ from enum import IntEnum
 from heapq import heappop, heappush
 
 from apf.core import CoreError
+from apf.histogram import Histogram
 from apf.journal import Journal
 from hostd.core.config import HostConfig
 from hostd.core.device import Device, Op
 from hostd.core.frames import Frames
 from hostd.core.group import SWAP_CLUSTER_MAX, MemoryGroup
 from hostd.core.page import DIRTY, LRU, WRITING, PageEvent, Pages, PageState
+from hostd.core.pressure import Pressure
 from hostd.core.swap import SwapArea
 
 FRUITLESS_BORDERS_MAX = 1000
@@ -46,7 +48,7 @@ class Mm:
 
     __slots__ = (
         *("_order", "agenda", "config", "counters", "device", "evicting", "frames", "groups", "journal"),
-        *("mapping_times", "pages", "publish", "reads", "swap", "window_ns"),
+        *("io", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure", "swap", "window_ns"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal) -> None:
@@ -71,6 +73,11 @@ class Mm:
         """Heap of (time, order, what, page, VM, write)."""
         self._order = 0
         self.counters = dict.fromkeys(COUNTERS, 0)
+        # Not journaled and never asked by the core: for whoever watches.
+        self.io = tuple(Histogram() for _ in Op)
+        """From arrival to completion of the I/Os submitted so far, by Op."""
+        self.pressure = [Pressure(vm.vcpus) for vm in config.vms]
+        self.root_pressure = Pressure()
 
     def schedule(self, at_ns: int, what: Own, key: int, vm: int, write: bool = False) -> None:
         """Let ``what`` happen to page ``key`` at ``at_ns``; the page is pinned until then (a read: until mapped)."""
@@ -176,6 +183,7 @@ class Mm:
         group.usage -= picked
         counters["allocstall"] += 1
         counters["pgscan_direct"] += scan.scanned
+        group.scanned += scan.scanned
         counters["pgrefill"] += scan.refilled
         counters["pgdeactivate"] += scan.refilled
         counters["pgactivate"] += scan.activated
@@ -187,6 +195,7 @@ class Mm:
         pages = self.pages
         slot, gfn = pages.slot[key], key - pages.first_key[vm]
         start_ns, done_ns = self.device.submit(op, slot, arrival_ns)
+        self.io[op].observe(done_ns - arrival_ns)
         if op is Op.READ:
             pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
             self.reads[key] = done_ns

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apf import process
-from tests.bench import access_stream, engine, processes
+from tests.bench import access_stream, engine, metrics_cost, processes
 from tests.bench.figure import Figure
 
 BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
@@ -31,6 +31,7 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "vcpus": processes.counting_vcpus,
     "twin": processes.twin_faults,
     "access_stream": access_stream.access_stream,
+    "metrics": metrics_cost.metrics_cost,
 }
 
 

@@ -92,6 +92,7 @@ from vcpud.core.effects import (
     WaitUntil,
     WriteGuest,
 )
+from vcpud.core.observed import Observed
 from vcpud.core.sampler import Sampler
 
 REASON_NOT_PRESENT = 1
@@ -207,6 +208,7 @@ class VcpuCore:
         self.now_ns = 0
         self.retired = 0
         self.counters = VcpuCounters()
+        self.observed = Observed()
         self.account = TimeAccount(config.end_ns)
         self.async_pf = AsyncPfQueue(config.vcpu)
         self._story: deque[tuple[int, State]] = deque(maxlen=_STORY)
@@ -338,6 +340,16 @@ class VcpuCore:
             return [WaitUntil(until_ns, interruptible=True)]
         return [EnterGuest(self.now_ns - self._retired_ns(), until_ns)]
 
+    def _ran_to(self, retired: int) -> None:
+        if self._dispatch.account is Account.COUNTING:
+            self.observed.work += retired - self.retired
+        self.retired = retired
+
+    def work(self, retired: int) -> int:
+        """Instructions retired in counting tasks, of ``retired`` in all, which may be later than the last exit."""
+        since = retired - self.retired if self._dispatch.account is Account.COUNTING else 0
+        return self.observed.work + since
+
     def _retired_ns(self) -> int:
         return self.retired * 1000 // self._config.cpu_mips
 
@@ -357,7 +369,7 @@ class VcpuCore:
         """A kick: out of the guest, of HLT or of the APF halt; anything else is gone through with first."""
         self._interrupt = True
         if self.state is State.RUNNING:
-            self.retired = posted.retired
+            self._ran_to(posted.retired)
             if posted.rip is not None:
                 self._rip = posted.rip
             self._spend(self._task_cause(), now_ns)
@@ -401,7 +413,8 @@ class VcpuCore:
 
     def _guest_exited(self, exited: GuestExited, now_ns: int) -> list[Effect]:
         assert self.state is State.RUNNING, self.story()
-        self.retired, self._rip = exited.retired, exited.rip
+        self._ran_to(exited.retired)
+        self._rip = exited.rip
         self._spend(self._task_cause(), now_ns)
         if exited.cause is ExitCause.BUDGET:
             return self._enter()
@@ -440,6 +453,9 @@ class VcpuCore:
                 self.counters.sync_limit += 1
             else:
                 mode, work = FaultMode.NOWAIT, self.async_pf.next_token()
+        else:
+            self.observed.sync_disabled += 1
+        self.observed.raised(gfn, self._dispatch.task, self.retired, self.now_ns)
         self.journal.record(self.now_ns, "page_fault", gfn, access.name, mode.name, work)
         self._fault_gfn = gfn
         self._move(State.FAULT)
@@ -474,11 +490,14 @@ class VcpuCore:
             self.counters.faults_minor += 1
         if self.state is State.FAULT:
             self._task_faulted(reply.gfn, reply.kind)
+            self.observed.mapped(reply.kind, reply.stall_ns, reply.at_ns)
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
         self.journal.record(self.now_ns, "mapped", reply.gfn, reply.kind.name, reply.stall_ns)
         if prefault:
+            assert self._item is not None
+            self.observed.prefaulted(self._item.token, reply.at_ns)
             self._move(State.READY)
             return [page, self._inject(REASON_READY)]
         if self.state is State.KERNEL_FAULT:
@@ -509,6 +528,7 @@ class VcpuCore:
         self._task_faulted(self._fault_gfn, FaultKind.ASYNC)
         self._spend(self._task_cause(), reply.at_ns)
         self._item = self.async_pf.setup(reply.work, self._fault_gfn, reply.ready_at_ns)
+        self.observed.in_progress(reply.work, reply.at_ns, reply.ready_at_ns)
         self._move(State.NOT_PRESENT)
         return [self._inject(REASON_NOT_PRESENT)]
 
@@ -552,11 +572,13 @@ class VcpuCore:
         if reason == REASON_NOT_PRESENT:
             assert self.state is State.NOT_PRESENT, self.story()
             self.counters.not_present += 1
+            self.observed.injected(item.token, self.now_ns)
             self.journal.record(self.now_ns, "async_pf_not_present", item.token, item.gfn)
             return self._ask_guest(NotPresentArrived(item.token), State.TRAP)
         assert reason == REASON_READY and self.state is State.READY, self.story()
         self.async_pf.present(item)
         self.counters.ready += 1
+        self.observed.delivered(item.token, self.now_ns)
         self.journal.record(self.now_ns, "async_pf_ready", item.token, item.gfn)
         return self._ask_guest(PageReadyArrived(item.token), State.TRAP)
 
@@ -566,6 +588,7 @@ class VcpuCore:
         if self.state is not State.IDLE:
             self.counters.exits += 1
         self._spend(Cause.APF, self.now_ns + self._costs.apf_ready_exit_ns)
+        self.observed.exited(item.token, self.now_ns)
         self._move(State.PREFAULT)
         return self._ask_prefault()
 

@@ -90,5 +90,5 @@ def serve(run: RunDir, api: str) -> None:
 
 if __name__ == "__main__":
     supervisor.LocalCluster = FakeCluster  # type: ignore[assignment,misc]
-    bench.prepare = lambda scenario: None
+    bench.prepare = lambda scenario, **_: None
     cli.main()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from pathlib import Path
@@ -72,7 +73,7 @@ def test_up_status_down(apf: Apf) -> None:
     assert "metrics  http://127.0.0.1:9/metrics  (hostd)" in told
     refused = apf("up", "--name", "one", code=2)
     assert "--name = one: a cluster of this name runs already" in refused
-    assert apf.files() == ["one.json", "one.log"]
+    assert apf.files() == ["one.json", "one.log", "one.targets.yml"]
     (entry,) = json.loads(apf("status", "--name", "one", "--json"))
     assert entry["answers"] and entry["status"] == "running" and entry["guest_s"] > 0
     runs = [Path(entry["run_memory"]), Path(entry["run_files"])]
@@ -287,3 +288,46 @@ def drain(terminal: int) -> None:
                 return
         except OSError:  # EIO: closed at the other end
             return
+
+
+PLAYS_PROMETHEUS = """\
+import http.server, sys
+class Ready(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+(where,) = (word.split("=", 1)[1] for word in sys.argv if word.startswith("--web.listen-address"))
+http.server.HTTPServer((where.split(":")[0], int(where.split(":")[1])), Ready).serve_forever()
+"""
+
+
+def test_a_prometheus_lives_as_long_as_its_cluster(apf: Apf, tmp_path: Path) -> None:
+    path = tmp_path / "bin"
+    path.mkdir()
+    (path / "prometheus").write_text(f"#!{sys.executable}\n{PLAYS_PROMETHEUS}")
+    (path / "prometheus").chmod(0o755)
+    apf.environment["PATH"] = f"{path}:{apf.environment['PATH']}"
+    told = apf("up", "--prometheus")
+    (entry,) = json.loads(apf("status", "--json"))
+    assert f"prometheus  http://{entry['prometheus']}" in told
+    files = Path(entry["run_files"]) / "prometheus"
+    assert str(tmp_path / "apf" / "*.targets.yml") in (files / "prometheus.yml").read_text()
+    with urllib.request.urlopen(f"http://{entry['prometheus']}/-/ready", timeout=DEADLINE_S) as answer:
+        assert answer.status == 200
+    apf("down")
+    assert not files.exists() and apf.files() == []
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://{entry['prometheus']}/-/ready", timeout=DEADLINE_S)
+
+
+def test_a_prometheus_that_is_not_there_or_does_not_start(apf: Apf, tmp_path: Path) -> None:
+    path = tmp_path / "bin"
+    path.mkdir()
+    apf.environment["PATH"] = str(path)
+    refused = apf("up", "--prometheus", code=2)
+    assert "--prometheus: there is no 'prometheus' on the PATH" in refused and "apt-get install" in refused
+    assert "--prometheus-at = 'here'" in apf("up", "--prometheus", "--prometheus-at", "here", code=2)
+    (path / "prometheus").write_text(f"#!{sys.executable}\nprint('disk full')\n")
+    (path / "prometheus").chmod(0o755)
+    assert "ended: disk full" in apf("up", "--prometheus", code=1)
+    assert apf.files() == []

@@ -1,0 +1,112 @@
+"""What a vCPU's faults took: counted beside the core for whoever watches; nothing here is decided upon or journaled.
+
+A fault begins with the EPT violation. It is over when the instruction can go on (minor, major), or, handled
+asynchronously, when page ready was delivered; one that is not over counts nowhere here yet. Its time falls into
+stages, one behind the other, so that the sums of all stages are the sums of all latencies, to the nanosecond:
+
+| stage    | minor and major faults                          | asynchronous faults                                      |
+|----------|-------------------------------------------------|----------------------------------------------------------|
+| retry    | from the first violation to the last            | the same                                                 |
+| host     | the vCPU in the host, but for the next row      | from the violation to the reply that leaves it to worker |
+| wait     | the vCPU slept there for the read               | from not-present delivered until the worker was done     |
+| inject   |                                                 | from that reply to not-present delivered                 |
+| exit     |                                                 | from done until the vCPU took notice and left the guest  |
+| prefault |                                                 | from there until the page was mapped                     |
+| ready    |                                                 | from mapped to page ready delivered                      |
+
+A violation goes on from an earlier one that hostd could not settle (Retry) if the vCPU has retired nothing between
+the two and runs the same task on the same page. If anything else ran meanwhile, it begins anew, and the time before
+is in no histogram. Faults at CPL 0 (the guest kernel's, KVM's for the reason word) are not the guest's instructions:
+they are only counted, as a reason for handling a fault synchronously.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apf.histogram import Histogram
+from apf.messages import FaultKind
+from apf.stats import HISTOGRAMS
+
+_LATENCY = {FaultKind.MINOR: "latency_minor", FaultKind.MAJOR: "latency_major", FaultKind.ASYNC: "latency_async"}
+
+
+class Observed:
+    """Counts of one vCPU, in histograms of its own or in those given."""
+
+    __slots__ = ("_began_ns", "_histograms", "_items", "_place", "_raised_ns", "sync_disabled", "work")
+
+    def __init__(self, histograms: Mapping[str, Histogram] | None = None) -> None:
+        self._histograms = dict(histograms) if histograms else {name: Histogram() for name in HISTOGRAMS}
+        self._place: tuple[int, int, int] | None = None  # gfn, task, retired of the fault that is under way
+        self._began_ns = 0
+        self._raised_ns = 0
+        self._items: dict[int, list[int]] = {}  # by token: began, raised, replied, ready, injected, exited, mapped
+        self.sync_disabled = 0
+        self.work = 0
+        """Instructions retired in counting tasks up to the last exit."""
+
+    def share(self, histograms: Mapping[str, Histogram]) -> None:
+        """Count into ``histograms`` from now on. Before the first fault."""
+        self._histograms = dict(histograms)
+
+    def raised(self, gfn: int, task: int, retired: int, now_ns: int) -> None:
+        """An EPT violation of user code."""
+        place = (gfn, task, retired)
+        if place != self._place:
+            self._place, self._began_ns = place, now_ns
+        self._raised_ns = now_ns
+
+    def mapped(self, kind: FaultKind, stall_ns: int, at_ns: int) -> None:
+        """Hostd mapped the page; the vCPU goes on at ``at_ns``, having slept ``stall_ns``."""
+        of = self._histograms
+        stall_ns = min(stall_ns, at_ns - self._raised_ns)
+        of[_LATENCY[kind]].observe(at_ns - self._began_ns)
+        self._retried(self._raised_ns - self._began_ns)
+        of["stage_host"].observe(at_ns - self._raised_ns - stall_ns)
+        if stall_ns:
+            of["stage_wait"].observe(stall_ns)
+        self._place = None
+
+    def in_progress(self, token: int, at_ns: int, ready_ns: int) -> None:
+        """The worker has it; the vCPU goes on at ``at_ns`` and tells the guest."""
+        self._items[token] = [self._began_ns, self._raised_ns, at_ns, ready_ns, at_ns, at_ns, at_ns]
+        self._place = None
+
+    def injected(self, token: int, now_ns: int) -> None:
+        """Not-present was delivered."""
+        self._items[token][4] = now_ns
+
+    def exited(self, token: int, now_ns: int) -> None:
+        """The vCPU has left the guest, or its halt, for an item that is done."""
+        self._items[token][5] = now_ns
+
+    def prefaulted(self, token: int, at_ns: int) -> None:
+        """Its page is mapped."""
+        self._items[token][6] = at_ns
+
+    def delivered(self, token: int, now_ns: int) -> None:
+        """Page ready was delivered: the fault is over."""
+        began_ns, raised_ns, replied_ns, ready_ns, injected_ns, exited_ns, mapped_ns = self._items.pop(token)
+        of = self._histograms
+        of["latency_async"].observe(now_ns - began_ns)
+        self._retried(raised_ns - began_ns)
+        of["stage_host"].observe(replied_ns - raised_ns)
+        of["stage_inject"].observe(injected_ns - replied_ns)
+        done_ns = max(ready_ns, injected_ns)
+        of["stage_wait"].observe(done_ns - injected_ns)
+        of["stage_exit"].observe(exited_ns - done_ns)
+        of["stage_prefault"].observe(mapped_ns - exited_ns)
+        of["stage_ready"].observe(now_ns - mapped_ns)
+
+    def _retried(self, ns: int) -> None:
+        if ns:
+            self._histograms["stage_retry"].observe(ns)
+
+    def document(self) -> dict[str, Any]:
+        """For the JSON: number, sum in ns and buckets (``apf.histogram.BOUNDS_NS``) of each histogram."""
+        return {
+            name: {"count": one.count, "sum_ns": one.sum_ns, "buckets": one.buckets()}
+            for name, one in self._histograms.items()
+        }
