@@ -93,7 +93,14 @@ def insist_on_stop(signum: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, _remind)
     signal.setitimer(signal.ITIMER_REAL, _REMIND_S, _REMIND_S)
+    sys.unraisablehook = _unraisable
     raise StopRequested
+
+
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """A stop that came while C called back into Python is lost there; ``_remind`` says it again. No traceback."""
+    if not isinstance(unraisable.exc_value, StopRequested):
+        sys.__unraisablehook__(unraisable)
 
 
 def _remind(signum: int, frame: FrameType | None) -> None:

@@ -113,6 +113,8 @@ class _Worker:
                 await self._go()
             except grpc.aio.AioRpcError as error:
                 raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
+            except asyncio.InvalidStateError as error:  # gRPC's own, of a stream that breaks while it is read
+                raise PeerLost("lost its server: the stream broke") from error
             finally:
                 watchdog.cancel()
                 self._count()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +52,7 @@ def twin(tmp_path: Path, *arrivals: tuple[int, tuple[Arrival, ...]], **overrides
     made = Twin(
         load(None, chosen | {name.replace("__", "."): value for name, value in overrides.items()}), tmp_path / "s"
     )
-    made.arrivals = [deque(arrivals)]
+    made.arrivals[0].extend(arrivals)
     try:
         assert made.window_ns == WINDOW_NS
         made.start()
@@ -175,3 +174,12 @@ def test_arrivals_are_part_of_the_run(tmp_path: Path) -> None:
         with twin(tmp_path / str(number), (at * WINDOW_NS, (write(1, 7),))) as made:
             digests.append(run(made).digest)
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_arrivals_of_several_vms_are_taken_in_order_of_time_each_by_its_own(tmp_path: Path) -> None:
+    with twin(tmp_path, (9 * WINDOW_NS, (write(1, 7),)), host__vms=2) as made:
+        made.arrivals[1].append((5 * WINDOW_NS, (write(2, 7), write(3, 8))))
+        run(made)
+        assert [guest.core.results()[0].values[0] for guest in made.guests] == [("accesses", 1), ("accesses", 2)]
+    done = [(one.ticket, one.arrived_ns) for one in made.answers if isinstance(one, AccessDone)]
+    assert done == [(2, 5 * WINDOW_NS), (3, 5 * WINDOW_NS), (1, 9 * WINDOW_NS)]

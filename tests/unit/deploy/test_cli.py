@@ -21,7 +21,7 @@ SMALL = (
 @pytest.fixture(autouse=True)
 def _quiet_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests run in pytest's own process: leave its log handlers and signals alone."""
-    monkeypatch.setattr("apf.process.start_logging", lambda level: None)
+    monkeypatch.setattr("apf.process.start_logging", lambda *_: None)
     monkeypatch.setattr("apf.process.heed_signals", lambda: None)
 
 
