@@ -20,7 +20,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -28,6 +28,9 @@ from google.protobuf.message import DecodeError
 from apf import limits, listen, roles, tls
 from apf.listen import Listener, Security
 from apf.process import Failure
+
+if TYPE_CHECKING:
+    from apf.calls import CallCounter
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +90,9 @@ class _Requests:
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no types
     """The interceptor of one listener's server."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, count: Callable[[str, str], None] = lambda method, code: None) -> None:
+        """``count(method, code)`` is called for each call that ends here, before any handler has seen it."""
+        self._count = count
         self._roles = listener.roles
         self._by_certificate = listener.by_certificate
         self._where = listener.address
@@ -106,7 +111,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
 
     def _denied(self, method: str) -> _Handler:
         async def deny(_: object, context: Any) -> None:
-            await self._abort(context, method, self._not_allowed(method, self._roles))
+            refused = self._not_allowed(method, self._roles)
+            self._count(method, refused.code.name)
+            await self._abort(context, method, refused)
 
         return grpc.stream_unary_rpc_method_handler(deny)
 
@@ -140,15 +147,19 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
         if inspect.isasyncgenfunction(inner):
 
             async def generate(_: object, context: Any) -> AsyncIterator[Any]:
-                async with self._admitted(method, context):
-                    async for response in inner(await requests(context), context):
+                async with self._admitted(method, context) as admitted:
+                    taken = await requests(context)
+                    admitted.set()
+                    async for response in inner(taken, context):
                         yield response
 
             return grpc.stream_stream_rpc_method_handler(generate, deserialize, serialize)
 
         async def call(_: object, context: Any) -> Any:
-            async with self._admitted(method, context):
-                return await inner(await requests(context), context)
+            async with self._admitted(method, context) as admitted:
+                taken = await requests(context)
+                admitted.set()
+                return await inner(taken, context)
 
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -158,8 +169,12 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
         return make(call, deserialize, serialize)
 
     @asynccontextmanager
-    async def _admitted(self, method: str, context: Any) -> AsyncIterator[None]:
-        """Let a call run within its limits; what is raised to refuse it becomes its status."""
+    async def _admitted(self, method: str, context: Any) -> AsyncIterator[asyncio.Event]:
+        """Let a call run within its limits; what is raised to refuse it becomes its status.
+
+        Gives an event to set when the handler takes over, which is counted by whoever counts handlers' calls.
+        """
+        admitted = asyncio.Event()
         try:
             if self._by_certificate:
                 held = tls.roles_in(context.auth_context())
@@ -171,7 +186,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
             self._calls[method] += 1
             try:
                 async with asyncio.timeout(limits.CALL_S.get(method)) as deadline:
-                    yield
+                    yield admitted
             except TimeoutError:
                 if not deadline.expired():
                     raise
@@ -183,6 +198,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
             unwritten = Refused(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered here")
             await self._abort(context, method, unwritten)
         except Refused as refused:
+            if not admitted.is_set():
+                self._count(method, refused.code.name)
             await self._abort(context, method, refused)
 
 
@@ -211,13 +228,14 @@ class Servers:
         security: Security,
         add: Add,
         vcpus: int,
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        calls: CallCounter,
+        further: Sequence[grpc.aio.ServerInterceptor] = (),
     ) -> None:
         self._security = security
         self._servers: list[tuple[Listener, grpc.aio.Server]] = []
         for listener in listeners:
             server = grpc.aio.server(
-                interceptors=(Guard(listener), *interceptors),
+                interceptors=(Guard(listener, calls.refused), calls, *further),
                 options=limits.server_options(listener.roles, listener.path is None),
                 maximum_concurrent_rpcs=limits.rpcs_max(listener.roles, vcpus),
             )

@@ -641,7 +641,7 @@ class ApiServer:
         self._api = api
         self._health = health.aio.HealthServicer()
         self._names = (load_pb2.DESCRIPTOR.services_by_name["LoadService"].full_name, health.SERVICE_NAME)
-        self._servers = Servers(listeners, security, self._add, 0, (calls, CallLog(guest)))
+        self._servers = Servers(listeners, security, self._add, 0, calls, (CallLog(guest),))
 
     def _add(self, server: grpc.aio.Server) -> None:
         add_LoadServiceServicer_to_server(self._api, server)

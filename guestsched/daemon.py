@@ -127,7 +127,7 @@ async def _serve(config: GuestschedConfig) -> None:
         config.security,
         lambda server: add_GuestServiceServicer_to_server(service, server),
         len(vcpus),
-        (turns.calls,),
+        turns.calls,
     )
     await servers.start()
     api_server = None

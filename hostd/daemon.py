@@ -165,7 +165,7 @@ async def _serve(config: HostdConfig) -> None:
         config.security,
         lambda server: add_HostServiceServicer_to_server(service, server),
         config.vms * vcpus,
-        (turns.calls,),
+        turns.calls,
     )
     addresses = await servers.start()
     log.info("answers at %s: VMs %d, vCPUs of each %d", ", ".join(addresses), config.vms, vcpus)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from apf import roles
+from apf.calls import CallCounter
 from apf.guard import Servers
 from apf.listen import PLAIN, Listener, Security
 from apf.v1 import load_pb2
@@ -22,6 +23,7 @@ class Everything:
 
     def __init__(self) -> None:
         self.called: list[str] = []
+        self.calls = CallCounter()
         self.holds = asyncio.Event()
         self.holds.set()
         self.error: Exception | None = None
@@ -52,7 +54,7 @@ async def serving(
     listeners: Sequence[Listener], security: Security = PLAIN
 ) -> AsyncIterator[tuple[Everything, tuple[str, ...]]]:
     everything = Everything()
-    servers = Servers(listeners, security, everything.add, 0)
+    servers = Servers(listeners, security, everything.add, 0, everything.calls)
     try:
         yield everything, await servers.start()
     finally:

@@ -62,5 +62,11 @@ def test_matrix(role: Role, tmp_path: Path) -> None:
             assert code is DENIED and "nobody" in text and not everything.called
             code, _ = await status(channel, "/apf.v1.Nothing/Ever")
             assert code is grpc.StatusCode.UNIMPLEMENTED
+            counted = {
+                (method.lstrip("/"), "OK" if role in held else "PERMISSION_DENIED")
+                for method, held in roles.METHODS.items()
+            }
+            unknown = {("unknown", "PERMISSION_DENIED"), ("unknown", "UNIMPLEMENTED")}
+            assert everything.calls.calls == dict.fromkeys(counted | unknown, 1), "each call once, by its status"
 
     asyncio.run(run())
