@@ -26,8 +26,12 @@ def vcpu_machine(
     clock: ClockPage | None,
     participant: int,
     take_interrupt: Callable[[int], int],
+    start_ns: int = 0,
 ) -> Machine:
-    """VCPU ``vcpu`` of VM ``vm``. With a clock page, the engine publishes the vCPU's time while it runs."""
+    """VCPU ``vcpu`` of VM ``vm``, which joins its host at ``start_ns``.
+
+    With a clock page, the engine publishes the vCPU's time while it runs.
+    """
     period_ns = NS_PER_S // scenario.profile_hz if scenario.profile_hz else 0
     phase = stream_key(scenario.seed, f"profile.phase.{vm}.{vcpu}")
     config = VcpuConfig(
@@ -39,6 +43,7 @@ def vcpu_machine(
         costs=scenario.costs,
         sample_period_ns=period_ns,
         sample_phase_ns=phase % period_ns if period_ns else 0,
+        start_ns=start_ns,
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
     engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher)
