@@ -8,6 +8,7 @@ which pokes the loop. The slots alone decide: at most one request at a time find
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import os
@@ -110,7 +111,8 @@ class TurnServer:
             seen = clock.wait_passed(self._entry, seen, poke)
 
     def _poked(self, poke: int) -> None:
-        os.eventfd_read(poke)
+        with contextlib.suppress(BlockingIOError):  # read already: a stop has come between that and the callback's end
+            os.eventfd_read(poke)
         self._pass_turn()
         clock = self._clock
         if self._granted is not None and clock is not None:
