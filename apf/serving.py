@@ -111,7 +111,9 @@ class TurnServer:
             seen = clock.wait_passed(self._entry, seen, poke)
 
     def _poked(self, poke: int) -> None:
-        with contextlib.suppress(BlockingIOError):  # read already: a stop has come between that and the callback's end
+        with contextlib.suppress(
+            BlockingIOError
+        ):  # read already: a stop has come between that and the callback's end
             os.eventfd_read(poke)
         self._pass_turn()
         clock = self._clock

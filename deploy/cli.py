@@ -522,6 +522,21 @@ def down(
 
 
 @app.command()
+def join(
+    name: _Name = DEFAULT_NAME,
+    timeout: Annotated[float, typer.Option(metavar="S", help="How long it may take.", min=0.0)] = 60.0,
+) -> None:
+    """Let one more VM join a running cluster, at a free place of its host (host.max_vms)."""
+    from deploy import vms
+
+    with _told():
+        joined = vms.join(Clusters.of_user(), name, timeout)
+        print(f"VM {joined['vm']} has joined cluster {name}")
+        for role, address in sorted(joined["sockets"].items()):
+            print(f"  socket   {address.removeprefix('unix:')}  ({role})")
+
+
+@app.command()
 def spawn(
     name: _Name = DEFAULT_NAME,
     api: _Api = None,

@@ -85,7 +85,9 @@ class LocalCluster:
         self._vms: dict[int, list[ForkProcess]] = {}
         """The processes of each VM; of the last that took its place."""
         self.lost: dict[int, str] = {}
-        """VMs that were lost while the host went on, and why."""
+        """VMs that are lost while the host goes on, and why."""
+        self._losses: dict[int, str] = {}  # also those whose place was taken again
+        self._late_s: float | None = None
         self._clock: ClockPage | None = None
         self._stats: dict[int, VcpuStats] = {}
 
@@ -109,7 +111,8 @@ class LocalCluster:
             f"vcpud-{vm}",
             *(f"vcpu-{vm}-{index}" for index in range(self.scenario.vm.vcpus)),
         ):
-            self.run.report(f"failed-{name}").unlink(missing_ok=True)
+            for left in (name, f"failed-{name}", f"metrics-{name}", f"api-{name}"):
+                self.run.report(left).unlink(missing_ok=True)
         self.run.vcpu_stats(vm).unlink(missing_ok=True)
         self._stats.pop(vm, None)
         self.lost.pop(vm, None)
@@ -134,6 +137,20 @@ class LocalCluster:
         finally:
             self.run.remove()
 
+    @property
+    def vms(self) -> list[int]:
+        """VMs that were started, also such as have ended or were lost since."""
+        return sorted(self._vms)
+
+    def is_alive(self, vm: int) -> bool:
+        """Whether a process of a VM runs."""
+        return any(child.is_alive() for child in self._vms[vm])
+
+    def free_places(self) -> list[int]:
+        """Places of the host that no VM has, as far as the processes tell."""
+        taken = {vm for vm in self._vms if self.is_alive(vm)}
+        return [vm for vm in range(self.scenario.host.places) if vm not in taken]
+
     def wait(self, progress: Progress | None = None) -> RunResult:
         """Wait for the end of the run. Raises Failure naming who failed first and why."""
         ended: set[ForkProcess] = set()
@@ -145,6 +162,10 @@ class LocalCluster:
                 ended.add(child)
                 if child.exitcode:
                     self._ended_badly(child)
+                elif child is self.processes[0]:
+                    self._late_s = time.monotonic() + _GRACE_S
+            if self._late_s is not None and time.monotonic() > self._late_s:
+                self._end_late()
             if progress is not None and (snapshot := self.snapshot()) is not None:
                 progress(snapshot)
         return self._result(time.monotonic() - self._began_s)
@@ -157,7 +178,16 @@ class LocalCluster:
         own = self._vms[vm]
         if vm not in self.lost and child in own:
             self.lost[vm] = self._why(child, own)
+            self._losses[vm] = self.lost[vm]
             log.warning("VM %d is lost: %s", vm, self.lost[vm])
+
+    def _end_late(self) -> None:
+        """The host's run is over; end VMs that were to join it and are waiting for a host."""
+        for vm, own in self._vms.items():
+            late = [child for child in own if child.is_alive()]
+            if late:
+                self.lost.setdefault(vm, "the run was over before it could join")
+                process.stop(late, _GRACE_S)
 
     def snapshot(self) -> Snapshot | None:
         """How far the run is; None while the processes are still starting."""
@@ -207,7 +237,7 @@ class LocalCluster:
         host, guests = self._read("hostd"), {vm: self._read(f"guest-{vm}") for vm in vms}
         count = range(self.scenario.vm.vcpus)
         vcpus = {(vm, index): self._read(f"vcpu-{vm}-{index}") for vm in vms for index in count}
-        messages = {} if self.lost else _messages(host, guests.values(), vcpus.values())
+        messages = {} if self._losses else _messages(host, guests.values(), vcpus.values())
         windows = host["windows"]
         return RunResult.of(
             self.scenario,
@@ -218,7 +248,7 @@ class LocalCluster:
             vcpus,
             wall_seconds,
             messages=messages,
-            lost=self.lost,
+            lost=self._losses,
         )
 
     def _read(self, name: str) -> dict[str, Any]:

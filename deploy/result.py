@@ -36,7 +36,7 @@ class RunResult:
     folded: str = ""
     end_ns: int = 0
     lost: dict[int, str] = field(default_factory=dict)
-    """VMs that were lost while the host went on, and why. Nothing of them is in the rest of the result."""
+    """VMs that were lost while the host went on, and why. What they did is not in the rest of the result."""
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     pressure_ns: dict[str, dict[str, int]] = field(default_factory=dict)
     """Memory pressure (some, full) of each VM's group and of the root group."""
