@@ -341,12 +341,13 @@ def certs(
         typer.Option(metavar="NAME", help="Name or address of the servers; repeatable (default: the loopback's)."),
     ] = None,
     days: Annotated[int, typer.Option(metavar="N", help="How long they are good.", min=1, max=3650)] = 30,
+    keep: Annotated[bool, typer.Option("--keep", help="If all are there already, leave them as they are.")] = False,
 ) -> None:
     """Make an authority and one certificate for each role, to try certificates with."""
     with _told():
         from deploy import certs as maker
 
-        paths = maker.make(directory, host or maker.HOSTS, days)
+        paths = maker.make(directory, host or maker.HOSTS, days, keep=keep)
         for path in paths:
             print(path)
 
