@@ -59,7 +59,10 @@ class FakeCluster:
         process.stop(self.processes, 5)
         self.run.remove()
 
-    def wait(self) -> FakeResult:
+    vms = (0,)
+    lost: dict[int, str] = {}
+
+    def wait(self, watch: Any) -> FakeResult:
         (child,) = self.processes
         child.join()
         if child.exitcode:
