@@ -124,7 +124,7 @@ def page() -> Page:
             graph(
                 Look(
                     "VMs on the host",
-                    "VMs join and leave at borders. A line of those lost that rises is a VM one of whose processes died; "
+                    "VMs join and leave at borders. A rise of those lost is a VM one of whose processes died; "
                     "the others go on, with one group less on the device.",
                     "short",
                 ),
