@@ -45,6 +45,7 @@ class FakeCluster:
         self.run = RunDir.make()
         self._api = api
         self.processes: list[Any] = []
+        self.vms = (0,)
 
     def __enter__(self) -> FakeCluster:
         if FAULT == "refuse":
@@ -58,9 +59,6 @@ class FakeCluster:
     def __exit__(self, *exc: object) -> None:
         process.stop(self.processes, 5)
         self.run.remove()
-
-    vms = (0,)
-    lost: dict[int, str] = {}
 
     def wait(self, watch: Any) -> FakeResult:
         (child,) = self.processes
