@@ -9,15 +9,18 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
 from apf import logs, process
 from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested
-from apf.scenario import Scenario, ScenarioError, load
+from apf.scenario import Scenario, ScenarioError, load, parse_size
 from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
+
+if TYPE_CHECKING:
+    from deploy.keeping import Keeper
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _EXIT_INTERRUPTED = 130
@@ -29,6 +32,16 @@ _LogFormat = Annotated[
     typer.Option(
         metavar="text|json", help=f"Log lines for people, or JSON (default: ${logs.FORMAT_VARIABLE}, else text)."
     ),
+]
+
+
+_Journal = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")]
+_Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Perfetto trace there (ui.perfetto.dev).")]
+_TraceLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Of the trace: what comes later is counted only (default: 512MiB).")
+]
+_Record = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Keep the journals in a new directory (see apf explain).")
 ]
 
 
@@ -84,9 +97,10 @@ def bench(
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
-    ] = None,
+    journal: _Journal = None,
+    trace: _Trace = None,
+    trace_limit: _TraceLimit = None,
+    record: _Record = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
     log_format: _LogFormat = None,
 ) -> None:
@@ -109,7 +123,8 @@ def bench(
     chosen = _load(scenario, overrides)
     if chosen.process:
         _fail(f"--scenario = {scenario}: it has processes of its own: apf run {scenario}", EXIT_BAD_INPUT)
-    _run(chosen, twin, _Outputs(json_file, journal, folded), _level(log_level), _format(log_format))
+    keeper = _keeper(journal, trace, trace_limit, record)
+    _run(chosen, twin, _Outputs(json_file, folded, keeper), _level(log_level), _format(log_format))
 
 
 @app.command()
@@ -131,9 +146,10 @@ def run(
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
-    ] = None,
+    journal: _Journal = None,
+    trace: _Trace = None,
+    trace_limit: _TraceLimit = None,
+    record: _Record = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
     log_format: _LogFormat = None,
 ) -> None:
@@ -153,9 +169,9 @@ def run(
         "profile_hz": profile_hz,
         **settings,
     }
-    _run(
-        _load(scenario, overrides), twin, _Outputs(json_file, journal, folded), _level(log_level), _format(log_format)
-    )
+    keeper = _keeper(journal, trace, trace_limit, record)
+    chosen = _load(scenario, overrides)
+    _run(chosen, twin, _Outputs(json_file, folded, keeper), _level(log_level), _format(log_format))
 
 
 @app.command()
@@ -164,9 +180,10 @@ def replay(
         list[Path], typer.Argument(metavar="FILE...", help="Logs of arrivals, as apf up --record leaves them.")
     ],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
-    ] = None,
+    journal: _Journal = None,
+    trace: _Trace = None,
+    trace_limit: _TraceLimit = None,
+    record: _Record = None,
 ) -> None:
     """Repeat, in the twin, a run that had load from outside; exits 1 if it does not come to the same."""
     from deploy import replay as replaying
@@ -174,8 +191,9 @@ def replay(
 
     with ExitStack() as stack:
         try:
-            outputs = [stack.enter_context(path.open("w")) if path else None for path in (json_file, journal)]
-            result, digests = replaying.run(logs, journal=outputs[1])
+            keeper = stack.enter_context(_keeper(journal, trace, trace_limit, record))
+            output = stack.enter_context(json_file.open("w")) if json_file else None
+            result, digests = replaying.run(logs, keep=keeper.keep)
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
         except ScenarioError as error:
@@ -185,9 +203,10 @@ def replay(
         except KeyboardInterrupt:
             _fail("interrupted", _EXIT_INTERRUPTED)
         report.show_run(_console(), [result])
-        if outputs[0] is not None:
-            json.dump(result.document(), outputs[0], indent=2)
-            outputs[0].write("\n")
+        if output is not None:
+            json.dump(result.document(), output, indent=2)
+            output.write("\n")
+        _say(keeper.finish())
     for log, (recorded, repeated) in zip(logs, digests, strict=True):
         if recorded is None:
             print(f"{log}: the recorded run was cut short; there is nothing to compare with")
@@ -200,8 +219,26 @@ def replay(
 @dataclass(frozen=True, slots=True)
 class _Outputs:
     json_file: Path | None
-    journal: Path | None
     folded: Path | None
+    keeper: Keeper
+
+
+def _keeper(journal: Path | None, trace: Path | None, trace_limit: str | None, record: Path | None) -> Keeper:
+    from deploy.keeping import Keeper
+
+    return Keeper(journal, trace, record, _trace_limit(trace_limit))
+
+
+def _trace_limit(given: str | None) -> int:
+    from deploy.tracefile import LIMIT_BYTES
+
+    try:
+        limit = LIMIT_BYTES if given is None else parse_size(given)
+    except ValueError as error:
+        _fail(f"--trace-limit = {given!r}: {error}", EXIT_BAD_INPUT)
+    if not isinstance(limit, int) or limit <= 0:
+        _fail(f"--trace-limit = {given!r}: greater than 0", EXIT_BAD_INPUT)
+    return limit
 
 
 def _level(log_level: str) -> str:
@@ -245,8 +282,9 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
     with ExitStack() as stack:
         try:
             benchmark.prepare(scenario)
-            paths = (files.json_file, files.journal, files.folded)
+            paths = (files.json_file, files.folded)
             outputs = [stack.enter_context(path.open("w")) if path else None for path in paths]
+            keeper = stack.enter_context(files.keeper)
         except ScenarioError as error:
             _fail(str(error), EXIT_BAD_INPUT)
         except OSError as error:
@@ -255,7 +293,7 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
         process.heed_signals()
         try:
             with BenchProgress(Console(stderr=True)) as progress:
-                results = benchmark.run_modes(scenario, in_twin=twin, journal=outputs[1], progress=progress)
+                results = benchmark.run_modes(scenario, in_twin=twin, keep=keeper.keep, progress=progress)
         except Failure as failure:
             _fail(str(failure), EXIT_FAILED)
         except KeyboardInterrupt:
@@ -266,16 +304,23 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
             report.show_run(_console(), results)
         else:
             report.show(_console(), scenario, results)
-        if outputs[2] is not None:
-            outputs[2].writelines(
+        if outputs[1] is not None:
+            outputs[1].writelines(
                 f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines()
             )
         if outputs[0] is not None:
             document: dict[str, Any] = benchmark.document(scenario, results)
             json.dump(document, outputs[0], indent=2)
             outputs[0].write("\n")
+        _say(keeper.finish())
     if any(result.corrupt_pages for result in results):
         _fail("guest memory was corrupted; see above", EXIT_FAILED)
+
+
+def _say(lines: list[str]) -> None:
+    """Beside the results, which go to standard output."""
+    for line in lines:
+        print(f"apf: {line}", file=sys.stderr)
 
 
 def _console() -> Console:

@@ -10,35 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from deploy.journals import KINDS_OF_VCPU, Record, records
 from deploy.result import RunResult
 
 _EVICTIONS = ("write", "drop")
 """What a border does to a page that was picked: its bytes go to the swap file, or are there already."""
-KINDS_OF_VCPU = frozenset(
-    ("boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "stop", "dispatch")
-)
-"""Records of the guest kernel that begin with the number of a vCPU; the others name tasks, tickets and such."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A line of a journal. ``fields`` are integers where they look like one."""
-
-    time_ns: int
-    kind: str
-    fields: tuple[Any, ...]
-
-
-def read_journal(path: Path) -> list[Record]:
-    """All records of the journal in ``path``."""
-    records = []
-    for line in path.read_text().splitlines():
-        time_ns, kind, *words = line.split()
-        fields = tuple(int(word) if word.lstrip("-").isdecimal() else word for word in words)
-        records.append(Record(int(time_ns), kind, fields))
-    return records
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +28,7 @@ class Journals:
     @classmethod
     def read(cls, result: RunResult, paths: dict[str, Path]) -> Journals:
         """Read the files of a run that has ended."""
-        return cls(result, {name: read_journal(path) for name, path in paths.items()})
+        return cls(result, {name: list(records(path)) for name, path in paths.items()})
 
     @property
     def host(self) -> list[Record]:

@@ -151,6 +151,13 @@ _PATH_OF_TRAP = {
 }
 """Where the guest kernel is while it handles a trap."""
 
+_REASONS = {
+    ExitCause.EPT_VIOLATION: "EPT_VIOLATION",
+    ExitCause.SYSCALL: "SYSCALL",
+    ExitCause.EXCEPTION: "EXCEPTION_NMI",
+}
+"""Exit reasons, as arch/x86/include/uapi/asm/vmx.h names them."""
+
 
 @dataclass(slots=True)
 class VcpuCounters:
@@ -382,14 +389,16 @@ class VcpuCore:
     def _take_interrupt(self) -> list[Effect]:
         self._interrupt = False
         self.counters.interrupts += 1
-        self.counters.exits += self.state is State.RUNNING
+        if self.state is State.RUNNING:
+            self._exit("EXTERNAL_INTERRUPT")
         self._end_halt()
         return self._ask_guest(InterruptArrived(), State.TRAP)
 
     def _timer(self) -> list[Effect]:
         """The local APIC timer: the guest's hrtimers (hrtimer_interrupt)."""
         self.counters.timers += 1
-        self.counters.exits += self.state is State.RUNNING
+        if self.state is State.RUNNING:
+            self._exit("PREEMPTION_TIMER")
         self._end_halt()
         return self._ask_guest(TimerArrived(), State.TRAP)
 
@@ -411,6 +420,11 @@ class VcpuCore:
 
     # exits
 
+    def _exit(self, reason: str) -> None:
+        """The vCPU leaves guest mode, for ``reason`` as kvm_exit names it (SYSCALL: no exit in KVM)."""
+        self.counters.exits += 1
+        self.journal.record(self.now_ns, "exit", reason, self._rip)
+
     def _guest_exited(self, exited: GuestExited, now_ns: int) -> list[Effect]:
         assert self.state is State.RUNNING, self.story()
         self._ran_to(exited.retired)
@@ -418,7 +432,7 @@ class VcpuCore:
         self._spend(self._task_cause(), now_ns)
         if exited.cause is ExitCause.BUDGET:
             return self._enter()
-        self.counters.exits += 1
+        self._exit(_REASONS[exited.cause])
         if self.now_ns >= self._end_ns:  # the run ended under this instruction: it is not executed
             return self._enter()
         match exited.cause:
@@ -446,7 +460,7 @@ class VcpuCore:
         if self._reason_gpa is not None:  # kvm_can_do_async_pf
             if self.async_pf.has_gfn(gfn):
                 self.counters.repeated += 1
-                self.journal.record(self.now_ns, "async_pf_repeated_fault", gfn)
+                self.journal.record(self.now_ns, "async_pf_repeated_fault", gfn, access.name, self._dispatch.task)
                 self._move(State.HALTED)
                 return self._enter()
             if self.async_pf.full:
@@ -456,7 +470,8 @@ class VcpuCore:
         else:
             self.observed.sync_disabled += 1
         self.observed.raised(gfn, self._dispatch.task, self.retired, self.now_ns)
-        self.journal.record(self.now_ns, "page_fault", gfn, access.name, mode.name, work)
+        place = (self._dispatch.task, self.retired)
+        self.journal.record(self.now_ns, "page_fault", gfn, access.name, mode.name, work, *place)
         self._fault_gfn = gfn
         self._move(State.FAULT)
         return [AskHost(FaultRaised(gfn, access, mode, work))]
@@ -586,7 +601,7 @@ class VcpuCore:
         """kvm_check_async_pf_completion: kicked out of the guest, map the page before the guest is told."""
         self._item = item
         if self.state is not State.IDLE:
-            self.counters.exits += 1
+            self._exit("EXTERNAL_INTERRUPT")
         self._spend(Cause.APF, self.now_ns + self._costs.apf_ready_exit_ns)
         self.observed.exited(item.token, self.now_ns)
         self._move(State.PREFAULT)
