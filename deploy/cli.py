@@ -348,6 +348,77 @@ def walk(
         _fail("interrupted", _EXIT_INTERRUPTED)
 
 
+_Recording = Annotated[Path, typer.Argument(metavar="RECORDING", help="A directory that --record made.")]
+
+
+@app.command()
+def explain(
+    recorded: _Recording,
+    apf: Annotated[str | None, typer.Option(help="Mode of the run, if the recording has several.")] = None,
+    token: Annotated[str | None, typer.Option(metavar="N", help="The fault with this token, as 0x1001.")] = None,
+    gfn: Annotated[str | None, typer.Option(metavar="N", help="Faults on this guest frame.")] = None,
+    vm: Annotated[int | None, typer.Option(metavar="N", help="Faults of this VM.")] = None,
+    nth: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of these, the Nth; without, the first.")
+    ] = None,
+    longest: Annotated[bool, typer.Option("--longest", help="Of these, the one that took longest.")] = False,
+    stuck: Annotated[bool, typer.Option("--stuck", help="Tasks that wait for a page ready at the end; why.")] = False,
+) -> None:
+    """Tell one fault of a recorded run step by step; without a choice, how long its faults and their stages took."""
+    from deploy import explain as explaining
+    from deploy import recording
+
+    chosen = [
+        name for name, given in (("--nth", nth is not None), ("--longest", longest), ("--stuck", stuck)) if given
+    ]
+    if len(chosen) > 1:
+        _fail(f"{' and '.join(chosen)}: one of them", EXIT_BAD_INPUT)
+    try:
+        run = explaining.choose_run(recording.read(recorded), apf)
+        console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+        if stuck:
+            explaining.show_waiting(console, run, explaining.summarize(run).waiting)
+        elif token is None and gfn is None and vm is None and not chosen:
+            explaining.show_summary(console, run, explaining.summarize(run))
+        else:
+            choice = explaining.Choice(_number("--token", token), _number("--gfn", gfn), vm, nth or 1, longest)
+            explaining.show_fault(console, explaining.explain(run, choice))
+    except ScenarioError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+
+
+def _number(option: str, given: str | None) -> int | None:
+    try:
+        return None if given is None else int(given, 0)
+    except ValueError:
+        _fail(f"{option} = {given!r}: a number, as 4097 or 0x1001", EXIT_BAD_INPUT)
+
+
+@app.command("trace")
+def trace_command(
+    recorded: _Recording,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the trace goes.")],
+    trace_limit: _TraceLimit = None,
+) -> None:
+    """Make a Perfetto trace (ui.perfetto.dev) of a recording, as --trace does while it runs."""
+    from deploy import recording, trace
+    from deploy.keeping import trace_told
+    from deploy.tracefile import TraceFile
+
+    limit = _trace_limit(trace_limit)
+    try:
+        runs = recording.read(recorded)
+        with file.open("wb") as out:
+            written = TraceFile(out, limit)
+            for number, run in enumerate(runs):
+                trace.write(written, f"apf = {run.mode}", number, run.journals, run.scenario.swap.device)
+            _say([trace_told(file, written)])
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
+    except ScenarioError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+
+
 @app.command()
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help="A journal that apf bench --journal wrote.")],
