@@ -687,6 +687,8 @@ class VcpuCore:
         if reason == REASON_READY:
             assert self.state is State.READY and self._config.mode is ApfMode.PV2010, self.story()
             self._spend(Cause.APF, self.now_ns + self._costs.apf_inject_ns)
+            if self._item is not None:
+                self._leave_queue(self._item)
             return self._tell_ready(self._ready_token)
         item = self._item
         assert reason == REASON_NOT_PRESENT and self.state is State.NOT_PRESENT and item is not None, self.story()
@@ -755,10 +757,8 @@ class VcpuCore:
         if self._config.mode is ApfMode.PV:
             self._move(State.PRESENT)
             return [self._put_token()]
-        self._item = None
-        self.async_pf.present(item)
-        self.journal.record(self.now_ns, "async_pf_ready", item.token, item.gfn)
         if self._hit(Injected.LOST_READY):
+            self._leave_queue(item)
             return self._checked()
         self._ready_token = item.token
         if self._hit(Injected.DUPLICATE_READY):
@@ -784,16 +784,19 @@ class VcpuCore:
 
     def _presented(self, item: WorkItem) -> list[Effect]:
         """Whether or not the guest is told, the vCPU is runnable again (E23), and the next item is looked at."""
-        self._item = None
         self.counters.wake_all += item.wakeup_all
-        self.async_pf.present(item)
-        self.journal.record(self.now_ns, "async_pf_ready", item.token, item.gfn)
+        self._leave_queue(item)
         if not item.injected:
             self.observed.delivered(item.token, self.now_ns)
         self._end_halt(ThreadEvent.DONE)
         if self.state is State.PRESENT:  # the slot is filled
             return self._checked()
         return self._check_completion()
+
+    def _leave_queue(self, item: WorkItem) -> None:
+        self._item = None
+        self.async_pf.present(item)
+        self.journal.record(self.now_ns, "async_pf_ready", item.token, item.gfn)
 
     def _take_ready(self) -> list[Effect]:
         """The interrupt for page ready: sysvec_kvm_asyncpf_interrupt reads the token."""
