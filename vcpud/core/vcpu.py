@@ -599,8 +599,6 @@ class VcpuCore:
         if self.msrs.can_deliver(context):
             item.injected = True
             self._item = item
-            if not user:
-                self._move(State.COPY)
             self._move(State.NOT_PRESENT)
             return [self._inject(REASON_NOT_PRESENT)]
         self.journal.record(self.now_ns, "async_pf_halt", item.token, item.gfn)
@@ -719,8 +717,6 @@ class VcpuCore:
     def _checked(self) -> list[Effect]:
         """Nothing more to deliver: go on with what the check has interrupted."""
         if self._steps or self._dispatched_steps:
-            if self.state is not State.STEPS:
-                self._move(State.STEPS)
             return self._do_steps()
         if self.state is not self._at and self.state is not State.HALTED:
             self._move(self._at)
@@ -817,10 +813,10 @@ class VcpuCore:
     def _do_steps(self) -> list[Effect]:
         """What a handler does with interrupts off, until memory or workers have to be waited for."""
         while self._steps:
+            if self.state is not State.STEPS:
+                self._move(State.STEPS)
             step = self._steps[0]
             if isinstance(step, Store):
-                if self.state is not State.STEPS:
-                    self._move(State.STEPS)
                 return [WriteGuest(step.gpa, step.data)]
             self._steps.popleft()
             effects = self._wrmsr(step)
