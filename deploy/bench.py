@@ -67,13 +67,18 @@ def _in_twin(scenario: Scenario, keep: Keep | None, progress: Progress | None) -
         return result
 
 
+def ratios(results: list[RunResult]) -> dict[str, float]:
+    """Work done in each mode over work done without APF; empty unless that was run and anything was counted."""
+    off = next((result.total for result in results if result.mode == "off"), 0)
+    return {result.mode: result.total / off for result in results if off and result.mode != "off"}
+
+
 def ratio(results: list[RunResult]) -> float | None:
-    """Work done with APF over work done without; None unless both were run and anything was counted."""
-    by_mode = {result.mode: result for result in results}
-    off, with_apf = by_mode.get("off"), by_mode.get("pv2010")
-    if off is None or with_apf is None or not off.total:
-        return None
-    return with_apf.total / off.total
+    """Work done with APF over work done without: the published protocol if it was run, else the last one that was."""
+    found = ratios(results)
+    if "pv2010" in found:
+        return found["pv2010"]
+    return next(reversed(found.values()), None)
 
 
 def document(scenario: Scenario, results: list[RunResult]) -> dict[str, Any]:
@@ -81,6 +86,7 @@ def document(scenario: Scenario, results: list[RunResult]) -> dict[str, Any]:
     found = ratio(results)
     return {
         "ratio": None if found is None else round(found, 4),
+        "ratios": {mode: round(value, 4) for mode, value in ratios(results).items()},
         "scenario": scenario.model_dump(mode="json"),
         "versions": {name: metadata.version(name) for name in ("apf-emulator", "unicorn", "numba", "grpcio")},
         "runs": [result.document() for result in results],

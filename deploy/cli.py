@@ -59,7 +59,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 @app.command()
 def bench(
-    apf: Annotated[str | None, typer.Option(help="Modes to run, with commas between (default: off,pv2010).")] = None,
+    apf: Annotated[
+        str | None,
+        typer.Option(help="Modes to run, with commas between: off, halt, pv2010, pv (default: off,pv2010)."),
+    ] = None,
     gup: Annotated[
         str | None, typer.Option(help="get_user_pages variant tried first: fast, noio (default) or nowait.")
     ] = None,

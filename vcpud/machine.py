@@ -148,7 +148,13 @@ class Machine:
                 todo.popleft()
                 registers = engine.save_registers() if effect.with_registers else None
                 raised = TrapRaised(
-                    effect.trap, registers, effect.min_flt, effect.maj_flt, effect.faults, effect.samples
+                    effect.trap,
+                    registers,
+                    effect.min_flt,
+                    effect.maj_flt,
+                    effect.faults,
+                    effect.samples,
+                    effect.kernel,
                 )
                 return Need(NeedKind.GUEST, core.now_ns, raised)
             case MapPage(gfn=gfn, pfn=pfn, writable=writable):

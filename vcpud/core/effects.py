@@ -64,7 +64,7 @@ class TimeReached:
 
 @dataclass(frozen=True, slots=True)
 class ReasonRead:
-    """The guest's #PF entry read and cleared the reason word; None: the word's page is not mapped for writing."""
+    """The guest's #PF entry read and cleared the flags (2010: reason) word; None: its page is not mapped for writing."""
 
     reason: int | None
 
@@ -165,6 +165,7 @@ class AskGuest:
     maj_flt: int = 0
     faults: tuple[FaultMet, ...] = ()
     samples: tuple[Sample, ...] = ()
+    kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class InjectReason:
 
 @dataclass(frozen=True, slots=True)
 class ReadGuest:
-    """Read ``length`` bytes at ``gpa``, in one page, as the guest kernel does."""
+    """Read ``length`` bytes at ``gpa``, in one page, as the guest kernel or KVM does."""
 
     gpa: int
     length: int
@@ -193,7 +194,7 @@ class ReadGuest:
 
 @dataclass(frozen=True, slots=True)
 class WriteGuest:
-    """Write ``data`` at ``gpa``, in one page, as the guest kernel does."""
+    """Write ``data`` at ``gpa``, in one page, as the guest kernel or KVM does."""
 
     gpa: int
     data: bytes
