@@ -6,6 +6,10 @@ the vCPU, the host and the guest kernel with the same token of the same vCPU tel
 (E58). A violation goes on from one that hostd could not settle if it is the same task's at the same instruction;
 otherwise the earlier one is ``abandoned``.
 
+An asynchronous fault is over when the guest hears of page ready (``delivered_ns``): at once where ready is a #PF; where
+it is an interrupt, when that is taken. One for which the vCPU halts, for the guest cannot be told, is over when its page
+is mapped; so is one of the guest kernel's own accesses (``user`` is False), which no histogram counts.
+
 ``Faults.take`` wants the events in their order (``journals.events``) and returns the faults that they end: of those
 handled asynchronously, when their task runs again. What has not ended then is in ``open``: no more than a fault a task
 and 64 a vCPU. ``latencies`` counts the faults' stages as the vCPUs do while they run (``vcpud.core.observed``), from the
@@ -19,8 +23,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from apf.histogram import Histogram
+from apf.messages import MSR_KVM_ASYNC_PF_INT
 from apf.stats import HISTOGRAMS
 from deploy.journals import Event, Record
+
+WAKE_ALL = 0xFFFF_FFFF
+"""The token that wakes every waiter of a vCPU (kvm_async_pf_wakeup_all)."""
+LEFT = -1
+"""Stands for a token that is in the token word and nobody's here: a snapshot has left it."""
+RESTORES = ("msr_lost", "restore", "restore_without_int", "restore_int_late")
+"""Injected faults after which KVM knows nothing of the vCPU's work items, nor of interrupts that were pending."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +79,14 @@ class Fault:
     read: Read | None = None
     own_read: bool = False
     """Whether this fault submitted ``read``; otherwise it waited for somebody else's."""
+    user: bool = True
+    """Of the task's own code; otherwise of the guest kernel's, for the task."""
     # The rest of an asynchronous fault.
     token: int = 0
     ready_ns: int | None = None
     """When the worker is done, as settled at the start."""
+    halted_ns: int | None = None
+    """When the vCPU halted, for the guest could not be told."""
     injected_ns: int | None = None
     not_present_ns: int | None = None
     slept_ns: int | None = None
@@ -81,10 +97,17 @@ class Fault:
     exited_ns: int | None = None
     prefaults: list[Attempt] = field(default_factory=list)
     mapped_ns: int | None = None
+    sent_ns: int | None = None
+    """When KVM sent page ready (kvm_arch_async_page_present)."""
+    lost: bool = False
+    """It was lost on the way: injected."""
+    dropped_ns: int | None = None
+    """When KVM dropped the work item (kvm_clear_async_pf_completion_queue)."""
     delivered_ns: int | None = None
-    page_ready_ns: int | None = None
     woken_ns: int | None = None
     woken_cpu: int = 0
+    wake_all: bool = False
+    """Woken by token ~0, with all others of its vCPU."""
     back_ns: int | None = None
     back_cpu: int = 0
     repeated: list[int] = field(default_factory=list)
@@ -109,13 +132,14 @@ class Fault:
         if self.kind != "async":
             stages["host"] = self.replied_ns - self.raised_ns - self.stall_ns
             return stages | {"wait": self.stall_ns}
-        assert self.injected_ns is not None and self.exited_ns is not None, "a fault that is not over"
-        assert self.mapped_ns is not None and self.delivered_ns is not None and self.ready_ns is not None
-        done_ns = max(self.ready_ns, self.injected_ns)
+        assert self.exited_ns is not None and self.mapped_ns is not None, "a fault that is not over"
+        assert self.delivered_ns is not None and self.ready_ns is not None
+        waits_ns = self.replied_ns if self.injected_ns is None else self.injected_ns
+        done_ns = max(self.ready_ns, waits_ns)
         return stages | {
             "host": self.replied_ns - self.raised_ns,
-            "inject": self.injected_ns - self.replied_ns,
-            "wait": done_ns - self.injected_ns,
+            "inject": waits_ns - self.replied_ns,
+            "wait": done_ns - waits_ns,
             "exit": self.exited_ns - done_ns,
             "prefault": self.mapped_ns - self.exited_ns,
             "ready": self.delivered_ns - self.mapped_ns,
@@ -123,13 +147,34 @@ class Fault:
 
 
 @dataclass(slots=True)
+class Slot:
+    """What is known of a vCPU's way to tell the guest of page ready, as of now.
+
+    ``token`` is in the token word since ``since_ns`` (0: the word is free, as far as KVM and the guest have told).
+    """
+
+    token: int = 0
+    since_ns: int = 0
+    unacknowledged_ns: int | None = None
+    """When an ACK was dropped, and none came since."""
+    vector: int = 0
+    raised: int = 0
+    """The vector when ``token`` was written: that of its interrupt."""
+    injected: list[tuple[int, str]] = field(default_factory=list)
+    """Faults of the protocol that were injected into the vCPU, with their times."""
+
+
+@dataclass(slots=True)
 class _Vcpu:
     fault: Fault | None = None  # raised, not settled
     place: tuple[int, int, int] = (0, 0, 0)  # of it: gfn, task, instructions retired
     rip: int = 0
-    tokens: dict[int, Fault] = field(default_factory=dict)  # not delivered yet
+    task: int = 0
+    tokens: dict[int, Fault] = field(default_factory=dict)  # KVM has yet to send ready
     announcing: Fault | None = None  # not-present or ready is on its way into the guest
     asleep: Fault | None = None  # the guest has just heard of its not-present
+    presented: Fault | None = None  # its ready was the last to be sent
+    slot: Slot = field(default_factory=Slot)
 
 
 class Faults:
@@ -142,8 +187,9 @@ class Faults:
         self._vcpus: dict[tuple[int, int], _Vcpu] = {}
         self._works: dict[tuple[int, int], list[Fault]] = {}  # by VM and page, the worker is not done
         self._reads: dict[tuple[int, int], Read] = {}  # the last of each page
-        self._delivered: dict[tuple[int, int, int], Fault] = {}  # by VM, vCPU and token: the guest has yet to hear
+        self._sent: dict[tuple[int, int, int], Fault] = {}  # by VM, vCPU and token: the guest has yet to hear
         self._waiting: dict[tuple[int, int], Fault] = {}  # by VM and task: until it runs again
+        self._woke_all: tuple[int, int] | None = None  # VM and time of the last token ~0
 
     def open(self) -> Iterator[Fault]:
         """Faults that have not ended, in the order in which they began."""
@@ -152,9 +198,13 @@ class Faults:
             for fault in (*vcpu.tokens.values(), vcpu.fault):
                 if fault is not None:
                     found[fault.serial] = fault
-        for fault in (*self._delivered.values(), *self._waiting.values()):
+        for fault in (*self._sent.values(), *self._waiting.values()):
             found[fault.serial] = fault
         return (found[serial] for serial in sorted(found))
+
+    def slot(self, vm: int, vcpu: int) -> Slot:
+        """How a vCPU's page ready is doing."""
+        return self._vcpu(vm, vcpu).slot
 
     def take(self, event: Event) -> list[Fault]:
         """One more event; the faults that it ends."""
@@ -184,15 +234,62 @@ class Faults:
                 for fault in vcpu.tokens.values():
                     if fault.gfn == gfn:
                         fault.repeated.append(now_ns)
+            case "async_pf_halt", (token, *_):
+                vcpu.tokens[token].halted_ns = now_ns
+                vcpu.announcing = None
             case "async_pf_not_present", (token, *_):
                 vcpu.tokens[token].injected_ns = now_ns
                 vcpu.announcing = None
             case "async_pf_ready", (token, *_):
-                fault = vcpu.tokens.pop(token)
-                fault.delivered_ns = now_ns
-                vcpu.announcing = None
-                self._delivered[vm, number, token] = fault
+                return self._ready_sent(vm, number, token, now_ns)
+            case "async_pf_cleared", _:
+                return self._cleared(vcpu, now_ns)
+            case "injected", (what,):
+                self._injected(vcpu, what, now_ns)
+            case "wrmsr", (msr, value, outcome):
+                if int(msr, 0) == MSR_KVM_ASYNC_PF_INT:
+                    vcpu.slot.vector = int(value, 0)
+                if outcome == "acknowledged":
+                    vcpu.slot.unacknowledged_ns = None
         return []
+
+    def _ready_sent(self, vm: int, number: int, token: int, now_ns: int) -> list[Fault]:
+        vcpu = self._vcpu(vm, number)
+        vcpu.announcing = None
+        fault = vcpu.presented = vcpu.tokens.pop(token, None)
+        told = token == WAKE_ALL or (fault is not None and fault.injected_ns is not None)
+        if told:
+            slot = vcpu.slot
+            slot.token, slot.since_ns, slot.raised = token, now_ns, slot.vector
+        if fault is None:
+            return []
+        fault.sent_ns = now_ns
+        if fault.injected_ns is not None:
+            fault.lost = vcpu.slot.injected[-1:] == [(now_ns, "lost_ready")]
+            self._sent[vm, number, token] = fault
+            return []
+        fault.delivered_ns = now_ns
+        return [fault]
+
+    def _cleared(self, vcpu: _Vcpu, now_ns: int) -> list[Fault]:
+        """The items are gone; who waits for one still waits."""
+        dropped = list(vcpu.tokens.values())
+        vcpu.tokens.clear()
+        vcpu.announcing = None
+        for fault in dropped:
+            fault.dropped_ns = now_ns
+        return [fault for fault in dropped if (fault.vm, fault.task) not in self._waiting]
+
+    def _injected(self, vcpu: _Vcpu, what: str, now_ns: int) -> None:
+        slot = vcpu.slot
+        slot.injected.append((now_ns, what))
+        match what:
+            case "dropped_ack":
+                slot.unacknowledged_ns = now_ns
+            case "token_left":
+                slot.token, slot.since_ns = LEFT, now_ns
+            case _ if what in RESTORES:
+                slot.unacknowledged_ns, slot.vector = None, 0
 
     def _raised(
         self, vm: int, number: int, now_ns: int, place: tuple[int, int, int], access: str, mode: str
@@ -218,11 +315,13 @@ class Faults:
         match record.kind, record.fields:
             case "read", (vm, gfn, slot, pfn, _arrival_ns, start_ns, done_ns):
                 self._reads[vm, gfn] = Read(slot, pfn, now_ns, start_ns, done_ns)
-            case "fault", (vm, number, gfn, _how, kind, at_ns, *rest):
+            case "fault", (vm, number, gfn, how, kind, at_ns, *rest):
                 vcpu = self._vcpu(vm, number)
                 fault = vcpu.fault
                 if fault is not None and (fault.raised_ns, fault.gfn) == (now_ns, gfn):
                     return self._settled(vcpu, fault, kind, at_ns, rest)
+                if kind == "async":
+                    return self._settled(vcpu, self._of_kernel(vm, number, now_ns, gfn, how), kind, at_ns, rest)
                 if vcpu.announcing is not None:
                     vcpu.announcing.kernel_faults.append(Attempt(now_ns, kind, at_ns))
             case "prefault", (vm, number, _gfn, token, kind, at_ns, *rest):
@@ -237,11 +336,19 @@ class Faults:
                 self._completed(vm, gfn, now_ns)
         return []
 
+    def _of_kernel(self, vm: int, number: int, now_ns: int, gfn: int, how: str) -> Fault:
+        """A fault of the guest kernel's own access, which no vCPU's journal tells of."""
+        self.serial += 1
+        access, mode = how.split("/")
+        vcpu = self._vcpu(vm, number)
+        return Fault(self.serial, vm, number, gfn, vcpu.task, access, mode, 0, now_ns, now_ns, user=False)
+
     def _settled(self, vcpu: _Vcpu, fault: Fault, kind: str, at_ns: int, rest: list[Any]) -> list[Fault]:
         if kind == "retry":
             fault.retries.append(Attempt(fault.raised_ns, kind, at_ns))
             return []
-        vcpu.fault = None
+        if fault.user:
+            vcpu.fault = None
         fault.kind, fault.replied_ns = kind, at_ns
         if kind != "minor":
             self._reading(fault)
@@ -288,8 +395,9 @@ class Faults:
                 return self._page_ready(vm, cpu, token, now_ns)
             case "wake", (task, cpu) if (vm, task) in self._waiting:
                 fault = self._waiting[vm, task]
-                if fault.page_ready_ns is not None:
+                if fault.delivered_ns == now_ns or self._woke_all == (vm, now_ns):
                     fault.woken_ns, fault.woken_cpu = now_ns, cpu
+                    fault.wake_all = fault.delivered_ns != now_ns
             case "dispatch", (cpu, task, resume_ns, *_):
                 return self._dispatched(vm, cpu, task, resume_ns)
         return []
@@ -302,14 +410,20 @@ class Faults:
                 self._waiting[vm, task] = fault
 
     def _page_ready(self, vm: int, cpu: int, token: int, now_ns: int) -> list[Fault]:
-        fault = self._delivered.pop((vm, cpu, token), None)
+        slot = self._vcpu(vm, cpu).slot
+        if slot.token == token:  # the handler stores 0 before it does anything else that is told
+            slot.token = 0
+        if token == WAKE_ALL:
+            self._woke_all = (vm, now_ns)
+        fault = self._sent.pop((vm, cpu, token), None)
         if fault is None:
             return []
-        fault.page_ready_ns = now_ns
+        fault.delivered_ns = now_ns
         return [] if fault.slept_ns is not None else [fault]
 
     def _dispatched(self, vm: int, cpu: int, task: int, resume_ns: int) -> list[Fault]:
         vcpu = self._vcpu(vm, cpu)
+        vcpu.task = task
         if vcpu.asleep is not None:
             vcpu.asleep.other, vcpu.asleep.other_ns = task, resume_ns
             vcpu.asleep = None
@@ -333,7 +447,7 @@ def latencies(found: Iterable[Fault]) -> dict[str, Histogram]:
     """Latencies by kind and stage, under the names of ``apf.stats.HISTOGRAMS``, of the faults that were over."""
     counted = {name: Histogram() for name in HISTOGRAMS}
     for fault in found:
-        if fault.latency_ns is not None:
+        if fault.user and fault.latency_ns is not None:
             counted[f"latency_{fault.kind}"].observe(fault.latency_ns)
             for name, took_ns in _counted(fault):
                 counted[f"stage_{name}"].observe(took_ns)

@@ -2,20 +2,23 @@
 
 ``A`` is the task that faulted, ``B`` one that could run meanwhile. The functions are those of the protocol's time: names
 of Linux 4.19 and before for ``off`` and ``pv2010`` (some of 2010: ``gfn_to_pfn``, ``kvm_async_pf_task_wait``;
-``get_user_pages_noio`` was proposed then and never went in).
+``get_user_pages_noio`` was proposed then and never went in), of Linux 6.18 for ``halt`` and ``pv``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from apf.messages import APF_TOKEN_OFFSET
 from deploy.faults import Fault
 from deploy.steps import Step
 from guestsched.core.core import reason_gpa
 
 HEADLINES = {
     "off": "apf = off: without APF",
+    "halt": "apf = halt: KVM's half of APF, the guest is not told",
     "pv2010": "apf = pv2010: with APF, the protocol of 2010",
+    "pv": "apf = pv: with APF, the protocol since 5.8",
 }
 _VERBS = {"READ": "reads", "WRITE": "writes to", "EXEC": "executes"}
 
@@ -34,12 +37,42 @@ OF_2010 = {
     "asleep": "do_async_page_fault kvm_async_pf_task_wait schedule",
     "dummy": "do_async_page_fault kvm_async_pf_task_wait",
     "repeated": "try_async_pf kvm_find_async_pf_gfn",
+    "halted": "kvm_arch_async_page_not_present kvm_vcpu_block",
     "completed": "async_pf_execute",
     "prefault": "kvm_check_async_pf_completion kvm_arch_async_page_ready",
     "ready": "kvm_arch_async_page_present",
+    "unhalted": "kvm_arch_async_page_present",
+    "dropped": "kvm_clear_async_pf_completion_queue",
     "woken": "do_async_page_fault kvm_async_pf_task_wake try_to_wake_up",
+    "all woken": "do_async_page_fault kvm_async_pf_task_wake apf_task_wake_all",
 }
-"""Kernel functions by step."""
+"""Kernel functions by step, Linux 4.19 and before."""
+
+SINCE_58 = {
+    "violation": "kvm_mmu_page_fault direct_page_fault __kvm_mmu_faultin_pfn",
+    "violation async": "kvm_mmu_page_fault direct_page_fault __kvm_mmu_faultin_pfn",
+    "retry": "is_page_fault_stale",
+    "gup": "hva_to_pfn_slow get_user_pages_{gup}",
+    "gup fast": "hva_to_pfn_fast get_user_pages_fast",
+    "work": "kvm_setup_async_pf async_pf_execute get_user_pages_remote do_swap_page",
+    "read": "hva_to_pfn_slow get_user_pages do_swap_page swap_read_folio",
+    "sleep": "do_swap_page folio_lock_or_retry io_schedule",
+    "mapped": "direct_map make_spte",
+    "kernel fault": "kvm_write_guest_cached get_user_pages_fast",
+    "halted": "kvm_arch_async_page_not_present vcpu_block",
+    "not present": "kvm_arch_async_page_not_present kvm_inject_page_fault",
+    "asleep": "__kvm_handle_async_pf kvm_async_pf_task_wait_schedule schedule",
+    "dummy": "__kvm_handle_async_pf kvm_async_pf_queue_task",
+    "repeated": "__kvm_mmu_faultin_pfn kvm_find_async_pf_gfn vcpu_block",
+    "completed": "async_pf_execute kvm_arch_async_page_present_queued",
+    "prefault": "kvm_check_async_pf_completion kvm_arch_async_page_ready",
+    "ready": "kvm_arch_async_page_present apf_put_user_ready kvm_apic_set_irq",
+    "unhalted": "kvm_arch_async_page_present",
+    "dropped": "kvm_clear_async_pf_completion_queue",
+    "woken": "sysvec_kvm_asyncpf_interrupt kvm_async_pf_task_wake swake_up_one",
+    "all woken": "sysvec_kvm_asyncpf_interrupt kvm_async_pf_task_wake apf_task_wake_all",
+}
+"""Kernel functions by step, Linux 6.18 (``halt`` and ``pv``)."""
 
 
 class Teller:
@@ -47,6 +80,7 @@ class Teller:
 
     def __init__(self, mode: str, gup: str, names: Mapping[tuple[int, int], str], end_ns: int, vms: int = 1) -> None:
         self._mode = mode
+        self._functions = SINCE_58 if mode in ("halt", "pv") else OF_2010
         self._gup = gup
         self._names = names
         self._end_ns = end_ns
@@ -67,7 +101,7 @@ class Teller:
         return sorted(steps, key=lambda step: step.time_ns)
 
     def _step(self, stage: str, time_ns: int, process: str, functions: str, what: str, text: str) -> Step:
-        names = OF_2010.get(functions, "").format(gup=self._gup).split()
+        names = self._functions.get(functions, "").format(gup=self._gup).split()
         return Step(self._mode, stage, time_ns, process, tuple(names), (), text, what)
 
     def _worker(self, fault: Fault) -> str:
@@ -169,29 +203,44 @@ class Teller:
 
     def _not_present(self, fault: Fault) -> Iterator[Step]:
         stage = "Page not present"
-        yield from self._kernel_faults(fault, stage, before_ns=fault.injected_ns)
-        if fault.injected_ns is None:
-            return
-        text = (
-            f"Does not sleep. Injects page not present: exception 14, the vector of every #PF, with 1 in the reason "
-            f"word at {reason_gpa(fault.vcpu):#x} of guest memory and token {fault.token:#x} in CR2."
+        told_ns = fault.halted_ns if fault.injected_ns is None else fault.injected_ns
+        yield from self._kernel_faults(fault, stage, before_ns=told_ns)
+        if fault.halted_ns is not None:
+            text = (
+                "Does not sleep in mm/, but the guest cannot be told: the vCPU halts in KVM, where an interrupt would "
+                "find it, and what it runs stands still."
+            )
+            yield self._step(stage, fault.halted_ns, self._worker(fault), "halted", "halted", text)
+        if fault.injected_ns is not None:
+            yield self._step(
+                stage, fault.injected_ns, self._worker(fault), "not present", "not present", self._injected(fault)
+            )
+        yield from self._heard(fault, stage)
+        for time_ns in fault.repeated:
+            text = "The vCPU's tasks touch the same page again while it is under way: the vCPU halts (E08)."
+            yield self._step(stage, time_ns, self._worker(fault), "repeated", "repeated", text)
+
+    def _injected(self, fault: Fault) -> str:
+        word = "flags word" if self._mode == "pv" else "reason word"
+        return (
+            f"Does not sleep. Injects page not present: exception 14, the vector of every #PF, with 1 in the {word} at "
+            f"{reason_gpa(fault.vcpu):#x} of guest memory and token {fault.token:#x} in CR2."
         )
-        yield self._step(stage, fault.injected_ns, self._worker(fault), "not present", "not present", text)
+
+    def _heard(self, fault: Fault, stage: str) -> Iterator[Step]:
         guest = "guestsched" + self._of_vm(fault)
         if fault.slept_ns is not None:
             name = self.task(fault.vm, fault.other)
             runs = f"B runs on vCPU {fault.vcpu}, {name}," if fault.other else f"vCPU {fault.vcpu} idles,"
+            word = "flags" if self._mode == "pv" else "reason"
             text = (
-                f"The reason word tells this #PF from an ordinary one. A sleeps, with the token in the table of "
+                f"The {word} word tells this #PF from an ordinary one. A sleeps, with the token in the table of "
                 f"waiters; {runs} from {fault.other_ns:,} ns on."
             )
             yield self._step(stage, fault.slept_ns, guest, "asleep", "asleep", text)
         elif fault.not_present_ns is not None:
             text = "The token is in the table already, for ready came first: A does not sleep and tries again (E29)."
             yield self._step(stage, fault.not_present_ns, guest, "dummy", "dummy", text)
-        for time_ns in fault.repeated:
-            text = "The vCPU's tasks touch the same page again while it is under way: the vCPU halts (E08)."
-            yield self._step(stage, time_ns, self._worker(fault), "repeated", "repeated", text)
 
     def _kernel_faults(self, fault: Fault, stage: str, before_ns: int | None, after_ns: int = 0) -> Iterator[Step]:
         for attempt in fault.kernel_faults:
@@ -214,20 +263,40 @@ class Teller:
                 case _:
                     text += f". No frame can be had for it now; again at {attempt.at_ns:,} ns."
             yield self._step(stage, attempt.asked_ns, process, "prefault", "prefault", text)
-        if fault.mapped_ns is None:
-            return
-        yield from self._kernel_faults(fault, stage, fault.delivered_ns, fault.mapped_ns)
-        if fault.delivered_ns is None:
-            return
-        text = f"Injects page ready: again exception 14, with 2 in the reason word and token {fault.token:#x} in CR2."
-        yield self._step(stage, fault.delivered_ns, process, "ready", "ready", text)
+        yield from self._kernel_faults(fault, stage, fault.sent_ns, fault.mapped_ns or fault.raised_ns)
+        if fault.dropped_ns is not None:
+            text = f"KVM forgets its work item {fault.token:#x}: no page ready will come of it."
+            yield self._step(stage, fault.dropped_ns, process, "dropped", "dropped", text)
+        if fault.sent_ns is not None:
+            how = "unhalted" if fault.injected_ns is None else "ready"
+            yield self._step(stage, fault.sent_ns, process, how, how, self._sent(fault))
         yield from self._back(fault, stage)
+
+    def _sent(self, fault: Fault) -> str:
+        """How page ready goes out."""
+        if fault.injected_ns is None:
+            return "The guest was not told that it was not present, and is not told now: the vCPU goes on."
+        if self._mode == "pv":
+            text = (
+                f"Writes token {fault.token:#x} to the token word at {reason_gpa(fault.vcpu) + APF_TOKEN_OFFSET:#x} of "
+                f"guest memory and raises the interrupt for page ready."
+            )
+        else:
+            word = f"2 in the reason word and token {fault.token:#x} in CR2"
+            text = f"Injects page ready: again exception 14, with {word}."
+        return f"{text} It is lost: the scenario injects that." if fault.lost else text
 
     def _back(self, fault: Fault, stage: str) -> Iterator[Step]:
         guest = "guestsched" + self._of_vm(fault)
         if fault.woken_ns is not None:
-            text = f"The token's waiter, A, is woken, for vCPU {fault.woken_cpu}."
-            yield self._step(stage, fault.woken_ns, guest, "woken", "woken", text)
+            if fault.wake_all:
+                text = f"Token ~0 wakes all that wait on vCPU {fault.vcpu}: A too, for vCPU {fault.woken_cpu}."
+            else:
+                text = f"The token's waiter, A, is woken, for vCPU {fault.woken_cpu}."
+                if self._mode == "pv":
+                    text += " The handler stores 0 to the token word and acknowledges, so that the next can come."
+            how = "all woken" if fault.wake_all else "woken"
+            yield self._step(stage, fault.woken_ns, guest, how, how, text)
         if fault.back_ns is not None:
             text = (
                 f"A runs on vCPU {fault.back_cpu} and executes the access again, {fault.back_ns - fault.began_ns:,} ns "

@@ -5,24 +5,28 @@ and the swap device. A vCPU's slices are what it runs; inside are its page fault
 trap, and the way from a finished work item to page ready. A task's slices are its states. Workers and the I/Os a device
 has at a time are put on the first track that is free: which kworker or server it was, no journal says.
 
-| event                           | fields                  | from the record                                |
-|---------------------------------|-------------------------|------------------------------------------------|
-| ``kvm_exit``                    | exit_reason, rip        | vcpu ``exit``                                  |
-| ``kvm_page_fault``              | address, access, mode   | vcpu ``page_fault``                            |
-| ``kvm_try_async_get_page``      | gva, gfn                | host ``fault`` that starts work; with the next |
-| ``kvm_async_pf_repeated_fault`` | gva, gfn                | vcpu ``async_pf_repeated_fault``               |
-| ``kvm_async_pf_not_present``    | token, gva              | vcpu, the same name; begins the flow           |
-| ``kvm_async_pf_completed``      | address, gva, token     | host ``completed``                             |
-| ``kvm_async_pf_ready``          | token, gva              | vcpu, the same name; ends the flow             |
-| ``kvm_inj_exception``           | exception, error_code   | with not-present and ready                     |
-| ``sched_switch``                | the kernel's            | guest ``dispatch``                             |
-| ``sched_wakeup``                | the kernel's            | guest ``wake``                                 |
-| ``sched_wakeup_new``            | the kernel's            | guest ``start``                                |
-| ``sched_migrate_task``          | the kernel's            | guest ``pull``                                 |
-| ``block_rq_issue``              | sector, nr_sector, rwbs | host ``read`` and ``write``                    |
-| ``block_rq_complete``           | the same                | the same                                       |
+| event                           | fields                    | from the record                                   |
+|---------------------------------|---------------------------|---------------------------------------------------|
+| ``kvm_exit``                    | exit_reason, rip          | vcpu ``exit``                                     |
+| ``kvm_page_fault``              | address, access, mode     | vcpu ``page_fault``                               |
+| ``kvm_try_async_get_page``      | gva, gfn                  | host ``fault`` that starts work; with the next    |
+| ``kvm_async_pf_repeated_fault`` | gva, gfn                  | vcpu ``async_pf_repeated_fault``                  |
+| ``kvm_async_pf_not_present``    | token, gva                | vcpu, the same name; begins the flow              |
+| ``kvm_async_pf_completed``      | address, gva, token       | host ``completed``                                |
+| ``kvm_async_pf_ready``          | token, gva                | vcpu, the same name; ends the flow                |
+| ``kvm_inj_exception``           | exception, error_code     | with not-present; guest ``page_ready`` before 5.8 |
+| ``kvm_inj_virq``                | vec                       | guest ``page_ready`` since 5.8                    |
+| ``kvm_msr``                     | write, ecx, data, outcome | vcpu ``wrmsr``                                    |
+| ``sched_switch``                | the kernel's              | guest ``dispatch``                                |
+| ``sched_wakeup``                | the kernel's              | guest ``wake``                                    |
+| ``sched_wakeup_new``            | the kernel's              | guest ``start``                                   |
+| ``sched_migrate_task``          | the kernel's              | guest ``pull``                                    |
+| ``block_rq_issue``              | sector, nr_sector, rwbs   | host ``read`` and ``write``                       |
+| ``block_rq_complete``           | the same                  | the same                                          |
 
 A flow leads from each not-present to the ready of the same token on the same vCPU, whatever came in between (E58).
+
+What a scenario injects is an instant, ``injected: ...``. A ready that wakes all (token ~0) ends no flow.
 
 Departures: ``gva`` is the guest-physical address of the page's start, as it is for KVM with two-dimensional paging
 (fault->addr) but for the offset, which no journal has; ``address`` of completed, an hva, is the offset in the VM's
@@ -38,7 +42,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apf.messages import PAGE_SHIFT, PAGE_SIZE
+from apf.messages import MSR_KVM_ASYNC_PF_INT, PAGE_SHIFT, PAGE_SIZE
+from deploy.faults import RESTORES, WAKE_ALL
 from deploy.journals import KINDS_OF_VCPU, Event, Record, events
 from deploy.tracefile import TraceFile
 
@@ -71,6 +76,7 @@ class _Vcpu:
     fault: tuple[int, int] | None = None  # time and gfn of a user fault that hostd has yet to answer
     trap: str = "trap"
     completing: bool = False
+    vector: int = 0  # of page ready's interrupt, 0: it is an exception
     halted: bool = False
 
 
@@ -169,15 +175,36 @@ class _Tracer:
                 gpa = gfn << PAGE_SHIFT
                 out.instant(now_ns, vcpu.track, "kvm_page_fault", "kvm", address=gpa, access=access, mode=mode)
             case "async_pf_repeated_fault", (gfn, *_):
+                self._end_halt(vcpu, now_ns)
                 place = {"gva": gfn << PAGE_SHIFT, "gfn": gfn}
                 out.instant(now_ns, vcpu.track, "kvm_try_async_get_page", "kvm", **place)
                 out.instant(now_ns, vcpu.track, "kvm_async_pf_repeated_fault", "kvm", **place)
                 out.begin(now_ns, vcpu.track, "APF halt", "kvm", gfn=gfn)
                 vcpu.halted = True
-            case "async_pf_not_present", (token, gfn, *_):
+            case "async_pf_halt", (token, gfn):
                 self._announce(vm, vcpu, now_ns, "kvm_async_pf_not_present", token, gfn, ends=False)
-            case "async_pf_ready", (token, gfn, *_):
-                self._announce(vm, vcpu, now_ns, "kvm_async_pf_ready", token, gfn, ends=True)
+                out.begin(now_ns, vcpu.track, "APF halt", "kvm", gfn=gfn)
+                vcpu.halted = True
+            case "async_pf_not_present", (token, gfn):
+                self._announce(vm, vcpu, now_ns, "kvm_async_pf_not_present", token, gfn, ends=False)
+                self._inject_pf(vcpu, now_ns)
+            case "wrmsr", (msr, value, outcome):
+                out.instant(now_ns, vcpu.track, "kvm_msr", "kvm", write=1, ecx=msr, data=value, outcome=outcome)
+                if int(msr, 0) == MSR_KVM_ASYNC_PF_INT:
+                    vcpu.vector = int(value, 0)
+            case "injected", (what,):
+                out.instant(now_ns, vcpu.track, f"injected: {what}", "injected")
+                if what in RESTORES:
+                    vcpu.vector = 0
+            case "async_pf_cleared", (items,):
+                name = "kvm_clear_async_pf_completion_queue"
+                out.instant(now_ns, vcpu.track, name, "kvm", items=items)
+            case "async_pf_ready", (token, gfn):
+                self._end_halt(vcpu, now_ns)
+                if token == WAKE_ALL:
+                    out.instant(now_ns, vcpu.track, "kvm_async_pf_ready", "kvm", token=token, gva=0)
+                else:
+                    self._announce(vm, vcpu, now_ns, "kvm_async_pf_ready", token, gfn, ends=True)
                 if vcpu.completing:
                     vcpu.completing = False
                     out.end(now_ns, vcpu.track)
@@ -185,7 +212,6 @@ class _Tracer:
     def _announce(self, vm: _Vm, vcpu: _Vcpu, now_ns: int, name: str, token: int, gfn: int, ends: bool) -> None:
         flow = (self._number + 1) << 48 | vm.number << 32 | token
         self._out.flow(now_ns, vcpu.track, name, "kvm", flow, ends, token=token, gva=gfn << PAGE_SHIFT)
-        self._out.instant(now_ns, vcpu.track, "kvm_inj_exception", "kvm", exception=_PF_VECTOR, error_code=0)
 
     def _end_halt(self, vcpu: _Vcpu, now_ns: int) -> None:
         if vcpu.halted:
@@ -283,6 +309,18 @@ class _Tracer:
                 vcpu.trap = kind
                 if kind == "not_present" and vcpu.task:
                     vm.tasks[vcpu.task].token = rest[0]
+                elif kind == "page_ready":
+                    self._ready_taken(vcpu, now_ns)
+
+    def _ready_taken(self, vcpu: _Vcpu, now_ns: int) -> None:
+        """The guest has heard of page ready: by an interrupt, or before 5.8 by an exception."""
+        if vcpu.vector:
+            self._out.instant(now_ns, vcpu.track, "kvm_inj_virq", "kvm", vec=vcpu.vector)
+        else:
+            self._inject_pf(vcpu, now_ns)
+
+    def _inject_pf(self, vcpu: _Vcpu, now_ns: int) -> None:
+        self._out.instant(now_ns, vcpu.track, "kvm_inj_exception", "kvm", exception=_PF_VECTOR, error_code=0)
 
     def _sched(self, task: _Task, number: int, name: str, now_ns: int, **cpus: int) -> None:
         self._out.instant(now_ns, task.track, name, "sched", comm=task.name, pid=number, prio=task.prio, **cpus)

@@ -22,7 +22,7 @@ def kept(scenario: Scenario, directory: Path, in_twin: bool) -> dict[str, bytes]
     return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("modes", [("off", "pv2010")])
+@pytest.mark.parametrize("modes", [("off", "pv2010"), ("halt", "pv")])
 def test_twin_and_processes(modes: tuple[str, ...], tmp_path: Path) -> None:
     scenario = small().model_copy(update={"apf": modes})
     one, other = kept(scenario, tmp_path / "twin", True), kept(scenario, tmp_path / "processes", False)

@@ -37,6 +37,23 @@ RUNS: dict[str, dict[str, Any]] = {
         "gup": "nowait",
         "bench.fault_threads": 64,
     },
+    "halt": {"apf": ["halt"], "duration_s": "0.02", "swap.device": "nvme"},
+    "pv": {"apf": ["pv"], "duration_s": "0.02", "swap.device": "nvme"},
+    # Every kind of fault of the protocol that leaves the guest running.
+    "spoiled": {
+        "apf": ["pv"],
+        "duration_s": "0.02",
+        "swap.device": "nvme",
+        "bench.fault_threads": 8,
+        "inject": [
+            {"what": "duplicate_ready", "at_s": "0.004", "count": 5},
+            {"what": "alloc_failure", "at_s": "0.006", "count": 5},
+            {"what": "lapic_off", "at_s": "0.0085", "for_s": "0.001"},
+            {"what": "paging_off", "at_s": "0.0102", "for_s": "0.001"},
+            {"what": "restore", "at_s": "0.0123"},
+            {"what": "dropped_ack", "at_s": "0.013"},
+        ],
+    },
     "two VMs": {"apf": ["pv2010"], "duration_s": "0.04", "swap.device": "nvme", "host.vms": 2},
 }
 

@@ -17,7 +17,7 @@ from perfetto_import import Imported, Slice, read
 
 from apf.scenario import Scenario, load
 from deploy import trace, twin
-from deploy.faults import Fault, faults
+from deploy.faults import WAKE_ALL, Fault, faults
 from deploy.journals import events
 from deploy.result import RunResult
 from deploy.tracefile import TraceFile
@@ -31,6 +31,8 @@ TRACEPOINTS = {
     "kvm_async_pf_completed": {"address", "gva", "token"},
     "kvm_async_pf_ready": {"token", "gva"},
     "kvm_inj_exception": {"exception", "error_code"},
+    "kvm_inj_virq": {"vec"},
+    "kvm_msr": {"write", "ecx", "data", "outcome"},
     "sched_switch": {
         *("prev_comm", "prev_pid", "prev_prio", "prev_state", "next_comm", "next_pid", "next_prio"),
     },
@@ -80,46 +82,65 @@ def pv(tmp_path_factory: pytest.TempPathFactory) -> Traced:
 
 
 @pytest.fixture(scope="module")
+def since_58(tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return traced(small(7).model_copy(update={"apf": ("pv",)}), tmp_path_factory.mktemp("since_58"))
+
+
+@pytest.fixture(scope="module")
+def halt(tmp_path_factory: pytest.TempPathFactory) -> Traced:
+    return traced(small(7).model_copy(update={"apf": ("halt",)}), tmp_path_factory.mktemp("halt"))
+
+
+@pytest.fixture(scope="module", params=["pv", "since_58", "halt"])
+def with_apf(request: pytest.FixtureRequest) -> Traced:
+    run: Traced = request.getfixturevalue(request.param)
+    return run
+
+
+@pytest.fixture(scope="module")
 def off(tmp_path_factory: pytest.TempPathFactory) -> Traced:
     return traced(small(7).for_mode("off"), tmp_path_factory.mktemp("off"))
 
 
-def test_tracepoints_have_the_field_s_names(pv: Traced) -> None:
+def test_tracepoints_have_the_field_s_names(pv: Traced, since_58: Traced) -> None:
     found: dict[str, set[str]] = {}
-    for one in pv.trace.slices:
+    for one in [*pv.trace.slices, *since_58.trace.slices]:
         if one.dur == 0 and one.name in TRACEPOINTS:
             assert found.setdefault(one.name, set(one.args)) == set(one.args)
     assert found == TRACEPOINTS
 
 
-def test_as_many_events_as_the_run_counted(pv: Traced) -> None:
-    counts = Counter(one.name for one in pv.trace.slices)
-    result, faulted = pv.result, pv.result.counter("faults_async")
+def test_as_many_events_as_the_run_counted(with_apf: Traced) -> None:
+    counts = Counter(one.name for one in with_apf.trace.slices)
+    result, faulted = with_apf.result, with_apf.result.counter("faults_async")
+    told, by_interrupt = result.mode != "halt", result.mode == "pv"
     assert faulted > 100
     assert counts["kvm_exit"] == result.counter("exits")
     assert counts["kvm_try_async_get_page"] == faulted + result.counter("repeated")
-    assert counts["kvm_async_pf_not_present"] == result.counter("not_present")
-    assert counts["kvm_async_pf_ready"] == result.counter("ready")
-    assert counts["kvm_inj_exception"] == result.counter("not_present") + result.counter("ready")
+    assert counts["kvm_async_pf_not_present"] == faulted
+    assert bool(result.counter("not_present")) == bool(result.counter("ready")) == told
+    assert counts["kvm_async_pf_ready"] >= result.counter("ready")
+    assert counts["kvm_inj_virq"] == by_interrupt * result.counter("ready")
+    exceptions = result.counter("not_present") + (not by_interrupt) * result.counter("ready")
+    assert counts["kvm_inj_exception"] == exceptions
+    assert counts["APF halt"] == (not told) * faulted + result.counter("repeated")
     assert counts["kvm_async_pf_completed"] == result.host_counters["kvm_async_pf_completed"]
     assert counts["read"] == result.host_counters["pswpin"]
     # Switches from and to the idle task count too; the first task of a vCPU is not switched to.
     assert counts["sched_switch"] == result.guest_counters["nr_switches"] - len(result.vcpus)
 
 
-def test_each_not_present_leads_to_one_ready_of_its_token(pv: Traced) -> None:
-    not_present = pv.trace.named("kvm_async_pf_not_present")
-    for begin, end in pv.trace.flows:
+def test_each_not_present_leads_to_one_ready_of_its_token(with_apf: Traced) -> None:
+    imported = with_apf.trace
+    not_present = imported.named("kvm_async_pf_not_present")
+    for begin, end in imported.flows:
         assert (begin.name, end.name) == ("kvm_async_pf_not_present", "kvm_async_pf_ready")
         assert begin.args == end.args and begin.track == end.track and begin.ts < end.ts
-    assert (
-        len({begin.id for begin, _ in pv.trace.flows})
-        == len(pv.trace.flows)
-        == len(pv.trace.named("kvm_async_pf_ready"))
-    )
-    under_way = [fault.token for fault in pv.faults if fault.kind == "async" and fault.delivered_ns is None]
-    assert sorted(one.args["token"] for one in pv.trace.dangling) == sorted(under_way)
-    assert len(not_present) == len(pv.trace.flows) + len(under_way)
+    ready = [one for one in imported.named("kvm_async_pf_ready") if one.args["token"] != WAKE_ALL]
+    assert len({begin.id for begin, _ in imported.flows}) == len(imported.flows) == len(ready)
+    under_way = [fault.token for fault in with_apf.faults if fault.kind == "async" and fault.sent_ns is None]
+    assert sorted(one.args["token"] for one in imported.dangling) == sorted(under_way)
+    assert len(not_present) == len(imported.flows) + len(under_way)
 
 
 def test_tracks_of_all_who_take_part(pv: Traced) -> None:
@@ -134,7 +155,7 @@ def own(imported: Imported, track: str) -> Iterator[Slice]:
     return (one for one in imported.slices if one.track == track)
 
 
-@pytest.mark.parametrize("mode", ["pv", "off"])
+@pytest.mark.parametrize("mode", ["pv", "since_58", "halt", "off"])
 def test_slices_nest_and_end(mode: str, request: pytest.FixtureRequest) -> None:
     run: Traced = request.getfixturevalue(mode)
     assert run.trace.in_order
@@ -155,7 +176,8 @@ def test_task_states_follow_each_other_without_a_gap(pv: Traced) -> None:
     assert len(waits) == pv.result.guest_counters["not_present"]
 
 
-def test_a_vcpu_runs_one_thing_at_a_time_all_the_time(pv: Traced) -> None:
+def test_a_vcpu_runs_one_thing_at_a_time_all_the_time(with_apf: Traced) -> None:
+    pv = with_apf
     for vcpu in range(2):
         runs = [one for one in own(pv.trace, f"a run / VM 0 / vCPU {vcpu}") if one.parent is None and one.dur]
         assert runs[0].ts == 0 and runs[-1].ts + runs[-1].dur == pv.end_ns
@@ -172,16 +194,17 @@ def test_workers_and_servers_do_one_thing_at_a_time(pv: Traced) -> None:
 def longest(run: Traced) -> tuple[int, int, int]:
     """As the vCPUs' journals have it."""
     told = [
-        (fault.delivered_ns - fault.injected_ns, fault.token, fault.injected_ns)
+        (fault.sent_ns - fault.injected_ns, fault.token, fault.injected_ns)
         for fault in run.faults
-        if fault.injected_ns is not None and fault.delivered_ns is not None
+        if fault.injected_ns is not None and fault.sent_ns is not None
     ]
     return max(told)
 
 
-def test_longest_not_present_to_ready(pv: Traced) -> None:
-    (row,) = pv.trace.query(trace.LONGEST)
-    assert row == longest(pv)
+def test_longest_not_present_to_ready(pv: Traced, since_58: Traced) -> None:
+    for run in (pv, since_58):
+        (row,) = run.trace.query(trace.LONGEST)
+        assert row == longest(run)
 
 
 def test_longest_by_trace_processor(pv: Traced, tmp_path: Path) -> None:
