@@ -96,7 +96,7 @@ class Teller:
                 steps += self._synchronous(fault, others)
         if fault.kind == "abandoned":
             steps.append(self._abandoned(fault))
-        elif fault.over_ns is None:
+        elif fault.over_ns is None and fault.back_ns is None:
             steps.append(self._step("The end", self._end_ns, self._worker(fault), "", "end", "The run ends here."))
         return sorted(steps, key=lambda step: step.time_ns)
 
