@@ -63,7 +63,7 @@ from apf.messages import (
 )
 from apf.scenario import Scenario
 from guestsched.core import killing
-from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL
+from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL, Node
 from guestsched.core.arrivals import (
     AccessArrived,
     AccessCancelled,
@@ -173,6 +173,10 @@ class GuestCore:
     def cpu(self, vcpu: int) -> Cpu:
         """The kernel's view of a vCPU."""
         return self._kernel.cpus[vcpu]
+
+    def waiting(self) -> list[Node]:
+        """Who waits for a page, and since when on which vCPU."""
+        return [node for node in self._kernel.waiters.nodes() if node.task != DUMMY]
 
     def segments(self) -> tuple[Segment, ...]:
         """The VM's memory at boot, for hostd.

@@ -231,6 +231,12 @@ class VcpuCore:
         assert not self._halted or self.thread.state is ThreadState.APF_HALT, self.story()
         assert not self.msrs.pageready_pending or self._config.mode is ApfMode.PV
 
+    @property
+    def telling(self) -> bool:
+        """Whether a page ready is on its way to the guest."""
+        asked = self.state is State.TRAP and self._path is KernelPath.PAGE_READY
+        return asked or bool(self._irr or self._again_token) or self._announcing() is State.READY
+
     def story(self) -> str:
         """The last state changes, for error messages."""
         return "\n".join(f"  {at} ns: {state.value}" for at, state in self._story)
