@@ -1,6 +1,7 @@
 """Counts the gRPC calls a server takes, by method and status, and their messages.
 
-A server interceptor wraps each method once. A call is counted when it ends, whatever way: returned, aborted, cancelled
+A server interceptor wraps each method once; ``apf.guard`` stands before it and tells of what it lets nobody see
+(``refused``). A call is counted when it ends, whatever way: returned, aborted, cancelled
 by its caller, or with an exception (which gRPC tells the caller as UNKNOWN). Messages of unary methods follow from
 that. Streams count their own: the vCPUs' streams do so already, kind by kind, for the run's results (``streams``), and
 others add to ``messages``; nothing here is called for a message. Methods nobody serves share the name ``unknown``, so
@@ -17,6 +18,9 @@ from typing import Any
 
 import grpc
 from prometheus_client.core import CounterMetricFamily, Metric
+
+from apf import roles
+from apf.guard import Refused
 
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 _UNKNOWN = "UNKNOWN"
@@ -44,6 +48,11 @@ class CallCounter(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has
                 unary = (not handler.request_streaming, not handler.response_streaming)
                 return handler._replace(**{kind: self._counted(method, behaviour, unary)})
         return handler
+
+    def refused(self, method: str, code: str) -> None:
+        """A call of ``method``, as on the wire, was refused before any handler of it ran."""
+        known = method in roles.METHODS
+        self.calls[method.lstrip("/") if known else UNKNOWN_METHOD, code] += 1
 
     def _counted(self, method: str, behaviour: Any, unary: tuple[bool, bool]) -> Any:
         async def call(request: Any, context: Any) -> Any:
@@ -100,6 +109,8 @@ def _code_of(error: BaseException, context: Any) -> str:
         left_s = context.time_remaining()
         late = left_s is not None and left_s <= 0
         return "DEADLINE_EXCEEDED" if late else "CANCELLED"
+    if isinstance(error, Refused):
+        return str(error.code.name)
     return _told(context) if context.code() else _UNKNOWN
 
 

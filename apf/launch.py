@@ -19,8 +19,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from apf import logs, process
+from apf import listen, logs, process
+from apf.listen import Listener, Security
 from apf.process import EXIT_BAD_INPUT, EXIT_STOPPED, Failure, StopRequested
+from apf.roles import Roles
 from apf.rundir import AlreadyClaimed, RunDir
 from apf.scenario import Scenario, ScenarioError, load
 
@@ -53,6 +55,40 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
         help=f"lines for people, or JSON objects (default: ${logs.FORMAT_VARIABLE}, else text)",
     )
     return options
+
+
+def add_listen(options: argparse.ArgumentParser) -> None:
+    """The options of a daemon that serves."""
+    options.add_argument(
+        "--listen",
+        action="append",
+        default=[],
+        metavar="[ROLE=]ADDRESS",
+        help="gRPC address: unix:PATH, or HOST:PORT of the loopback or with certificates; for peers of this role only "
+        "(repeatable; default: a Unix socket for each role, FILES/ROLE/DAEMON.sock)",
+    )
+    listen.add_options(options, serves=True)
+
+
+def security(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> Security:
+    """What the daemon shows and whom it lets in; exits with 2 if the options are no good."""
+    try:
+        groups = getattr(arguments, "socket_group", ())
+        return listen.security(arguments.tls_cert, arguments.tls_key, arguments.tls_ca, groups)
+    except listen.ListenError as error:
+        options.error(str(error))
+
+
+def listeners(
+    options: argparse.ArgumentParser, arguments: argparse.Namespace, roles: Roles
+) -> tuple[Security, tuple[Listener, ...]]:
+    """Where a daemon with peers of ``roles`` is to listen; exits with 2 if the options are no good."""
+    chosen = security(options, arguments)
+    try:
+        found = tuple(listen.listener("--listen", text, roles, chosen.tls) for text in arguments.listen)
+    except listen.ListenError as error:
+        options.error(str(error))
+    return chosen, found
 
 
 def vm_option(options: argparse.ArgumentParser) -> None:

@@ -57,6 +57,7 @@ class StopRequested(SystemExit):
 def settle_grpc() -> None:
     """Choose gRPC's settings for this process and what it starts; read when gRPC is imported, so call this before."""
     os.environ.setdefault("GRPC_EXPERIMENTS", _GRPC_EXPERIMENTS)
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a handshake that fails is a line otherwise: anybody's to cause
 
 
 def start_logging(level: str = "WARNING", form: str | None = None) -> None:
@@ -164,6 +165,7 @@ def _flush_logging() -> None:
 def guarded(target: Callable[..., None], args: tuple[Any, ...], run: RunDir, report: str) -> int:
     """Run ``target(*args)`` and return the exit code; a failure is left as the process's last word."""
     settle_grpc()
+    os.umask(0o077)  # what a run leaves is this user's; sockets of other groups get their rights one by one
     secondary, code = False, EXIT_FAILED
     try:
         target(*args)

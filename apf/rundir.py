@@ -78,14 +78,23 @@ class RunDir:
         """The swap file."""
         return self.files / "swap"
 
+    def address(self, role: str, daemon: str) -> str:
+        """GRPC address at which ``daemon`` answers peers of a role; a role's sockets have a directory of their own."""
+        return f"unix:{self.files / role / f'{daemon}.sock'}"
+
     @property
     def host_address(self) -> str:
-        """GRPC address of hostd."""
-        return f"unix:{self.files / 'hostd.sock'}"
+        """GRPC address of hostd, for vCPUs."""
+        return self.address("vcpu", "hostd")
+
+    @property
+    def host_load_address(self) -> str:
+        """GRPC address of hostd, for guests."""
+        return self.address("guest", "hostd")
 
     def guest_address(self, vm: int) -> str:
-        """GRPC address of a VM's guestsched."""
-        return f"unix:{self.files / f'guestsched-{vm}.sock'}"
+        """GRPC address of a VM's guestsched, for its vCPUs."""
+        return self.address("vcpu", f"guestsched-{vm}")
 
     def arrivals(self, vm: int) -> Path:
         """What came to a VM from outside (``guestsched.arrival_log``)."""

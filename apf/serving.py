@@ -15,12 +15,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import grpc
 
+from apf import limits
 from apf.calls import CallCounter
 from apf.clockpage import ClockPage
+from apf.guard import Refused, first_message
 from apf.messages import NEVER_NS
 from apf.process import Failure, PeerLost
 from apf.v1 import types_pb2
@@ -28,12 +30,6 @@ from apf.wire import WireError
 
 log = logging.getLogger(__name__)
 
-MESSAGE_BYTES_MAX = 64 << 20
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-    ("grpc.so_reuseport", 0),
-)
 _POLL_S = 0.2
 _SETTLE_S = 0.5
 
@@ -52,6 +48,9 @@ class Request(Protocol):
     @property
     def attach(self) -> types_pb2.Attach:
         """Who asks."""
+
+    def HasField(self, field_name: Literal["attach"]) -> bool:  # noqa: N802
+        """Whether it says so."""
 
 
 RequestT = TypeVar("RequestT", bound=Request)
@@ -169,8 +168,13 @@ class TurnServer:
         attached: Callable[[int], ResponseT],
         take: Callable[[int, int, RequestT], tuple[int, ResponseT]],
     ) -> None:
-        """The life of one stream. ``take(vm, vcpu, request)`` is called in order; returns (at_ns, response)."""
-        first: Any = await context.read()
+        """The life of one stream. ``take(vm, vcpu, request)`` is called in order; returns (at_ns, response).
+
+        Until it is attached a peer can do nothing but be refused. From then on it is that vCPU: whatever it says against
+        the contract (a message that is none, another number than the next, time that goes back, a field out of
+        range) and an end before the run's is answered with a status, and fails the run, saying why.
+        """
+        first: Any = await first_message(context)
         if first is grpc.aio.EOF:
             return
         vm, vcpu, participant = await self._attach(first, context)
@@ -182,20 +186,23 @@ class TurnServer:
             await write(attached(first.seq))
             seq, at_ns = first.seq, 0
             while True:
-                request: Any = await read()
+                try:
+                    request: Any = await read()
+                except Refused as refused:
+                    await self._break_off(context, vm, vcpu, refused.code, refused.text)
                 if request is grpc.aio.EOF:
                     return
                 seq += 1
                 time_ns = request.time_ns
-                if request.seq != seq or time_ns < at_ns:
-                    why = f"seq = {request.seq}, time_ns = {time_ns}: expected {seq} and at least {at_ns}"
-                    await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+                if request.seq != seq or not at_ns <= time_ns < NEVER_NS:
+                    why = f"seq = {request.seq}, time_ns = {time_ns}: expected {seq} and {at_ns} to {NEVER_NS - 1}"
+                    await self._break_off(context, vm, vcpu, grpc.StatusCode.INVALID_ARGUMENT, why)
                 if not clock.has_turn(participant, time_ns):
                     await self._turn(clock, participant, time_ns)
                 try:
                     at_ns, response = take(vm, vcpu, request)
                 except WireError as error:
-                    await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                    await self._break_off(context, vm, vcpu, grpc.StatusCode.INVALID_ARGUMENT, str(error))
                 except Exception as error:
                     self.fail(Failure(f"{type(error).__name__}: {error}"))
                     raise
@@ -236,6 +243,9 @@ class TurnServer:
         clock.withdraw(self._entry)
 
     async def _attach(self, request: Request, context: Any) -> tuple[int, int, int]:
+        if not request.HasField("attach") or request.seq:
+            why = f"seq = {request.seq}: the first message on a stream is attach, with seq = 0"
+            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
         attach = request.attach
         key = (attach.vm, attach.vcpu)
         if attach.scenario_digest != self._scenario_digest:
@@ -253,29 +263,21 @@ class TurnServer:
         return attach.vm, attach.vcpu, self._participants[key]
 
     async def _refuse(self, context: Any, code: grpc.StatusCode, why: str) -> NoReturn:
-        log.warning("refused: %s", why)
+        why = limits.details(why)
+        log.info("refused: %s", why)
         await context.abort(code, why)
         raise AssertionError("abort raises")
 
-    def server(self, streams: int) -> grpc.aio.Server:
-        """A gRPC server for so many streams, and some to refuse others with."""
-        return grpc.aio.server(options=_OPTIONS, maximum_concurrent_rpcs=streams + 4, interceptors=(self.calls,))
+    async def _break_off(self, context: Any, vm: int, vcpu: int, code: grpc.StatusCode, why: str) -> NoReturn:
+        """An attached vCPU has broken the contract."""
+        self.fail(Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
+        await self._refuse(context, code, why)
 
     def _stream_messages(self) -> tuple[int, int]:
         """Messages in and out of the vCPUs' streams, attachments included."""
         counts, attached = list(self.messages.items()), len(self._attached)
         taken = sum(count for kind, count in counts if kind.startswith("in."))
         return taken + attached, sum(count for _, count in counts) - taken + attached
-
-    def listen(self, server: grpc.aio.Server, addresses: tuple[str, ...]) -> None:
-        """Bind ``server`` to gRPC addresses: ``unix:PATH``, or ``HOST:PORT`` of the loopback or a private network."""
-        for address in addresses:
-            try:
-                bound = server.add_insecure_port(address)
-            except RuntimeError as error:
-                raise Failure(f"cannot listen at {address}: {error}") from error
-            if not bound:
-                raise Failure(f"cannot listen at {address}")
 
 
 async def let_calls_end() -> None:

@@ -325,3 +325,14 @@ def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment
         stamps = tuple(m.Stamp(s.offset, s.base, s.stride) for s in segment.stamps)
         segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, segment.demand_zero))
     return segments
+
+
+def check_layout(segments: list[m.Segment]) -> None:
+    """Check the segments of a VM together."""
+    if not segments:
+        raise WireError("segments: at least one")
+    end = 0
+    for segment in sorted(segments, key=lambda each: each.gfn):
+        if segment.gfn < end:
+            raise WireError(f"segments: pages {segment.gfn} to {end - 1} are in two of them; allowed: in one at most")
+        end = segment.gfn + segment.pages

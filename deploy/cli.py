@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,7 +14,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from apf import logs, process
+from apf import listen, logs, process
+from apf.listen import Security
 from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested
 from apf.scenario import Scenario, ScenarioError, load
 from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
@@ -335,8 +336,34 @@ def include() -> None:
     print(files("guestsched") / "programs")
 
 
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Made if it is not there.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Name or address of the servers; repeatable (default: the loopback's)."),
+    ] = None,
+    days: Annotated[int, typer.Option(metavar="N", help="How long they are good.", min=1, max=3650)] = 30,
+) -> None:
+    """Make an authority and one certificate for each role, to try certificates with."""
+    with _told():
+        from deploy import certs as maker
+
+        paths = maker.make(directory, host or maker.HOSTS, days)
+        for path in paths:
+            print(path)
+
+
 _Name = Annotated[str, typer.Option(metavar="NAME", help="Of the cluster.")]
-_Api = Annotated[str | None, typer.Option(metavar="HOST:PORT", help="API of a guest, instead of a cluster's name.")]
+_Api = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="API of a guest, HOST:PORT or unix:PATH, instead of a cluster's name."),
+]
+_TlsCert = Annotated[
+    Path | None, typer.Option(metavar="FILE.pem", help="Certificate to show on TCP (see apf certs).")
+]
+_TlsKey = Annotated[Path | None, typer.Option(metavar="FILE.pem", help="Its private key.")]
+_TlsCa = Annotated[Path | None, typer.Option(metavar="FILE.pem", help="Authority of the other side's certificate.")]
 
 
 @contextmanager
@@ -355,14 +382,28 @@ def _told() -> Iterator[None]:
         _fail("ended by SIGTERM", EXIT_STOPPED)
 
 
-def _where(name: str, api: str | None) -> tuple[str, dict[str, str]]:
+def _where(
+    name: str, api: str | None, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None
+) -> tuple[str, dict[str, str]]:
     """Address of the API, and of each daemon's /metrics as far as they are known."""
     from deploy import client
 
+    security = _security(tls_cert, tls_key, tls_ca)
     if api is not None:
-        return client.address(api), {}
+        return client.Address(client.address(api), security.tls), {}
+    if security.tls is not None:
+        raise BadInput(f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api")
     record: Record = client.running(Clusters.of_user(), name)
-    return record.api, record.metrics
+    return record.address, record.metrics
+
+
+def _security(
+    tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None, groups: Sequence[str] = ()
+) -> Security:
+    try:
+        return listen.security(tls_cert, tls_key, tls_ca, groups)
+    except listen.ListenError as error:
+        raise BadInput(str(error)) from error
 
 
 @app.command()
@@ -372,8 +413,19 @@ def up(
     ] = None,
     name: _Name = DEFAULT_NAME,
     api: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where the API listens; port 0: any that is free.")
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Where the API listens beside its sockets: port 0: any that is free; unix: at its sockets only.",
+        ),
     ] = "127.0.0.1:0",
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+    socket_group: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=GROUP", help="Let a Unix group use a role's socket: load, operator; repeatable."),
+    ] = None,
     apf: Annotated[
         str | None, typer.Option(metavar="MODE", help="Mode (default: the scenario's if it has one, else pv2010).")
     ] = None,
@@ -420,6 +472,7 @@ def up(
             record,
             prometheus_at if prometheus else None,
             _format(log_format),
+            _security(tls_cert, tls_key, tls_ca, socket_group or ()),
         )
         path = _scenario_file(scenario, "SCENARIO")
         chosen = clusters.up_scenario(path, options)
@@ -475,6 +528,9 @@ def down(
 def spawn(
     name: _Name = DEFAULT_NAME,
     api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
     process_name: Annotated[str, typer.Option("--process", metavar="NAME", help="Of the process.")] = "",
     program: Annotated[str, typer.Option(metavar="NAME", help="Built-in program its tasks run.")] = "",
     elf: Annotated[
@@ -501,7 +557,7 @@ def spawn(
         options = steer.SpawnOptions(
             process_name, program, elf, threads, access_threads, memory, nice, vcpus, tuple(parameter or ()), lifetime
         )
-        steer.spawn(_where(name, api)[0], options, _console())
+        steer.spawn(_where(name, api, tls_cert, tls_key, tls_ca)[0], options, _console())
 
 
 @app.command()
@@ -510,21 +566,30 @@ def kill(
     task: Annotated[int, typer.Option(metavar="N", help="One task of it only; 0: all.")] = 0,
     name: _Name = DEFAULT_NAME,
     api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
 ) -> None:
     """End a process of a running guest."""
     with _told():
         from deploy import steer
 
-        steer.kill(_where(name, api)[0], process_id, task, _console())
+        steer.kill(_where(name, api, tls_cert, tls_key, tls_ca)[0], process_id, task, _console())
 
 
 @app.command("list")
-def list_(name: _Name = DEFAULT_NAME, api: _Api = None) -> None:
+def list_(
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+) -> None:
     """Show the processes and tasks of a running guest."""
     with _told():
         from deploy import steer
 
-        steer.show_list(_where(name, api)[0], _console())
+        steer.show_list(_where(name, api, tls_cert, tls_key, tls_ca)[0], _console())
 
 
 @app.command("load")
@@ -534,6 +599,9 @@ def load_(
     ] = None,
     name: _Name = DEFAULT_NAME,
     api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
     process_id: Annotated[
         str | None, typer.Option("--process", metavar="P", help="Number or name of the process.")
     ] = None,
@@ -585,7 +653,7 @@ def load_(
         if job_file is not None and fields:
             raise BadInput(f"{next(iter(fields))}: with a job file its jobs say everything")
         chosen = jobs.load_jobs(job_file) if job_file is not None else (jobs.make_job(fields),)
-        address = _where(name, api)[0]
+        address = _where(name, api, tls_cert, tls_key, tls_ca)[0]
         try:
             output = stack.enter_context(json_file.open("w")) if json_file else None
         except OSError as error:
@@ -605,6 +673,9 @@ def load_(
 def top(
     name: _Name = DEFAULT_NAME,
     api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
     interval: Annotated[
         int, typer.Option(metavar="MS", help="Wall time between two frames.", min=50, max=60_000)
     ] = 1000,
@@ -614,7 +685,7 @@ def top(
     with _told():
         from deploy import top as viewer
 
-        address, metrics = _where(name, api)
+        address, metrics = _where(name, api, tls_cert, tls_key, tls_ca)
         try:
             viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=_console())
         except KeyboardInterrupt:

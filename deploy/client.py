@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from apf import tls
+from apf.listen import TlsFiles
 from apf.process import Failure
 from apf.v1.load_pb2_grpc import LoadServiceStub
 from deploy.clusters import BadInput, Clusters, Record
@@ -25,12 +27,49 @@ OPTIONS = (
 _BAD_INPUT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.OUT_OF_RANGE)
 
 
+class Address(str):
+    """An address of the API together with what to show there: text to all who only pass it on."""
+
+    __slots__ = ("tls",)
+    tls: TlsFiles | None
+
+    def __new__(cls, text: str, tls: TlsFiles | None) -> Address:
+        """``text``, and the files of who connects there."""
+        made = super().__new__(cls, text)
+        made.tls = tls
+        return made
+
+
 def address(text: str) -> str:
-    """``text`` if it is ``HOST:PORT``, else BadInput."""
+    """``text`` if it is ``HOST:PORT`` or ``unix:PATH``, else BadInput."""
+    if text.startswith("unix:") and len(text) > len("unix:"):
+        return text
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise BadInput(f"--api = {text!r}: expected HOST:PORT, port 1 to 65535")
+        raise BadInput(f"--api = {text!r}: expected HOST:PORT, port 1 to 65535, or unix:PATH")
     return text
+
+
+def _credentials(address: str) -> grpc.ChannelCredentials | None:
+    """What to show at ``address``; None where connections have no certificates."""
+    files = getattr(address, "tls", None)
+    return None if files is None or address.startswith("unix:") else tls.client_credentials(files)
+
+
+def channel(address: str) -> grpc.Channel:
+    """A channel to the API."""
+    credentials = _credentials(address)
+    if credentials is None:
+        return grpc.insecure_channel(address, options=OPTIONS)
+    return grpc.secure_channel(address, credentials, options=OPTIONS)
+
+
+def aio_channel(address: str) -> grpc.aio.Channel:
+    """A channel to the API, for asyncio."""
+    credentials = _credentials(address)
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
 
 
 def running(clusters: Clusters, name: str) -> Record:
@@ -59,20 +98,20 @@ def refused(error: grpc.RpcError, address: str) -> Failure | BadInput:
 
 @contextmanager
 def load_service(address: str) -> Iterator[LoadServiceStub]:
-    """A stub of the API at ``HOST:PORT``; what a call meets is raised as Failure or BadInput."""
-    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+    """A stub of the API at ``address``; what a call meets is raised as Failure or BadInput."""
+    with channel(address) as opened:
         try:
-            yield LoadServiceStub(channel)
+            yield LoadServiceStub(opened)
         except grpc.RpcError as error:
             raise refused(error, address) from error
 
 
 def serving(address: str, deadline_s: float) -> None:
     """Return once the health service at ``address`` says SERVING. Raises Failure if not within ``deadline_s``."""
-    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+    with channel(address) as opened:
         request = health_pb2.HealthCheckRequest()
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=deadline_s, wait_for_ready=True)
+            answer = health_pb2_grpc.HealthStub(opened).Check(request, timeout=deadline_s, wait_for_ready=True)
         except grpc.RpcError as error:
             raise Failure(f"{address}: {error.code().name}: {error.details()}") from error
     if answer.status != health_pb2.HealthCheckResponse.SERVING:

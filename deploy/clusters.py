@@ -25,6 +25,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from apf.process import Failure
+from apf.roles import Role
 from apf.rundir import RunDir
 from deploy import scraper
 
@@ -40,7 +41,7 @@ class BadInput(Exception):
 
 
 class Record(BaseModel):
-    """One cluster, as its file says. Addresses are ``HOST:PORT``."""
+    """One cluster, as its file says. Addresses are ``HOST:PORT`` or ``unix:PATH``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,6 +58,8 @@ class Record(BaseModel):
     fingerprint: str
     # gRPC address of the API; empty until the cluster answers.
     api: str = ""
+    # Those of its sockets, by role.
+    sockets: dict[str, str] = {}
     # Address of /metrics by daemon: hostd, guest-0, vcpud-0, guest-1, and so on.
     metrics: dict[str, str] = {}
     # Address of its Prometheus; empty: it has none.
@@ -70,6 +73,11 @@ class Record(BaseModel):
     keep_result: bool
     # Why the run failed.
     why: str = ""
+
+    @property
+    def address(self) -> str:
+        """Where this user's own commands find the API: at the operator's socket, which nobody else may use."""
+        return self.sockets.get(Role.OPERATOR, self.api)
 
     @property
     def alive(self) -> bool:

@@ -308,7 +308,7 @@ async def _run_jobs(address: str, jobs: Sequence[Job], show: Show | None) -> lis
         for run in runs:
             run.stop()
 
-    async with grpc.aio.insecure_channel(address, options=client.OPTIONS) as channel:
+    async with client.aio_channel(address) as channel:
         service = LoadServiceStub(channel)
         try:
             listed = await service.List(load_pb2.ListRequest(), timeout=client.CALL_S, wait_for_ready=True)

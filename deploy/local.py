@@ -18,6 +18,7 @@ from typing import Any
 from apf import process
 from apf.clockpage import ClockPage
 from apf.hostmem import Geometry
+from apf.listen import API_ON_SOCKETS, PLAIN, Security
 from apf.messages import PAGE_SIZE
 from apf.process import Failure
 from apf.rundir import RunDir
@@ -62,12 +63,21 @@ def _check_free(path: Path, needed: int, what: str) -> None:
 class LocalCluster:
     """The processes of one run. A context manager: leaving it ends them all and removes what they left.
 
-    ``api``: where the API for load generators listens, ``HOST:PORT``; port 0 is any, see ``api_address``.
+    ``api``: where the API for load generators listens beside its roles' sockets, ``HOST:PORT``; port 0 is any, see
+    ``api_address``; ``unix``: nowhere. ``security``: of the API; the processes of a run talk on sockets.
     """
 
-    def __init__(self, scenario: Scenario, *, journals: bool = False, api: str | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        *,
+        journals: bool = False,
+        api: str | None = None,
+        security: Security = PLAIN,
+    ) -> None:
         self.scenario = scenario
         self._api = api
+        self._security = security
         self.run = RunDir.make()
         self._journals = journals
         self._began_s = time.monotonic()
@@ -81,7 +91,7 @@ class LocalCluster:
             for vm in range(self.scenario.host.vms):
                 daemons += [(f"guest-{vm}", _guestsched, vm), (f"vcpud-{vm}", _vcpud, vm)]
             for name, target, vm in daemons:
-                args = (self.scenario, self.run, vm, self._journals, self._api)
+                args = (self.scenario, self.run, vm, self._journals, self._api, self._security)
                 self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
         except BaseException:
             self.close()
@@ -178,6 +188,11 @@ class LocalCluster:
         report = self.run.read_report(f"api-guest-{vm}")
         return None if report is None else str(report["address"])
 
+    def api_sockets(self, vm: int = 0) -> dict[str, str]:
+        """Address of the sockets of a VM's API by role; empty as long as there is none."""
+        report = self.run.read_report(f"api-guest-{vm}")
+        return {} if report is None else dict(report["sockets"])
+
     def arrivals(self, vm: int = 0) -> Path:
         """What has come to a VM from outside so far (``guestsched.arrival_log``); removed with the cluster."""
         return self.run.arrivals(vm)
@@ -206,27 +221,31 @@ def _messages(
     return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
 
 
-def _hostd(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None) -> None:
+def _hostd(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None, security: Security) -> None:
     from hostd.daemon import HostdConfig, main
 
-    main(HostdConfig(scenario, run, (run.host_address,), journals))
+    main(HostdConfig(scenario, run, (), journals))
 
 
-def _guestsched(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None) -> None:
+def _guestsched(
+    scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None, security: Security
+) -> None:
     from guestsched.daemon import GuestschedConfig, main
 
-    main(GuestschedConfig(scenario, run, vm, run.host_address, (run.guest_address(vm),), journals, _api_of(api, vm)))
+    main(
+        GuestschedConfig(scenario, run, vm, run.host_load_address, (), journals, _api_of(api, vm), security=security)
+    )
 
 
 def _api_of(api: str | None, vm: int) -> str | None:
     """The first VM's API listens where it is asked to, the others' at the ports behind; port 0 is any for each."""
-    if api is None or not vm:
+    if api is None or api == API_ON_SOCKETS or not vm:
         return api
     host, _, port = api.rpartition(":")
     return f"{host}:{int(port) + vm if int(port) else 0}"
 
 
-def _vcpud(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None) -> None:
+def _vcpud(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None, security: Security) -> None:
     from vcpud.daemon import VcpudConfig, main
 
     main(VcpudConfig(scenario, run, vm, run.host_address, run.guest_address(vm), journals))

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from apf import process
+from apf.listen import PLAIN, Security
 from apf.process import EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested, describe_exit
 from apf.scenario import Scenario
 from deploy import bench
@@ -44,6 +45,7 @@ class Order:
     """What to start: a run in one mode, its API at gRPC address ``api``, and how long (wall s) its start may take.
 
     ``arrivals``: where its log of arrivals goes at the end, however that comes. ``scraping``: its own Prometheus.
+    ``security``: of the API.
     """
 
     scenario: Scenario
@@ -54,6 +56,7 @@ class Order:
     arrivals: Path | None = None
     scraping: Scraping | None = None
     log_format: str = "text"
+    security: Security = PLAIN
 
 
 class Outcome:
@@ -79,7 +82,10 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
     document, why, code = None, "", EXIT_FAILED
     try:
         clusters.replace(record)
-        with LocalCluster(order.scenario, api=order.api) as cluster, ExitStack() as ended:
+        with (
+            LocalCluster(order.scenario, api=order.api, security=order.security) as cluster,
+            ExitStack() as ended,
+        ):
             record = record.model_copy(
                 update={"run_memory": str(cluster.run.memory), "run_files": str(cluster.run.files)}
             )
@@ -129,7 +135,8 @@ def _answering(cluster: LocalCluster, record: Record, start_s: float) -> Record:
         ports = {name: cluster.run.read_report(f"metrics-{name}") for name in daemons}
         if api is not None and all(ports.values()):
             metrics = {name: f"127.0.0.1:{report['port']}" for name, report in ports.items() if report}
-            return record.model_copy(update={"status": "running", "api": api["address"], "metrics": metrics})
+            found = {"api": api["address"], "sockets": api.get("sockets", {}), "metrics": metrics}
+            return record.model_copy(update={"status": "running", **found})
         if connection.wait(sentinels, _POLL_S):
             cluster.wait()  # which says why
             raise Failure(

@@ -183,7 +183,7 @@ def _tasks(before: View, after: View, guest_ns: int, rows: int) -> Table:
 
 async def _views(address: str, metrics: Mapping[str, str], interval_ms: int) -> AsyncGenerator[View, None]:
     """View after view, an interval apart, until the run ends. Raises BadInput or Failure."""
-    async with grpc.aio.insecure_channel(address, options=client.OPTIONS) as channel:
+    async with client.aio_channel(address) as channel:
         service = LoadServiceStub(channel)
         request = load_pb2.WatchCountersRequest(interval_ms=interval_ms)
         limit_s = _FIRST_S + interval_ms / 1000

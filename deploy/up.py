@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from apf import process
+from apf import process, roles
+from apf.listen import API_ON_SOCKETS, PLAIN, ListenError, Security, listener
 from apf.process import Failure
 from apf.scenario import Scenario, ScenarioError, load
 from deploy import scraper
@@ -51,6 +52,7 @@ class UpOptions:
     arrivals: Path | None = None
     prometheus: str | None = None
     log_format: str = "text"
+    security: Security = PLAIN
 
 
 def up_scenario(path: Path | None, options: UpOptions) -> Scenario:
@@ -89,7 +91,14 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     from deploy.supervisor import Order
 
     name = check_name(options.name)
-    _check_address("--api", options.api)
+    tls = options.security.tls
+    if options.api != API_ON_SOCKETS:
+        try:
+            listener("--api", options.api, roles.API, tls)
+        except ListenError as error:
+            raise BadInput(str(error)) from error
+    elif tls is not None:
+        raise BadInput(f"--tls-cert = {tls.cert}: certificates are for TCP, and --api = {API_ON_SOCKETS} has none")
     keep = options.json_file is not None
     record = Record(
         name=name,
@@ -110,7 +119,15 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
     arrivals = None if options.arrivals is None else options.arrivals.absolute()
     scraping = None if options.prometheus is None else _scraping(options.prometheus, clusters)
     return Order(
-        scenario, record, options.api, options.start_s, options.log_level, arrivals, scraping, options.log_format
+        scenario,
+        record,
+        options.api,
+        options.start_s,
+        options.log_level,
+        arrivals,
+        scraping,
+        options.log_format,
+        options.security,
     )
 
 
@@ -143,7 +160,7 @@ def up(scenario: Scenario, source: Path | None, options: UpOptions, clusters: Cl
     from deploy import client
 
     try:
-        client.serving(record.api, _ANSWER_S)
+        client.serving(record.address, _ANSWER_S)
     except BaseException:
         _end(clusters, record, 0.0)
         clusters.remove(record)
@@ -181,6 +198,7 @@ def show_up(console: Console, record: Record) -> None:
     lines = [
         f"cluster {record.name}: {record.mode}, {record.scenario}, fingerprint {record.fingerprint}, pid {record.pid}",
         f"  API      {record.api}  (gRPC: apf.v1.LoadService, health, reflection)",
+        *(f"  socket   {address.removeprefix('unix:')}  ({role})" for role, address in record.sockets.items()),
         *(f"  metrics  http://{address}/metrics  ({name})" for name, address in record.metrics.items()),
         *([f"  prometheus  http://{record.prometheus}"] if record.prometheus else []),
         f"  log      {record.log}",
@@ -208,7 +226,7 @@ def status(clusters: Clusters, name: str | None) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {**record.model_dump(), "answers": False, "guest_s": None}
         if record.status == "running":
             try:
-                with client.load_service(record.api) as service:
+                with client.load_service(record.address) as service:
                     now_ns = service.List(load_pb2.ListRequest(), timeout=_STATUS_S).now_ns
                 entry |= {"answers": True, "guest_s": now_ns / 1e9}
             except Failure as failure:
@@ -266,7 +284,7 @@ def _shut_down(record: Record) -> bool:
     from deploy import client
 
     try:
-        with client.load_service(record.api) as service:
+        with client.load_service(record.address) as service:
             service.Shutdown(load_pb2.ShutdownRequest(), timeout=client.CALL_S)
     except (Failure, BadInput):
         return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apf import launch
+from apf import launch, roles
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 
@@ -12,23 +12,23 @@ def main() -> None:
     options = launch.parser("guestsched", "The guest kernel of one VM: loads it, then answers its vCPUs' traps.")
     options.add_argument("--host", metavar="ADDRESS", help="gRPC address of hostd")
     options.add_argument(
-        "--listen", action="append", metavar="ADDRESS", help="gRPC address: unix:PATH or HOST:PORT (repeatable)"
+        "--api",
+        metavar="ADDRESS",
+        help="where the API for load generators listens beside its roles' sockets: HOST:PORT, or unix: at these only",
     )
-    options.add_argument(
-        "--api", metavar="ADDRESS", help="where the API for load generators listens: HOST:PORT or unix:PATH"
-    )
+    launch.add_listen(options)
     launch.vm_option(options)
     arguments = options.parse_args()
+    security, listen = launch.listeners(options, arguments, roles.GUESTSCHED)
 
     def serve(scenario: Scenario, run: RunDir) -> None:
         from guestsched.daemon import GuestschedConfig
         from guestsched.daemon import main as daemon
 
-        host = arguments.host or run.host_address
+        host = arguments.host or run.host_load_address
         vm = launch.vm_of(arguments, scenario)
-        listen = tuple(arguments.listen or (run.guest_address(vm),))
         log, metrics = arguments.journal, arguments.metrics
-        daemon(GuestschedConfig(scenario, run, vm, host, listen, log, arguments.api, metrics))
+        daemon(GuestschedConfig(scenario, run, vm, host, listen, log, arguments.api, metrics, security))
 
     launch.run("guestsched", arguments, serve, name=f"guest-{arguments.vm}")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,12 +20,14 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from apf import limits
 from apf.calls import CallCounter
+from apf.guard import Servers
+from apf.listen import Listener, Security
 from apf.messages import PAGE_SIZE, FaultKind
-from apf.process import Failure
 from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError
-from apf.serving import MESSAGE_BYTES_MAX, TurnServer
+from apf.serving import TurnServer
 from apf.stats import FIELDS, VcpuStats
 from apf.v1 import load_pb2, types_pb2
 from apf.v1.load_pb2_grpc import LoadServiceServicer, add_LoadServiceServicer_to_server
@@ -57,7 +59,6 @@ from guestsched.spawn import SpawnWish
 
 INBOX_MAX = 8192
 """Arrivals that wait for the clock; what comes then is refused."""
-RPCS_MAX = 2048
 IN_FLIGHT_MAX = 1024
 ITEMS_MAX = 64
 REPLAY_MAX = 1_000_000
@@ -127,6 +128,7 @@ class LoadApi(LoadServiceServicer):
         self._stats: VcpuStats | None = None
         self._closing = asyncio.Event()
         self._streams: set[_Stream] = set()
+        self._trace_items = 0
 
     def serve(self, shell: GuestShell) -> None:
         """The guest is there."""
@@ -307,11 +309,27 @@ class LoadApi(LoadServiceServicer):
     async def Replay(  # noqa: N802, D102 - the generated base names and documents it
         self, request_iterator: AsyncIterator[load_pb2.ReplayRequest], context: Any
     ) -> load_pb2.ReplayResponse:
-        process: Process | None = None
         items: list[TraceAccess] = []
         try:
-            async for request in request_iterator:
+            return await self._replay(request_iterator, items, context)
+        finally:
+            self._trace_items -= len(items)
+
+    async def _replay(
+        self, requests: AsyncIterator[load_pb2.ReplayRequest], items: list[TraceAccess], context: Any
+    ) -> load_pb2.ReplayResponse:
+        process: Process | None = None
+        try:
+            async for request in requests:
                 self.messages[_REPLAY, "in"] += 1
+                if len(request.items) > limits.REPLAY_ITEMS_MAX:
+                    text = f"items: {len(request.items)}; at most {limits.REPLAY_ITEMS_MAX} a message"
+                    raise _Error(Code.INVALID_ARGUMENT, text)
+                if self._trace_items + len(request.items) > limits.TRACES_ITEMS_MAX:
+                    text = (
+                        f"{self._trace_items} accesses of traces are here already; at most {limits.TRACES_ITEMS_MAX}"
+                    )
+                    raise _Error(Code.RESOURCE_EXHAUSTED, text)
                 if process is None:
                     process = self._process(request.process, request.process_name)
                 if len(items) + len(request.items) > REPLAY_MAX:
@@ -322,6 +340,7 @@ class LoadApi(LoadServiceServicer):
                         where = f"items[{len(items)}].page = {item.page}"
                         raise _Error(Code.INVALID_ARGUMENT, f"{where}: process {process.asid} has {pages} pages")
                     items.append(TraceAccess(item.page * PAGE_SIZE, 1, item.write, item.think))
+                    self._trace_items += 1
             if process is None or not items:
                 raise _Error(Code.INVALID_ARGUMENT, "items: at least one")
         except _Error as error:
@@ -417,8 +436,13 @@ class LoadApi(LoadServiceServicer):
                 if self._closing.is_set():
                     raise _Error(Code.UNAVAILABLE, _GONE)
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._ended.setdefault(process.asid, []).append(future)
-                await future
+                waiters = self._ended.setdefault(process.asid, [])
+                waiters.append(future)
+                try:
+                    await future
+                finally:
+                    if future.cancelled():  # the caller has gone; nobody else forgets it
+                        waiters.remove(future)
         except _Error as error:
             await _abort(context, error)
         return load_pb2.WaitResponse(process=self._process_out(process))
@@ -604,45 +628,35 @@ def _ticket_of(arrival: Arrival) -> int:
 
 
 async def _abort(context: Any, error: _Error) -> NoReturn:
-    await context.abort(error.code, error.text)
+    await context.abort(error.code, limits.details(error.text))
     raise AssertionError("abort raises")
 
 
 class ApiServer:
-    """The API's own gRPC server, with health and reflection."""
+    """The API's own gRPC servers, with health and reflection."""
 
-    def __init__(self, api: LoadApi, calls: CallCounter, guest: str) -> None:
+    def __init__(
+        self, api: LoadApi, listeners: Sequence[Listener], security: Security, calls: CallCounter, guest: str
+    ) -> None:
         self._api = api
-        self._server = grpc.aio.server(
-            options=(
-                ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-                ("grpc.so_reuseport", 0),
-            ),
-            maximum_concurrent_rpcs=RPCS_MAX,
-            interceptors=(calls, CallLog(guest)),
-        )
         self._health = health.aio.HealthServicer()
-        add_LoadServiceServicer_to_server(api, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (load_pb2.DESCRIPTOR.services_by_name["LoadService"].full_name, health.SERVICE_NAME)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
-        self._names = names
+        self._names = (load_pb2.DESCRIPTOR.services_by_name["LoadService"].full_name, health.SERVICE_NAME)
+        self._servers = Servers(listeners, security, self._add, 0, calls, (CallLog(guest),))
 
-    async def start(self, address: str) -> str:
-        """Listen at ``HOST:PORT`` (0: any port) or ``unix:PATH``; returns where. Raises Failure."""
-        try:
-            port = self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise Failure(f"cannot listen at {address}: {error}") from error
-        if not port:
-            raise Failure(f"cannot listen at {address}")
-        await self._server.start()
+    def _add(self, server: grpc.aio.Server) -> None:
+        add_LoadServiceServicer_to_server(self._api, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((*self._names, reflection.SERVICE_NAME), server)
+
+    async def start(self) -> tuple[str, ...]:
+        """Listen; returns the addresses. Raises Failure."""
+        addresses = await self._servers.start()
         for name in ("", self._names[0]):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+        return addresses
 
     async def stop(self, grace_s: float) -> None:
         """Tell whoever waits, and end."""
         await self._health.enter_graceful_shutdown()
         self._api.close()
-        await self._server.stop(grace_s)
+        await self._servers.stop(grace_s)

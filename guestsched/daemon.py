@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 import grpc
 
-from apf import metrics, wire
+from apf import limits, metrics, roles, tls, wire
 from apf.clockpage import ClockPage
+from apf.guard import Servers
 from apf.journal import Journal
+from apf.listen import API_ON_SOCKETS, PLAIN, Listener, ListenError, Security, listener, sockets
 from apf.messages import Segment, TrapRaised
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from apf.serving import MESSAGE_BYTES_MAX, TurnServer, let_calls_end
+from apf.serving import TurnServer, let_calls_end
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
@@ -44,11 +46,13 @@ class GuestschedConfig:
     run: RunDir
     vm: int
     host_address: str
-    listen: tuple[str, ...]
+    listen: tuple[Listener, ...] = ()
+    """Where it answers its vCPUs; without, at their socket."""
     journal: bool = False
     api: str | None = None
-    """Where the API for load generators listens: ``HOST:PORT`` (port 0: any), None: nowhere."""
+    """Where the API listens beside its roles' sockets: ``HOST:PORT`` (port 0: any), ``unix``: nowhere; None: no API."""
     metrics: str = metrics.ANYWHERE
+    security: Security = PLAIN
 
     @property
     def first_participant(self) -> int:
@@ -59,6 +63,11 @@ class GuestschedConfig:
     def name(self) -> str:
         """As in reports and journals."""
         return f"guest-{self.vm}"
+
+    @property
+    def daemon(self) -> str:
+        """As in the names of sockets."""
+        return f"guestsched-{self.vm}"
 
 
 class GuestService(GuestServiceServicer):
@@ -112,16 +121,23 @@ async def _serve(config: GuestschedConfig) -> None:
     clock = _clock(run)
     vcpus = range(scenario.vm.vcpus)
     turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
-    server = turns.server(len(vcpus))
-    add_GuestServiceServicer_to_server(GuestService(turns, shell), server)
-    turns.listen(server, config.listen)
-    await server.start()
+    service = GuestService(turns, shell)
+    servers = Servers(
+        config.listen or sockets(run, config.daemon, roles.GUESTSCHED),
+        config.security,
+        lambda server: add_GuestServiceServicer_to_server(service, server),
+        len(vcpus),
+        turns.calls,
+    )
+    await servers.start()
     api_server = None
     if api is not None and config.api is not None:
         api.serve(shell)
-        api_server = ApiServer(api, turns.calls, config.name)
-        address = await api_server.start(config.api)
-        run.write_report(f"api-guest-{config.vm}", {"address": address})
+        found = _api_listeners(config, config.api)
+        api_server = ApiServer(api, found, config.security, turns.calls, config.name)
+        addresses = await api_server.start()
+        by_role = {next(iter(each.roles)): each.address for each in found if each.path is not None}
+        run.write_report(f"api-guest-{config.vm}", {"address": addresses[-1], "sockets": by_role})
     gc.freeze()
     collects = (GuestMetrics(shell, config.vm, clock), turns.calls)
     metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
@@ -138,7 +154,7 @@ async def _serve(config: GuestschedConfig) -> None:
     try:
         await turns.wait_over(poll)
         turns.raise_failure()
-        await server.stop(_STOP_S)
+        await servers.stop(_STOP_S)
         if api_server is not None:
             await api_server.stop(_STOP_S)
         report = {
@@ -151,11 +167,22 @@ async def _serve(config: GuestschedConfig) -> None:
             arrivals.close(report["digest"])
         run.write_report(config.name, report)
     finally:
-        await server.stop(0)
+        await servers.stop(0)
         if api_server is not None:
             await api_server.stop(0)
         await host.close()
         await let_calls_end()
+
+
+def _api_listeners(config: GuestschedConfig, api: str) -> tuple[Listener, ...]:
+    """A socket for each role, then TCP if there is to be any."""
+    found = sockets(config.run, config.daemon, roles.API)
+    if api == API_ON_SOCKETS:
+        return found
+    try:
+        return (*found, listener("--api", api, roles.API, config.security.tls))
+    except ListenError as error:
+        raise Failure(str(error)) from error
 
 
 class _Host:
@@ -166,8 +193,8 @@ class _Host:
 
     def __init__(self, config: GuestschedConfig) -> None:
         self._vm = config.vm
-        options = [("grpc.max_send_message_length", MESSAGE_BYTES_MAX)]
-        self._channel = grpc.aio.insecure_channel(config.host_address, options=options)
+        options = (("grpc.max_send_message_length", limits.request_bytes_max("/apf.v1.HostService/LoadVm")),)
+        self._channel = tls.channel(config.host_address, config.security.tls, options)
 
     async def load(self, segments: tuple[Segment, ...]) -> None:
         """Fill the VM's memory. Raises Failure or PeerLost."""

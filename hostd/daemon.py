@@ -14,11 +14,13 @@ from decimal import Decimal
 
 import grpc
 
-from apf import metrics, wire
+from apf import limits, metrics, roles, wire
 from apf.clockpage import ClockPage, Waited
+from apf.guard import Servers
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import NEVER_NS, PAGE_SIZE
+from apf.listen import PLAIN, Listener, Security, sockets
+from apf.messages import NEVER_NS, PAGE_SIZE, Segment
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -45,13 +47,14 @@ _SWITCH_S = 0.0005
 
 @dataclass(frozen=True, slots=True)
 class HostdConfig:
-    """The scenario's host, answering at the gRPC addresses ``listen``."""
+    """The scenario's host. ``listen``: where it answers; without, at its roles' sockets."""
 
     scenario: Scenario
     run: RunDir
-    listen: tuple[str, ...]
+    listen: tuple[Listener, ...] = ()
     journal: bool = False
     metrics: str = metrics.ANYWHERE
+    security: Security = PLAIN
 
     @property
     def vms(self) -> int:
@@ -68,10 +71,12 @@ class HostService(HostServiceServicer):
         self._shell = shell
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
+        self._claimed: set[int] = set()  # loaded, or being loaded
+        self._loads: set[asyncio.Future[None]] = set()
+        self._loaded = 0
         self._loading = asyncio.Condition()
         # Not the loop's own executor, whose threads it waits for at its end: a load may take seconds.
         self._loader = ThreadPoolExecutor(1, "loader")
-        self._loaded: set[int] = set()
         self.all_loaded = threading.Event()
 
     async def RunVcpu(  # noqa: N802, D102 - the generated base names and documents it
@@ -88,27 +93,41 @@ class HostService(HostServiceServicer):
     ) -> host_pb2.LoadVmResponse:
         if request.vm >= self._config.vms:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"vm = {request.vm}: 0 to {self._config.vms - 1}")
-        async with self._loading:
-            # One VM after the other, whichever comes first: who gets which frame is part of the run.
-            await self._loading.wait_for(lambda: len(self._loaded) >= request.vm)
-            if request.vm in self._loaded:
-                await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
-            try:
-                segments = wire.segments_in(request, self._guest_pages)
-            except wire.WireError as error:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            loop = asyncio.get_running_loop()
-            try:
-                await loop.run_in_executor(self._loader, self._shell.load, request.vm, tuple(segments))
-            except Exception as error:
-                self._turns.fail(Failure(f"cannot load VM {request.vm}: {type(error).__name__}: {error}"))
-                raise
-            self._loaded.add(request.vm)
-            self._loading.notify_all()
-            if len(self._loaded) == self._config.vms:
-                self.all_loaded.set()
+        if request.vm in self._claimed:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"vm = {request.vm}: loaded already")
+        try:
+            segments = wire.segments_in(request, self._guest_pages)
+            wire.check_layout(segments)
+        except wire.WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, limits.details(str(error)))
+        # From here on the VM is this caller's, and loaded to its end even if the caller goes away.
+        self._claimed.add(request.vm)
+        loading = asyncio.ensure_future(self._load(request.vm, tuple(segments)))
+        self._loads.add(loading)
+        loading.add_done_callback(self._loads.discard)
+        await asyncio.shield(loading)
         core = self._shell.core
         return host_pb2.LoadVmResponse(resident_pages=core.resident_pages(request.vm), swapped_pages=core.swap_pages)
+
+    async def _load(self, vm: int, segments: tuple[Segment, ...]) -> None:
+        async with self._loading:
+            # One VM after the other, whichever comes first: who gets which frame is part of the run.
+            await self._loading.wait_for(lambda: self._loaded == vm)
+            loop = asyncio.get_running_loop()
+            try:
+                await loop.run_in_executor(self._loader, self._shell.load, vm, segments)
+            except Exception as error:
+                self._turns.fail(Failure(f"cannot load VM {vm}: {type(error).__name__}: {error}"))
+                raise
+            self._loaded += 1
+            self._loading.notify_all()
+            if self._loaded == self._config.vms:
+                self.all_loaded.set()
+
+    def end_loads(self) -> None:
+        """Nobody waits for them any more."""
+        for loading in self._loads:
+            loading.cancel()
 
     def _attached(self, seq: int) -> host_pb2.RunVcpuResponse:
         return host_pb2.RunVcpuResponse(seq=seq, attached=types_pb2.Attached())
@@ -140,11 +159,16 @@ async def _serve(config: HostdConfig) -> None:
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     turns.open(clock, {(vm, vcpu): vm * vcpus + vcpu for vm in range(config.vms) for vcpu in range(vcpus)})
     service = HostService(config, turns, shell, clock)
-    server = turns.server(config.vms * vcpus)
-    add_HostServiceServicer_to_server(service, server)
-    turns.listen(server, config.listen)
-    await server.start()
-    log.info("answers at %s: VMs %d, vCPUs of each %d", ", ".join(config.listen), config.vms, vcpus)
+    listeners = config.listen or sockets(run, "hostd", roles.HOSTD)
+    servers = Servers(
+        listeners,
+        config.security,
+        lambda server: add_HostServiceServicer_to_server(service, server),
+        config.vms * vcpus,
+        turns.calls,
+    )
+    addresses = await servers.start()
+    log.info("answers at %s: VMs %d, vCPUs of each %d", ", ".join(addresses), config.vms, vcpus)
     gc.freeze()
     metrics.serve(run, "hostd", "hostd", HostMetrics(shell.core, clock), turns.calls, listen=config.metrics)
     try:
@@ -153,11 +177,12 @@ async def _serve(config: HostdConfig) -> None:
         await turns.wait_over(lambda: None)
         turns.raise_failure()
         opener.join(_STOP_S)
-        await server.stop(_STOP_S)
+        await servers.stop(_STOP_S)
         _report(config, shell, turns, clock, opener.run_seconds)
     finally:
         clock.abort()
-        await server.stop(0)
+        await servers.stop(0)
+        service.end_loads()
         await let_calls_end()
         if sink:
             shell.core.journal.flush()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from apf import metrics, process
 from apf.clockpage import ClockPage
+from apf.listen import TlsFiles
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
@@ -38,6 +39,7 @@ class VcpudConfig:
     guest_address: str
     journal: bool = False
     metrics: str = metrics.ANYWHERE
+    tls: TlsFiles | None = None
 
     @property
     def first_participant(self) -> int:
@@ -73,6 +75,7 @@ def _spawn(config: VcpudConfig, vcpu: int) -> ForkProcess:
         vcpu=vcpu,
         participant=config.first_participant + vcpu,
         journal=_journal(config, vcpu),
+        tls=config.tls,
     )
     name = worker_config.name
     return process.spawn(name, worker.main, worker_config, run=config.run, report=name)

@@ -20,6 +20,7 @@ from typing import Any
 from apf.clockpage import ClockPage, Waited
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
+from apf.listen import TlsFiles
 from apf.messages import NEVER_NS
 from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
@@ -51,6 +52,7 @@ class WorkerConfig:
     vcpu: int
     participant: int
     journal: Path | None
+    tls: TlsFiles | None = None
 
     @property
     def name(self) -> str:
@@ -74,15 +76,15 @@ class _Worker:
         """Attach everywhere, run, report."""
         import grpc
 
-        from apf import wire
+        from apf import tls, wire
         from apf.v1.guest_pb2_grpc import GuestServiceStub
         from apf.v1.host_pb2_grpc import HostServiceStub
 
         self._wire, self._eof = wire, grpc.aio.EOF
         config = self._config
         async with (
-            grpc.aio.insecure_channel(config.host_address) as host_channel,
-            grpc.aio.insecure_channel(config.guest_address) as guest_channel,
+            tls.channel(config.host_address, config.tls) as host_channel,
+            tls.channel(config.guest_address, config.tls) as guest_channel,
         ):
             await self._connect(host_channel, "hostd")
             await self._connect(guest_channel, "guestsched")

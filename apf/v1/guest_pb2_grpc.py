@@ -49,7 +49,8 @@ class GuestServiceServicer:
     def TakeTraps(self, request_iterator, context):
         """One stream a vCPU, for the whole run: each trap waits for its dispatch. The first message must be `attach`.
         INVALID_ARGUMENT: no such VM or vCPU. FAILED_PRECONDITION: another scenario. ALREADY_EXISTS: attached already.
-        ABORTED: the run has ended early.
+        DEADLINE_EXCEEDED: no attach within 20 s. PERMISSION_DENIED: the caller is no vCPU. None of these changes anything.
+        Once attached: ABORTED if the run has ended early; whatever breaks the contract is refused and fails the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -54,7 +54,8 @@ class HostServiceServicer:
     def RunVcpu(self, request_iterator, context):
         """One stream a vCPU, for the whole run: each request waits for its reply. The first request must be `attach`.
         INVALID_ARGUMENT: no such VM or vCPU. FAILED_PRECONDITION: another scenario. ALREADY_EXISTS: attached already.
-        ABORTED: the run has ended early.
+        DEADLINE_EXCEEDED: no attach within 20 s. PERMISSION_DENIED: the caller is no vCPU. None of these changes anything.
+        Once attached: ABORTED if the run has ended early; whatever breaks the contract is refused and fails the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,7 +27,9 @@ if _version_not_supported:
 
 class LoadServiceStub:
     """What one can do with a running guest. What arrives here takes effect when the next window opens and is journaled, so
-    that the same run can be replayed. Every call: UNAVAILABLE once the run is ending.
+    that the same run can be replayed. Every call: UNAVAILABLE once the run is ending, PERMISSION_DENIED if the caller's
+    role may not, INVALID_ARGUMENT for bytes that are no request, RESOURCE_EXHAUSTED beyond a limit (apf/limits.py),
+    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill and Shutdown are the operator's.
     """
 
     def __init__(self, channel):
@@ -90,7 +92,9 @@ class LoadServiceStub:
 
 class LoadServiceServicer:
     """What one can do with a running guest. What arrives here takes effect when the next window opens and is journaled, so
-    that the same run can be replayed. Every call: UNAVAILABLE once the run is ending.
+    that the same run can be replayed. Every call: UNAVAILABLE once the run is ending, PERMISSION_DENIED if the caller's
+    role may not, INVALID_ARGUMENT for bytes that are no request, RESOURCE_EXHAUSTED beyond a limit (apf/limits.py),
+    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill and Shutdown are the operator's.
     """
 
     def Access(self, request, context):
@@ -112,7 +116,8 @@ class LoadServiceServicer:
 
     def Replay(self, request_iterator, context):
         """A page-access trace, performed by one access thread in order and answered at its end. The first message names the
-        process. Takes at most 1,000,000 accesses. Errors as with Access.
+        process. Takes at most 1,000,000 accesses, 65,536 of them a message. Errors as with Access; RESOURCE_EXHAUSTED if
+        all traces together are too long.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -230,7 +235,9 @@ def add_LoadServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class LoadService:
     """What one can do with a running guest. What arrives here takes effect when the next window opens and is journaled, so
-    that the same run can be replayed. Every call: UNAVAILABLE once the run is ending.
+    that the same run can be replayed. Every call: UNAVAILABLE once the run is ending, PERMISSION_DENIED if the caller's
+    role may not, INVALID_ARGUMENT for bytes that are no request, RESOURCE_EXHAUSTED beyond a limit (apf/limits.py),
+    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill and Shutdown are the operator's.
     """
 
     @staticmethod

@@ -29,6 +29,7 @@ def ping_pong(streams: int, seconds: float, stack: Stack = "aio") -> tuple[float
     fork = multiprocessing.get_context("fork")
     run = RunDir.make()
     ours, theirs = zip(*(fork.Pipe() for _ in range(streams + 1)), strict=True)
+    (run.files / "vcpu").mkdir()
     children = [
         process.spawn("bare-server", _serve, run.host_address, stack, streams, theirs[0], run=run, report="s")
     ]

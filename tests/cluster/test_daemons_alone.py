@@ -15,6 +15,7 @@ from cluster_runs import DEADLINE_S, small
 from apf.journal import run_digest
 from apf.scenario import Scenario
 from deploy import twin
+from deploy.certs import files_of, make
 
 
 def free_addresses(count: int) -> list[str]:
@@ -37,7 +38,8 @@ def toml(scenario: Scenario) -> str:
     return "\n".join(plain) + "\n"
 
 
-def test_same_digest_over_tcp(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["tcp", "tls", "sockets"])
+def test_same_digest_by_hand(how: str, tmp_path: Path) -> None:
     scenario = small(device="hdd-7200", duration_s="0.1")
     (tmp_path / "scenario.toml").write_text(toml(scenario))
     memory, files = tmp_path / "memory", tmp_path / "files"
@@ -45,11 +47,16 @@ def test_same_digest_over_tcp(tmp_path: Path) -> None:
     files.mkdir()
     host, guest = free_addresses(2)
     common = ["--scenario", str(tmp_path / "scenario.toml"), "--memory", str(memory), "--files", str(files)]
-    commands = (
-        ["hostd", *common, "--listen", host],
-        ["guestsched", *common, "--host", host, "--listen", guest],
-        ["vcpud", *common, "--host", host, "--guest", guest],
-    )
+    where = {"hostd": ["--listen", host], "guestsched": ["--host", host, "--listen", guest]}
+    where["vcpud"] = ["--host", host, "--guest", guest]
+    if how == "sockets":
+        where = {name: [] for name in where}
+    if how == "tls":
+        make(tmp_path / "certs")
+        for name, shown in (("hostd", "hostd"), ("guestsched", "guest"), ("vcpud", "vcpu")):
+            pem = files_of(tmp_path / "certs", shown)
+            where[name] += ["--tls-cert", str(pem.cert), "--tls-key", str(pem.key), "--tls-ca", str(pem.ca)]
+    commands = [[name, *common, *options] for name, options in where.items()]
     daemons = [subprocess.Popen([sys.executable, "-m", *command], stdin=subprocess.DEVNULL) for command in commands]
     try:
         assert [daemon.wait(DEADLINE_S) for daemon in daemons] == [0, 0, 0]

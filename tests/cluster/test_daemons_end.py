@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,8 +105,15 @@ class Daemons:
 
 
 @pytest.fixture
-def daemons(tmp_path: Path) -> Iterator[Daemons]:
-    made = Daemons(tmp_path)
+def short_path() -> Iterator[Path]:
+    """A directory whose sockets' paths are short enough for sun_path; pytest's own may not be."""
+    with tempfile.TemporaryDirectory(prefix="apf-test-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def daemons(short_path: Path) -> Iterator[Daemons]:
+    made = Daemons(short_path)
     yield made
     for daemon in made.running.values():
         daemon.kill()
@@ -155,11 +163,11 @@ def test_sigterm_while_loading(daemons: Daemons, name: str, monkeypatch: pytest.
         assert "guestsched: lost hostd while it loaded VM 0" in daemons.log("guest-0")
 
 
-def test_sigterm_of_any_while_running(tmp_path: Path) -> None:
+def test_sigterm_of_any_while_running(short_path: Path) -> None:
     """Whoever is told ends with 143, the others with 1 and whom they lost; no worker is left, nor memory."""
     for told in DAEMONS:
-        (tmp_path / told).mkdir()
-        daemons = Daemons(tmp_path / told)
+        (short_path / told).mkdir()
+        daemons = Daemons(short_path / told)
         try:
             for name in DAEMONS:
                 daemons.start(name, "--log-level", "INFO")
@@ -222,9 +230,9 @@ def test_hostd_starts_where_one_was_killed(daemons: Daemons) -> None:
     assert daemons.ends("hostd") == 143 and not (daemons.files / "swap").exists()
 
 
-def test_two_vms_log_json_with_request_ids(tmp_path: Path) -> None:
-    daemons = Daemons(tmp_path, vms=2)
-    api = f"unix:{tmp_path / 'api.sock'}"
+def test_two_vms_log_json_with_request_ids(short_path: Path) -> None:
+    daemons = Daemons(short_path, vms=2)
+    api = f"unix:{short_path / 'api.sock'}"
     try:
         for name in COMMANDS:
             options = ["--api", api] if name == "guest-1" else []

@@ -69,6 +69,7 @@ def test_log_lines_come_out_whole() -> None:
 def run_that_logs() -> None:
     """For the process of the test above: a supervisor with workers that do nothing but log."""
     from apf import process
+    from apf.listen import PLAIN
     from deploy.local import LocalCluster as Cluster
     from deploy.local import _vcpud
 
@@ -77,9 +78,8 @@ def run_that_logs() -> None:
     scenario = small()
     cluster = Cluster(scenario)
     try:
-        child = process.spawn(
-            "vcpud-0", _vcpud, scenario, cluster.run, 0, False, None, run=cluster.run, report="vcpud-0"
-        )
+        config = (scenario, cluster.run, 0, False, None, PLAIN)
+        child = process.spawn("vcpud-0", _vcpud, *config, run=cluster.run, report="vcpud-0")
         child.join()
         assert child.exitcode == 0
     finally:

@@ -40,7 +40,7 @@ class FakeResult:
 
 
 class FakeCluster:
-    def __init__(self, scenario: Scenario, *, api: str | None = None) -> None:
+    def __init__(self, scenario: Scenario, *, api: str | None = None, security: Any = None) -> None:
         self.scenario = scenario
         self.run = RunDir.make()
         self._api = api
