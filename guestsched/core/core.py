@@ -251,7 +251,7 @@ class GuestCore:
         if trap.token == WAKE_ALL and isinstance(trap, NotPresentArrived):
             raise CoreError(f"vCPU {cpu.index}: {trap}: ~0 wakes all, nobody can wait for it")
         node = self._kernel.waiters.find(trap.token)
-        if node is not None and node.cpu != cpu.index:
+        if node is not None and node.cpu != cpu.index and trap.token:  # 0: an interrupt too many, of any vCPU
             raise CoreError(f"vCPU {cpu.index}: {trap}, but the token is vCPU {node.cpu}'s")
 
     def _book(self, sample: Sample) -> None:

@@ -912,13 +912,14 @@ class VcpuCore:
     def _restore(self, what: Injected, vector: int, en: int) -> None:
         """Another KVM takes over: nothing of the old one's is there but what the VMM writes (E33, E34).
 
+        An interrupt that waits to be taken is in the local APIC's state, which goes along.
+
         Departure: the id of the next token goes on, where another KVM begins at 1 and may give a token to one task
         while another, which nobody will ever wake, still waits for it.
         """
         self._drop()
         self.msrs.reset()
         self.msrs.pageready_pending = False
-        self._irr = self._again_token = 0
         if what is Injected.MSR_LOST:
             return
         with_vector = self._config.mode is ApfMode.PV and what is Injected.RESTORE
