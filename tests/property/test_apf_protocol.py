@@ -283,7 +283,9 @@ class Protocol(RuleBasedStateMachine):
             assert self.mode is not m.ApfMode.PV or token == bytes(4), "the slot is free again"
 
     def quiet(self) -> bool:
-        waits = any(len(cpu.core.async_pf) or cpu.core.telling or cpu.core.state is State.STEPS for cpu in self.cpus)
+        waits = any(
+            len(cpu.core.async_pf) or cpu.core.telling or cpu.core._announcing() is State.STEPS for cpu in self.cpus
+        )
         return not waits and not self.guest.waiting()
 
 
