@@ -66,6 +66,7 @@ def random_scenario(seed: int, **overrides: Any) -> Scenario:
         "host.reserve_frames": 1024,
         "host.patience_s": 60,
         "kvm.hlt_exits": draw.random() < 0.8,
+        "kvm.mmu": draw.choice(("nested", "nested", "shadow")),
         "process": processes,
     }
     if draw.random() < 0.3:

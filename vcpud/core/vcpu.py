@@ -33,6 +33,10 @@ Ticks: HZ is delivered locally. A tick costs ``tick_ns``; only one at or after t
 which task runs, so only that one traps. Ticks missed in a stall come as one, late. An idle vCPU has none (NO_HZ). The
 dispatch's ``timer_ns`` (the guest's other hrtimers) expires likewise, also in an idle vCPU, and always traps.
 
+Shadow paging (mmu/mmu.c, paging_tmpl.h): an exit for a page that the shadow table of the address space lacks is first
+looked up in what the host has mapped (``SHADOW``). If that is enough the table gets it; else it is a fault as with EPT.
+An item done while another address space is loaded is not prefaulted (E43). An idle vCPU keeps its last CR3.
+
 Departures. A fault on a gfn whose item is in flight does not try get_user_pages first: the page is locked until then.
 One on a gfn whose item is done but undelivered sleeps for the page if it is gone again, where KVM would try, halt and
 be woken by the done list again and again (A:kvm_check_async_pf_completion, X:vcpu_block); likewise an APF halt or HLT
@@ -96,6 +100,7 @@ from vcpud.core.effects import (
     EnterGuest,
     Event,
     ExitCause,
+    FillShadow,
     Finish,
     GuestExited,
     GuestMemoryRead,
@@ -109,6 +114,7 @@ from vcpud.core.effects import (
     ReadGuest,
     ReasonRead,
     SetSpace,
+    ShadowFilled,
     TimeReached,
     WaitUntil,
     WriteGuest,
@@ -173,6 +179,9 @@ class VcpuCore:
         self._dispatch = Dispatch(0, 0, 0, Account.IDLE, None, NEVER_NS)
         self._next_tick_ns = NEVER_NS
         self._fault_gfn = 0  # of the fault hostd is asked about
+        self._fill = FillShadow(0, Access.READ)  # of the exit that is looked up
+        self._cr3 = 0  # asid of the address space that is loaded
+        self._forgotten: list[int] = []  # tokens of items that hostd will not be asked to prefault
         self._item: WorkItem | None = None  # the item being announced, prefaulted or presented
         self._ready_token = 0  # of the ready of 2010 being injected
         self._resume = State.RUNNING  # where KERNEL_FAULT and RETRY go back to
@@ -212,6 +221,8 @@ class VcpuCore:
                 return self._memory_read(data)
             case GuestMemoryWritten(done=done):
                 return self._memory_written(done)
+            case ShadowFilled(done=done):
+                return self._shadow_filled(done)
             case InterruptPosted():
                 return self._interrupt_posted(event, now_ns)
             case _:
@@ -450,7 +461,11 @@ class VcpuCore:
             return self._enter()
         match exited.cause:
             case ExitCause.EPT_VIOLATION:
-                return self._page_fault(exited.gfn, exited.access)
+                if not self._config.shadow:
+                    return self._page_fault(exited.gfn, exited.access)
+                self._fill = FillShadow(exited.gfn, exited.access)
+                self._move(State.SHADOW)
+                return [self._fill]
             case ExitCause.SYSCALL:
                 return self._syscall()
             case ExitCause.EXCEPTION:
@@ -466,6 +481,15 @@ class VcpuCore:
         self._entering = True
         return self._start_copies()
 
+    def _shadow_filled(self, done: bool) -> list[Effect]:
+        """paging_tmpl.h:page_fault, up to the question whether the host has the page."""
+        assert self.state is State.SHADOW, self.story()
+        if not done:
+            return self._page_fault(self._fill.gfn, self._fill.access)
+        self.counters.shadow_faults += 1
+        self._spend(self._task_cause(), self.now_ns + self._costs.ept_violation_ns)
+        return self._go_back()
+
     def _page_fault(self, gfn: int, access: Access) -> list[Effect]:
         """A fault of the task's own: kvm_mmu_page_fault."""
         if self._config.mode is ApfMode.OFF:
@@ -478,7 +502,7 @@ class VcpuCore:
         self.journal.record(self.now_ns, "page_fault", gfn, access.name, mode.name, work)
         self._fault_gfn = gfn
         self._move(State.FAULT)
-        return [AskHost(FaultRaised(gfn, access, mode, work))]
+        return [self._ask_host(gfn, access, mode, work)]
 
     def _kernel_fault(self, gpa: int, access: Access, context: Context | None) -> list[Effect]:
         """A fault of the guest kernel's own; ``context`` None: of KVM's, which is the VMM's process and just sleeps."""
@@ -491,7 +515,12 @@ class VcpuCore:
         self._fault_gfn = gfn
         self._resume = self.state
         self._move(State.KERNEL_FAULT)
-        return [AskHost(FaultRaised(gfn, access, mode, work))]
+        return [self._ask_host(gfn, access, mode, work)]
+
+    def _ask_host(self, gfn: int, access: Access, mode: FaultMode, work: int) -> AskHost:
+        forgotten = tuple(self._forgotten)
+        self._forgotten.clear()
+        return AskHost(FaultRaised(gfn, access, mode, work, forgotten))
 
     def _try_async(self, gfn: int, context: Context) -> FaultMode | None:
         """__kvm_mmu_faultin_pfn: may a worker do it? None: one does already, and the vCPU halts (E07, E08)."""
@@ -596,9 +625,7 @@ class VcpuCore:
             self._task_faulted(self._fault_gfn, FaultKind.ASYNC)
         self._spend(self._fault_cause(), reply.at_ns)
         picked_ns = reply.at_ns + self._costs.fault_in_worker_ns
-        item = WorkItem(
-            reply.work, self._fault_gfn, picked_ns, reply.ready_at_ns, asid=self._dispatch.asid, user=user
-        )
+        item = WorkItem(reply.work, self._fault_gfn, picked_ns, reply.ready_at_ns, asid=self._cr3, user=user)
         self.async_pf.setup(item)
         if user:
             self.observed.in_progress(reply.work, reply.at_ns, item.ready_at_ns)
@@ -743,6 +770,10 @@ class VcpuCore:
         self.observed.exited(item.token, self.now_ns)
         if item.wakeup_all:
             return self._present()
+        if self._config.shadow and item.asid != self._cr3:
+            self.counters.prefault_skipped += 1
+            self._forgotten.append(item.token)
+            return self._present()
         self._move(State.PREFAULT)
         return self._ask_prefault()
 
@@ -868,6 +899,7 @@ class VcpuCore:
         self.counters.dropped += len(self.async_pf)
         self.journal.record(self.now_ns, "async_pf_cleared", len(self.async_pf))
         self._apf_ready = False
+        self._forgotten += [item.token for item in self.async_pf.queue if not item.wakeup_all]
         return self.async_pf.clear(self.now_ns)
 
     # injected faults of the protocol
@@ -979,6 +1011,7 @@ class VcpuCore:
             self._next_tick_ns = (self.now_ns // self._tick_period_ns + 1) * self._tick_period_ns
         if dispatch.registers is not None:
             self._rip = register(dispatch.registers, "rip")
+            self._cr3 = dispatch.asid
             effects.append(LoadTask(dispatch.asid, dispatch.registers))
         self._copies.extend(WriteGuest(gpa, data) for gpa, data in dispatch.copies)
         self._copies.extend(ReadGuest(gpa, length) for gpa, length in dispatch.fetch)
