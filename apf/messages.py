@@ -76,12 +76,16 @@ class FaultKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaultRaised:
-    """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0."""
+    """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0.
+
+    ``forgotten``: earlier work items for which no ``PrefaultRaised`` will come.
+    """
 
     gfn: int
     access: Access
     mode: FaultMode
     work: int = 0
+    forgotten: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,9 +45,12 @@ class Table(Generic[S, E]):
         lines, last = [f"{self.name}:", ""], None
         order = list(self.rules[0].state.__class__.__members__.values())
         for rule in sorted(self.rules, key=lambda rule: order.index(rule.state)):
+            if last is not None and rule.state is not last:
+                lines.append("")
             state = "" if rule.state is last else _word(rule.state)
             edge = f"{_word(rule.event)} ".ljust(events + 1, "-") + "->"
-            lines.append(f"    {state:{states}} --- {edge} {_word(rule.after):{nexts}}  {rule.source}".rstrip())
+            lines.append(f"    {state:{states}} --- {edge} {_word(rule.after):{nexts}}".rstrip())
+            lines.append(f"    {'':{states}}     {rule.source}")
             last = rule.state
         return "\n".join(lines)
 

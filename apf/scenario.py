@@ -185,6 +185,8 @@ class Kvm(_Model):
     send_always: bool = False
     # False: HLT does not exit (KVM_X86_DISABLE_EXITS_HLT); a fault is asynchronous only if the guest can be told.
     hlt_exits: bool = True
+    # "nested": EPT. "shadow": a table per address space that KVM fills at faults and empties by its reverse map.
+    mmu: Literal["nested", "shadow"] = "nested"
 
 
 InjectName = Literal[

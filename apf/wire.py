@@ -60,8 +60,10 @@ def _known(table: dict[K, V], number: K, field: str) -> V:
 def host_request_out(request: m.HostRequest, time_ns: int, seq: int) -> host.RunVcpuRequest:
     """A request as it goes to hostd."""
     match request:
-        case m.FaultRaised(gfn=gfn, access=access, mode=mode, work=work):
-            fault = host.FaultRaised(gfn=gfn, access=_ACCESS_OUT[access], mode=_MODE_OUT[mode], work=work)
+        case m.FaultRaised(gfn=gfn, access=access, mode=mode, work=work, forgotten=forgotten):
+            fault = host.FaultRaised(
+                gfn=gfn, access=_ACCESS_OUT[access], mode=_MODE_OUT[mode], work=work, forgotten=forgotten
+            )
             return host.RunVcpuRequest(time_ns=time_ns, seq=seq, fault=fault)
         case m.PrefaultRaised(gfn=gfn, work=work):
             prefault = host.PrefaultRaised(gfn=gfn, work=work)
@@ -77,7 +79,7 @@ def host_request_in(message: host.RunVcpuRequest, guest_pages: int) -> m.HostReq
             fault = message.fault
             access = _known(_ACCESS_IN, fault.access, "fault.access")
             mode = _known(_MODE_IN, fault.mode, "fault.mode")
-            request: m.HostRequest = m.FaultRaised(fault.gfn, access, mode, fault.work)
+            request: m.HostRequest = m.FaultRaised(fault.gfn, access, mode, fault.work, tuple(fault.forgotten))
             if (fault.work == 0) is (mode is m.FaultMode.NOWAIT):
                 raise WireError(f"fault.work = {fault.work}: a token with MODE_NOWAIT, 0 otherwise")
         case "prefault":

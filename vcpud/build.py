@@ -41,6 +41,7 @@ def vcpu_machine(
         sample_period_ns=period_ns,
         sample_phase_ns=phase % period_ns if period_ns else 0,
         hlt_exits=scenario.kvm.hlt_exits,
+        shadow=scenario.kvm.mmu == "shadow",
         injections=tuple(
             Injection(Injected(one.what), one.at_ns, one.nth, one.count, one.for_ns)
             for one in scenario.inject
@@ -49,7 +50,7 @@ def vcpu_machine(
         guest_bytes=scenario.vm.guest_memory,
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
-    engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher)
+    engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher, shadow=config.shadow)
     return Machine(VcpuCore(config, journal), engine, scenario.vm.cpu_mips, take_interrupt)
 
 

@@ -20,6 +20,7 @@ from vcpud.core.effects import (
     Effect,
     EnterGuest,
     ExitCause,
+    FillShadow,
     Finish,
     GuestExited,
     GuestMemoryRead,
@@ -33,6 +34,7 @@ from vcpud.core.effects import (
     ReadGuest,
     ReasonRead,
     SetSpace,
+    ShadowFilled,
     TimeReached,
     WaitUntil,
     WriteGuest,
@@ -183,6 +185,10 @@ class Machine:
             case WriteGuest(gpa=gpa, data=data):
                 todo.popleft()
                 todo.extend(core.step(GuestMemoryWritten(engine.write_bytes(gpa, data)), core.now_ns))
+                return None
+            case FillShadow(gfn=gfn, access=access):
+                todo.popleft()
+                todo.extend(core.step(ShadowFilled(engine.fill_shadow(gfn, access)), core.now_ns))
                 return None
             case Finish():
                 return Need(NeedKind.NOTHING, core.now_ns)

@@ -63,7 +63,7 @@ from apf.messages import (
 )
 from apf.scenario import Scenario
 from guestsched.core import killing
-from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL
+from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL, Node
 from guestsched.core.arrivals import (
     AccessArrived,
     AccessCancelled,
@@ -174,6 +174,10 @@ class GuestCore:
         """The kernel's view of a vCPU."""
         return self._kernel.cpus[vcpu]
 
+    def waiting(self) -> list[Node]:
+        """Who waits for a page, and since when on which vCPU."""
+        return [node for node in self._kernel.waiters.nodes() if node.task != DUMMY]
+
     def segments(self) -> tuple[Segment, ...]:
         """The VM's memory at boot, for hostd.
 
@@ -247,7 +251,7 @@ class GuestCore:
         if trap.token == WAKE_ALL and isinstance(trap, NotPresentArrived):
             raise CoreError(f"vCPU {cpu.index}: {trap}: ~0 wakes all, nobody can wait for it")
         node = self._kernel.waiters.find(trap.token)
-        if node is not None and node.cpu != cpu.index:
+        if node is not None and node.cpu != cpu.index and trap.token:  # 0: an interrupt too many, of any vCPU
             raise CoreError(f"vCPU {cpu.index}: {trap}, but the token is vCPU {node.cpu}'s")
 
     def _book(self, sample: Sample) -> None:

@@ -1,8 +1,8 @@
 """What goes into the vCPU's core (facts) and what comes out of it (imperatives).
 
 A step returns any number of ``MapPage``, ``SetSpace`` and ``LoadTask`` effects and, last, exactly one that says how it
-goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason``, ``ReadGuest``, ``WriteGuest`` or
-``Finish``. The shell carries them out in order, each in the window that holds the core's time.
+goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason``, ``ReadGuest``, ``WriteGuest``,
+``FillShadow`` or ``Finish``. The shell carries them out in order, each in the window that holds the core's time.
 """
 
 from __future__ import annotations
@@ -84,6 +84,13 @@ class GuestMemoryWritten:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowFilled:
+    """The last FillShadow; not done: the host has not mapped the page for this access."""
+
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
 class InterruptPosted:
     """The vCPU has entered a window with an interrupt posted.
 
@@ -104,6 +111,7 @@ Event = (
     | ReasonRead
     | GuestMemoryRead
     | GuestMemoryWritten
+    | ShadowFilled
     | InterruptPosted
 )
 
@@ -117,6 +125,14 @@ class MapPage:
     gfn: int
     pfn: int
     writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FillShadow:
+    """Put what the host has mapped for ``gfn`` into the shadow table of the address space that runs."""
+
+    gfn: int
+    access: Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,5 +232,6 @@ Effect = (
     | InjectReason
     | ReadGuest
     | WriteGuest
+    | FillShadow
     | Finish
 )

@@ -17,6 +17,7 @@ class State(Enum):
     RUNNING = "running"
     IDLE = "idle"
     HALTED = "halted"  # APF_HALT: blocked in KVM, interrupts still served
+    SHADOW = "shadow"  # KVM looks whether the host has the page mapped, to put it into the shadow table
     FAULT = "fault"  # hostd has a FaultRaised
     RETRY = "retry"  # hostd could not settle it; the access is executed again later
     NOT_PRESENT = "not present"  # KVM writes the flags word, #PF, the guest reads and clears it
@@ -40,7 +41,8 @@ _BACK = (_S.RUNNING, _S.IDLE, _S.COPY)
 """What the guest is at when it is entered: user code, HLT, or the kernel in an access of its own."""
 TRANSITIONS: dict[State, tuple[State, ...]] = {
     _S.NEW: (_S.TRAP,),
-    _S.RUNNING: (_S.RUNNING, _S.FAULT, _S.HALTED, _S.COPY, *_DUE),
+    _S.RUNNING: (_S.RUNNING, _S.SHADOW, _S.FAULT, _S.HALTED, _S.COPY, *_DUE),
+    _S.SHADOW: (_S.RUNNING, _S.FAULT),
     _S.IDLE: (_S.IDLE, *_DUE),
     _S.HALTED: (_S.HALTED, _S.RUNNING, _S.COPY, *_DUE),
     _S.FAULT: (_S.RUNNING, _S.RETRY, _S.NOT_PRESENT),
@@ -77,6 +79,7 @@ class VcpuCounters:
     sync_ineligible: int = 0  # kvm_can_do_async_pf said no
     sync_alloc: int = 0  # no memory for the item
     prefault_again: int = 0  # the page was gone again before page ready could go out (E37)
+    shadow_faults: int = 0  # that a mapping of the host's settled
     prefault_skipped: int = 0  # the address space was another (E43)
     wake_all: int = 0
     acks: int = 0
@@ -112,5 +115,6 @@ class VcpuConfig:
     sample_period_ns: int = 0  # of the profile; 0: none is taken
     sample_phase_ns: int = 0
     hlt_exits: bool = True
+    shadow: bool = False
     injections: tuple[Injection, ...] = ()
     guest_bytes: int = 1 << 52

@@ -33,6 +33,10 @@ Ticks: HZ is delivered locally. A tick costs ``tick_ns``; only one at or after t
 which task runs, so only that one traps. Ticks missed in a stall come as one, late. An idle vCPU has none (NO_HZ). The
 dispatch's ``timer_ns`` (the guest's other hrtimers) expires likewise, also in an idle vCPU, and always traps.
 
+Shadow paging (mmu/mmu.c, paging_tmpl.h): an exit for a page that the shadow table of the address space lacks is first
+looked up in what the host has mapped (``SHADOW``). If that is enough the table gets it; else it is a fault as with EPT.
+An item done while another address space is loaded is not prefaulted (E43). An idle vCPU keeps its last CR3.
+
 Departures. A fault on a gfn whose item is in flight does not try get_user_pages first: the page is locked until then.
 One on a gfn whose item is done but undelivered sleeps for the page if it is gone again, where KVM would try, halt and
 be woken by the done list again and again (A:kvm_check_async_pf_completion, X:vcpu_block); likewise an APF halt or HLT
@@ -96,6 +100,7 @@ from vcpud.core.effects import (
     EnterGuest,
     Event,
     ExitCause,
+    FillShadow,
     Finish,
     GuestExited,
     GuestMemoryRead,
@@ -109,6 +114,7 @@ from vcpud.core.effects import (
     ReadGuest,
     ReasonRead,
     SetSpace,
+    ShadowFilled,
     TimeReached,
     WaitUntil,
     WriteGuest,
@@ -180,6 +186,9 @@ class VcpuCore:
         self._dispatch = Dispatch(0, 0, 0, Account.IDLE, None, NEVER_NS)
         self._next_tick_ns = NEVER_NS
         self._fault_gfn = 0  # of the fault hostd is asked about
+        self._fill = FillShadow(0, Access.READ)  # of the exit that is looked up
+        self._cr3 = 0  # asid of the address space that is loaded
+        self._forgotten: list[int] = []  # tokens of items that hostd will not be asked to prefault
         self._item: WorkItem | None = None  # the item being announced, prefaulted or presented
         self._ready_token = 0  # of the ready of 2010 being injected
         self._resume = State.RUNNING  # where KERNEL_FAULT and RETRY go back to
@@ -219,6 +228,8 @@ class VcpuCore:
                 return self._memory_read(data)
             case GuestMemoryWritten(done=done):
                 return self._memory_written(done)
+            case ShadowFilled(done=done):
+                return self._shadow_filled(done)
             case InterruptPosted():
                 return self._interrupt_posted(event, now_ns)
             case _:
@@ -237,6 +248,12 @@ class VcpuCore:
         assert of_item <= (self._item is not None), self.story()
         assert not self._halted or self.thread.state is ThreadState.APF_HALT, self.story()
         assert not self.msrs.pageready_pending or self._config.mode is ApfMode.PV
+
+    @property
+    def telling(self) -> bool:
+        """Whether a page ready is on its way to the guest."""
+        asked = self.state is State.TRAP and self._path is KernelPath.PAGE_READY
+        return asked or bool(self._irr or self._again_token) or self._announcing() is State.READY
 
     def story(self) -> str:
         """The last state changes, for error messages."""
@@ -458,7 +475,11 @@ class VcpuCore:
             return self._enter()
         match exited.cause:
             case ExitCause.EPT_VIOLATION:
-                return self._page_fault(exited.gfn, exited.access)
+                if not self._config.shadow:
+                    return self._page_fault(exited.gfn, exited.access)
+                self._fill = FillShadow(exited.gfn, exited.access)
+                self._move(State.SHADOW)
+                return [self._fill]
             case ExitCause.SYSCALL:
                 return self._syscall()
             case ExitCause.EXCEPTION:
@@ -474,6 +495,15 @@ class VcpuCore:
         self._entering = True
         return self._start_copies()
 
+    def _shadow_filled(self, done: bool) -> list[Effect]:
+        """paging_tmpl.h:page_fault, up to the question whether the host has the page."""
+        assert self.state is State.SHADOW, self.story()
+        if not done:
+            return self._page_fault(self._fill.gfn, self._fill.access)
+        self.counters.shadow_faults += 1
+        self._spend(self._task_cause(), self.now_ns + self._costs.ept_violation_ns)
+        return self._go_back()
+
     def _page_fault(self, gfn: int, access: Access) -> list[Effect]:
         """A fault of the task's own: kvm_mmu_page_fault."""
         if self._config.mode is ApfMode.OFF:
@@ -487,7 +517,7 @@ class VcpuCore:
         self.journal.record(self.now_ns, "page_fault", gfn, access.name, mode.name, work, *place)
         self._fault_gfn = gfn
         self._move(State.FAULT)
-        return [AskHost(FaultRaised(gfn, access, mode, work))]
+        return [self._ask_host(gfn, access, mode, work)]
 
     def _kernel_fault(self, gpa: int, access: Access, context: Context | None) -> list[Effect]:
         """A fault of the guest kernel's own; ``context`` None: of KVM's, which is the VMM's process and just sleeps."""
@@ -500,7 +530,12 @@ class VcpuCore:
         self._fault_gfn = gfn
         self._resume = self.state
         self._move(State.KERNEL_FAULT)
-        return [AskHost(FaultRaised(gfn, access, mode, work))]
+        return [self._ask_host(gfn, access, mode, work)]
+
+    def _ask_host(self, gfn: int, access: Access, mode: FaultMode, work: int) -> AskHost:
+        forgotten = tuple(self._forgotten)
+        self._forgotten.clear()
+        return AskHost(FaultRaised(gfn, access, mode, work, forgotten))
 
     def _try_async(self, gfn: int, context: Context) -> FaultMode | None:
         """__kvm_mmu_faultin_pfn: may a worker do it? None: one does already, and the vCPU halts (E07, E08)."""
@@ -605,9 +640,7 @@ class VcpuCore:
             self._task_faulted(self._fault_gfn, FaultKind.ASYNC)
         self._spend(self._fault_cause(), reply.at_ns)
         picked_ns = reply.at_ns + self._costs.fault_in_worker_ns
-        item = WorkItem(
-            reply.work, self._fault_gfn, picked_ns, reply.ready_at_ns, asid=self._dispatch.asid, user=user
-        )
+        item = WorkItem(reply.work, self._fault_gfn, picked_ns, reply.ready_at_ns, asid=self._cr3, user=user)
         self.async_pf.setup(item)
         if user:
             self.observed.in_progress(reply.work, reply.at_ns, item.ready_at_ns)
@@ -753,6 +786,10 @@ class VcpuCore:
         self.observed.exited(item.token, self.now_ns)
         if item.wakeup_all:
             return self._present()
+        if self._config.shadow and item.asid != self._cr3:
+            self.counters.prefault_skipped += 1
+            self._forgotten.append(item.token)
+            return self._present()
         self._move(State.PREFAULT)
         return self._ask_prefault()
 
@@ -879,6 +916,7 @@ class VcpuCore:
         self.counters.dropped += len(self.async_pf)
         self.journal.record(self.now_ns, "async_pf_cleared", len(self.async_pf))
         self._apf_ready = False
+        self._forgotten += [item.token for item in self.async_pf.queue if not item.wakeup_all]
         return self.async_pf.clear(self.now_ns)
 
     # injected faults of the protocol
@@ -923,13 +961,14 @@ class VcpuCore:
     def _restore(self, what: Injected, vector: int, en: int) -> None:
         """Another KVM takes over: nothing of the old one's is there but what the VMM writes (E33, E34).
 
+        An interrupt that waits to be taken is in the local APIC's state, which goes along.
+
         Departure: the id of the next token goes on, where another KVM begins at 1 and may give a token to one task
         while another, which nobody will ever wake, still waits for it.
         """
         self._drop()
         self.msrs.reset()
         self.msrs.pageready_pending = False
-        self._irr = self._again_token = 0
         if what is Injected.MSR_LOST:
             return
         with_vector = self._config.mode is ApfMode.PV and what is Injected.RESTORE
@@ -989,6 +1028,7 @@ class VcpuCore:
             self._next_tick_ns = (self.now_ns // self._tick_period_ns + 1) * self._tick_period_ns
         if dispatch.registers is not None:
             self._rip = register(dispatch.registers, "rip")
+            self._cr3 = dispatch.asid
             effects.append(LoadTask(dispatch.asid, dispatch.registers))
         self._copies.extend(WriteGuest(gpa, data) for gpa, data in dispatch.copies)
         self._copies.extend(ReadGuest(gpa, length) for gpa, length in dispatch.fetch)

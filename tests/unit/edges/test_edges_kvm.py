@@ -27,13 +27,16 @@ from vcpud.core.effects import (
     Attached,
     EnterGuest,
     ExitCause,
+    FillShadow,
     GuestMemoryRead,
     GuestMemoryWritten,
+    GuestReplied,
     HostReplied,
     InjectReason,
     InterruptPosted,
     ReadGuest,
     ReasonRead,
+    ShadowFilled,
     WaitUntil,
     WriteGuest,
 )
@@ -327,6 +330,56 @@ def test_e18_no_ready_for_a_token_whose_not_present_was_not_injected() -> None:
     machine.mapped()
     assert machine.core.counters.ready == 1, "the wake-all of the boot"
     assert not machine.core.msrs.pageready_pending
+
+
+def shadow_fault(machine: Vcpu, gfn: int) -> None:
+    """An exit for a page that neither the shadow table nor the host has."""
+    machine.fault(gfn)
+    assert machine.next == FillShadow(gfn, m.Access.WRITE)
+    machine.step(ShadowFilled(False))
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_e43_another_address_space_is_not_prefaulted_and_ready_comes_all_the_same(same: bool) -> None:
+    machine = vcpu(shadow=True)
+    shadow_fault(machine, 5)
+    machine.in_progress(100_000)
+    machine.reason()
+    trap = machine.trap()
+    assert isinstance(trap, m.NotPresentArrived)
+    account = m.Account.FAULTING
+    dispatch = m.Dispatch(machine.core.now_ns + 100, 2, 1 if same else 2, account, REGISTERS, m.NEVER_NS)
+    machine.step(GuestReplied(dispatch))
+    machine.run_out()
+    if same:
+        assert machine.request() == m.PrefaultRaised(5, trap.token)
+        machine.mapped()
+    assert machine.trap() == m.PageReadyArrived(trap.token)
+    assert machine.core.counters.prefault_skipped == (not same) and machine.token == trap.token
+    handled(machine, 2)
+    machine.run(10, ExitCause.EPT_VIOLATION, gfn=6, access=m.Access.WRITE)
+    machine.step(ShadowFilled(False))
+    asked = machine.request()
+    assert isinstance(asked, m.FaultRaised) and asked.forgotten == (() if same else (trap.token,))
+
+
+def test_e43_an_idle_vcpu_keeps_its_address_space() -> None:
+    machine = vcpu(shadow=True)
+    shadow_fault(machine, 5)
+    machine.in_progress(100_000)
+    machine.reason()
+    machine.dispatch(0)
+    machine.wait()
+    assert isinstance(machine.request(), m.PrefaultRaised)
+
+
+def test_a_shadow_fault_that_the_hosts_mapping_settles_is_kvms_own() -> None:
+    machine = vcpu(shadow=True)
+    now_ns = machine.core.now_ns
+    machine.fault(5)
+    machine.step(ShadowFilled(True))
+    assert isinstance(machine.next, EnterGuest) and machine.core.counters.shadow_faults == 1
+    assert machine.core.now_ns == now_ns + 10 + COSTS.ept_violation_ns and machine.core.counters.faults == 0
 
 
 def test_e45_the_words_page_is_out_and_kvms_own_access_sleeps() -> None:
