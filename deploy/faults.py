@@ -48,7 +48,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What hostd answered to one request about a page: ``minor``, ``major`` or ``retry``, in effect at ``at_ns``."""
+    """What hostd answered to one request about a page: ``minor``, ``major`` or ``retry``, in effect at ``at_ns``.
+
+    ``skipped``: it was not asked (E43).
+    """
 
     asked_ns: int
     outcome: str
@@ -240,6 +243,11 @@ class Faults:
             case "async_pf_not_present", (token, *_):
                 vcpu.tokens[token].injected_ns = now_ns
                 vcpu.announcing = None
+            case "async_pf_prefault_skipped", (token,):
+                fault = vcpu.tokens[token]
+                fault.exited_ns = fault.mapped_ns = now_ns
+                fault.prefaults.append(Attempt(now_ns, "skipped", now_ns))
+                vcpu.announcing = fault
             case "async_pf_ready", (token, *_):
                 return self._ready_sent(vm, number, token, now_ns)
             case "async_pf_cleared", _:

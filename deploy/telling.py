@@ -258,6 +258,8 @@ class Teller:
             match attempt.outcome:
                 case "minor":
                     text += f": gfn {fault.gfn:#x} is host frame {fault.pfn} from {attempt.at_ns:,} ns on."
+                case "skipped":
+                    text = "Out of the guest; but another address space is loaded now: the page is not mapped (E43)."
                 case "major":
                     text += f". It is gone again: the vCPU thread sleeps until {attempt.at_ns:,} ns (E37)."
                 case _:

@@ -74,6 +74,10 @@ class _Reason:
         """The first time from ``since_ns`` on that KVM has forgotten the vCPU, and how."""
         return next(((at, what) for at, what in self._slot.injected if at >= since_ns and what in RESTORES), None)
 
+    def _msrs_lost(self, since_ns: int) -> int | None:
+        """When that was, from ``since_ns`` on."""
+        return next((at for at, what in self._slot.injected if at >= since_ns and what == "msr_lost"), None)
+
     def _dropped(self, dropped_ns: int) -> tuple[bool, str]:
         """Only a wake-all can help: the one that follows when the guest, or a VMM for it, writes EN again."""
         restored = self._restored(dropped_ns)
@@ -88,11 +92,10 @@ class _Reason:
         return False, f"{text}; {self._over} before the ready that wakes all had come"
 
     def _sent(self, sent_ns: int) -> tuple[bool, str]:
-        restored = self._restored(sent_ns)
-        if restored is not None:
-            at_ns, what = restored
-            text = f"KVM sent it at {sent_ns:,} ns, and its interrupt, still pending, was forgotten at {at_ns:,} ns"
-            return True, f"{text} (injected {what})"
+        lost_ns = self._msrs_lost(sent_ns)
+        if lost_ns is not None:
+            text = f"KVM sent it at {sent_ns:,} ns, and forgot at {lost_ns:,} ns where the token word is"
+            return True, f"{text} (injected msr_lost)"
         undelivered = self._undelivered()
         if undelivered is not None:
             return True, f"KVM sent it at {sent_ns:,} ns, but {undelivered}"
@@ -140,9 +143,6 @@ class _Reason:
         text = f"the token word holds {name} since {slot.since_ns:,} ns"
         if any(one.token == slot.token and one.lost for one in self._mine):
             return f"{text}, whose ready was lost (injected lost_ready)"
-        restored = self._restored(slot.since_ns)
-        if restored is not None:
-            return f"{text}, whose interrupt was forgotten at {restored[0]:,} ns (injected {restored[1]})"
         undelivered = self._undelivered()
         return None if undelivered is None else f"{text}, and {undelivered}"
 

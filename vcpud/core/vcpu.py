@@ -149,11 +149,12 @@ _PATH_OF_TRAP = {
 """Where the guest kernel is while it handles a trap."""
 
 _REASONS = {
-    ExitCause.EPT_VIOLATION: "EPT_VIOLATION",
-    ExitCause.SYSCALL: "SYSCALL",
-    ExitCause.EXCEPTION: "EXCEPTION_NMI",
+    (ExitCause.EPT_VIOLATION, False): "EPT_VIOLATION",
+    (ExitCause.EPT_VIOLATION, True): "EXCEPTION_NMI",
+    **{(ExitCause.SYSCALL, shadow): "SYSCALL" for shadow in (False, True)},
+    **{(ExitCause.EXCEPTION, shadow): "EXCEPTION_NMI" for shadow in (False, True)},
 }
-"""Exit reasons, as arch/x86/include/uapi/asm/vmx.h names them."""
+"""Exit reasons, as arch/x86/include/uapi/asm/vmx.h names them, by cause and whether paging is shadowed."""
 
 
 class VcpuCore:
@@ -470,7 +471,7 @@ class VcpuCore:
         self._spend(self._task_cause(), now_ns)
         if exited.cause is ExitCause.BUDGET:
             return self._enter()
-        self._exit(_REASONS[exited.cause])
+        self._exit(_REASONS[exited.cause, self._config.shadow])
         if self.now_ns >= self._end_ns:  # the run ended under this instruction: it is not executed
             return self._enter()
         match exited.cause:
@@ -788,6 +789,7 @@ class VcpuCore:
             return self._present()
         if self._config.shadow and item.asid != self._cr3:
             self.counters.prefault_skipped += 1
+            self.journal.record(self.now_ns, "async_pf_prefault_skipped", item.token)
             self._forgotten.append(item.token)
             return self._present()
         self._move(State.PREFAULT)

@@ -39,6 +39,17 @@ RUNS: dict[str, dict[str, Any]] = {
     },
     "halt": {"apf": ["halt"], "duration_s": "0.02", "swap.device": "nvme"},
     "pv": {"apf": ["pv"], "duration_s": "0.02", "swap.device": "nvme"},
+    # Two processes on a vCPU: what is done while the other one runs is not prefaulted (E43).
+    "shadow": {
+        "apf": ["pv"],
+        "duration_s": "0.02",
+        "swap.device": "nvme",
+        "kvm.mmu": "shadow",
+        "vm.vcpus": 1,
+        "process": [
+            {"name": n, "memory": "8MiB", "thread": [{"program": "zipfian", "count": 2}]} for n in ("a", "b")
+        ],
+    },
     # Every kind of fault of the protocol that leaves the guest running.
     "spoiled": {
         "apf": ["pv"],
