@@ -58,7 +58,7 @@ def test_twin_and_processes(device: str, apf: str, gup: str, seed: int) -> None:
 
 @pytest.mark.parametrize("apf", ["off", "halt", "pv2010", "pv"])
 def test_twin_and_processes_with_shadow_page_tables(apf: str) -> None:
-    scenario = small(apf, kvm__mmu="shadow", duration_s="0.006", bench__fault_threads=6)
+    scenario = small(apf, kvm__mmu="shadow")
     expected = twin.run(scenario)
     did_something(expected)
     assert expected.counter("shadow_faults") > 0
@@ -70,7 +70,8 @@ def test_twin_and_processes_with_shadow_page_tables(apf: str) -> None:
 )
 def test_twin_and_processes_with_a_fault_of_the_protocol(what: str) -> None:
     inject = {"what": what, "at_s": "0.001", **({"for_s": "0.001"} if what == "lapic_off" else {})}
-    scenario = small("pv", duration_s="0.004", vm__vcpus=2, inject=[inject, {**inject, "vcpu": 1}])
+    injects = [inject, {**inject, "vcpu": 1}]
+    scenario = small("pv", duration_s="0.004", vm__vcpus=2, bench__work_threads=0, inject=injects)
     expected = twin.run(scenario)
     assert expected.counter("injected") >= 2
     same(expected, on_processes(scenario))
