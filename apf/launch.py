@@ -34,7 +34,9 @@ def parser(program: str, description: str) -> argparse.ArgumentParser:
     """A parser with the options every daemon takes."""
     options = argparse.ArgumentParser(prog=program, description=description)
     options.add_argument("--scenario", type=Path, metavar="FILE.toml", help="the scenario; all defaults without")
-    options.add_argument("--apf", default="pv2010", help="the mode of this run: off or pv2010 (default: pv2010)")
+    options.add_argument(
+        "--apf", default="pv2010", help="the mode of this run: off, halt, pv2010 or pv (default: pv2010)"
+    )
     options.add_argument(
         "--memory", type=Path, required=True, metavar="DIR", help="directory on a tmpfs, shared by all of this host"
     )

@@ -32,10 +32,16 @@ class Access(IntEnum):
 
 
 class ApfMode(IntEnum):
-    """Which asynchronous page fault protocol the VM runs."""
+    """Which asynchronous page fault protocol the VM runs.
+
+    OFF: none, the vCPU sleeps in the host. HALT: the host's half only, the vCPU halts in KVM and serves interrupts.
+    PV2010: both events are #PF. PV: since Linux 5.8, not-present is #PF and ready an interrupt.
+    """
 
     OFF = 0
     PV2010 = 1
+    HALT = 2
+    PV = 3
 
 
 class GupVariant(IntEnum):
@@ -70,12 +76,16 @@ class FaultKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaultRaised:
-    """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0."""
+    """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0.
+
+    ``forgotten``: earlier work items for which no ``PrefaultRaised`` will come.
+    """
 
     gfn: int
     access: Access
     mode: FaultMode
     work: int = 0
+    forgotten: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +167,14 @@ class InterruptArrived:
 
 @dataclass(frozen=True, slots=True)
 class NotPresentArrived:
-    """#PF whose reason word said 'page not present': CR2 is ``token``."""
+    """#PF whose word (2010: reason, since 5.8: flags) said 'page not present': CR2 is ``token``."""
 
     token: int
 
 
 @dataclass(frozen=True, slots=True)
 class PageReadyArrived:
-    """#PF whose reason word said 'page ready': CR2 is ``token``."""
+    """'Page ready' for ``token``: a #PF with it in CR2 (2010), or an interrupt and the token word (since 5.8)."""
 
     token: int
 
@@ -252,7 +262,8 @@ class TrapRaised:
     """A trap with the registers of the task it interrupted (``None`` if the vCPU was idle).
 
     ``min_flt`` and ``maj_flt`` count that task's faults since the last trap, ``faults`` lists them if the Dispatch said
-    ``log_faults`` (the first FAULTS_LOGGED_MAX), ``samples`` are those taken since then.
+    ``log_faults`` (the first FAULTS_LOGGED_MAX), ``samples`` are those taken since then. ``kernel``: what the trap
+    interrupted is not the task's own code but the guest kernel that works for it, with interrupts on (regs->cs).
     """
 
     trap: Trap
@@ -261,6 +272,7 @@ class TrapRaised:
     maj_flt: int = 0
     faults: tuple[FaultMet, ...] = ()
     samples: tuple[Sample, ...] = ()
+    kernel: bool = False
 
 
 FAULTS_LOGGED_MAX = 1024
@@ -300,6 +312,38 @@ class AddressSpace:
     extents: tuple[Extent, ...]
 
 
+MSR_KVM_ASYNC_PF_EN = 0x4B564D02
+MSR_KVM_ASYNC_PF_INT = 0x4B564D06
+MSR_KVM_ASYNC_PF_ACK = 0x4B564D07
+ASYNC_PF_ENABLED = 1 << 0
+ASYNC_PF_SEND_ALWAYS = 1 << 1
+ASYNC_PF_DELIVERY_AS_PF_VMEXIT = 1 << 2
+ASYNC_PF_DELIVERY_AS_INT = 1 << 3
+APF_FLAGS_OFFSET = 0
+APF_TOKEN_OFFSET = 4
+"""``struct kvm_vcpu_pv_apf_data`` (uapi/asm/kvm_para.h): u32 ``flags`` (2010: ``reason``), u32 ``token``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MsrWrite:
+    """The guest kernel executes WRMSR."""
+
+    msr: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The guest kernel stores ``data`` at guest-physical ``gpa``, within a page, with interrupts off."""
+
+    gpa: int
+    data: bytes
+
+
+KernelStep = MsrWrite | Store
+"""What a handler of the guest kernel does with interrupts off before it returns, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """What the vCPU does from ``at_ns`` on: run ``task`` (0: idle), until a tick at or after ``run_until_ns`` is due.
@@ -311,8 +355,9 @@ class Dispatch:
     ``Fetched`` rather than run the task. Both are accesses of the guest kernel; they fault like others, synchronously.
     ``syscall_fetch``: read these when the task makes its next
     system call, and send them along. ``shutdown`` ends the run for this vCPU now.
-    ``spaces`` carries address spaces this vCPU has not been told of yet. ``async_pf_en`` is what the guest kernel wrote
-    to MSR_KVM_ASYNC_PF_EN on the way (guest-physical address of the reason word, bit 0 enables), None if it did not.
+    ``spaces`` carries address spaces this vCPU has not been told of yet. ``steps``: what the handler does before all
+    that. To a trap that interrupted the guest kernel (``TrapRaised.kernel``) only ``at_ns``, ``run_until_ns``,
+    ``apf_ns``, ``timer_ns``, ``steps`` and ``shutdown`` count: the vCPU goes on with what was interrupted.
     """
 
     at_ns: int
@@ -323,7 +368,7 @@ class Dispatch:
     run_until_ns: int
     apf_ns: int = 0
     spaces: tuple[AddressSpace, ...] = ()
-    async_pf_en: int | None = None
+    steps: tuple[KernelStep, ...] = ()
     timer_ns: int = NEVER_NS
     copies: tuple[tuple[int, bytes], ...] = ()
     fetch: tuple[tuple[int, int], ...] = ()

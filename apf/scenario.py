@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
 
-ApfName = Literal["off", "pv2010"]
+ApfName = Literal["off", "halt", "pv2010", "pv"]
 GupName = Literal["fast", "noio", "nowait"]
 DeviceName = Literal["hdd-7200", "nvme"]
 
@@ -76,6 +76,8 @@ class Costs(_Model):
     apf_inject_ns: Cost = 1_500
     apf_handler_ns: Cost = 1_000
     apf_ready_exit_ns: Cost = 1_500
+    # The exit of the guest's write to MSR_KVM_ASYNC_PF_ACK (pv only): chosen, an exit without a walk or a mapping.
+    apf_ack_exit_ns: Cost = 1_000
     # Guest context switch: chosen, lmbench's lat_ctx for small processes is 1-2 us on servers.
     context_switch_ns: Cost = 1_500
     # Timer tick: interrupt exit, injection, update_process_times: chosen.
@@ -175,6 +177,74 @@ class Process(_Model):
         return self
 
 
+class Kvm(_Model):
+    """What KVM and the guest have agreed on about page faults."""
+
+    # The guest of "pv" sets KVM_ASYNC_PF_SEND_ALWAYS, as none does since 5.8: not-present comes in kernel mode too, and
+    # it panics.
+    send_always: bool = False
+    # False: HLT does not exit (KVM_X86_DISABLE_EXITS_HLT); a fault is asynchronous only if the guest can be told.
+    hlt_exits: bool = True
+    # "nested": EPT. "shadow": a table per address space that KVM fills at faults and empties by its reverse map.
+    mmu: Literal["nested", "shadow"] = "nested"
+
+
+InjectName = Literal[
+    "lost_ready",
+    "duplicate_ready",
+    "dropped_ack",
+    "alloc_failure",
+    "token_left",
+    "msr_lost",
+    "restore",
+    "restore_without_int",
+    "restore_int_late",
+    "lapic_off",
+    "paging_off",
+]
+_OF_EVENTS = ("lost_ready", "duplicate_ready", "dropped_ack", "alloc_failure")
+_WITH_LENGTH = ("lapic_off", "paging_off")
+
+
+class Inject(_Model):
+    """A fault of the protocol itself, on one vCPU: at a time, or in the nth event of its kind.
+
+    lost_ready, duplicate_ready: that page ready. dropped_ack: that write of MSR_KVM_ASYNC_PF_ACK. alloc_failure: that
+    work item. token_left: the token word is found set. msr_lost: the APF MSRs are found clear. restore: the vCPU is
+    restored elsewhere, MSRs in the right order; _without_int: the vector is forgotten; _int_late: written after the
+    vCPU has been entered. lapic_off: the local APIC is software-disabled for ``for_s``. paging_off: CR0.PG is clear for
+    ``for_s``, as in an SMI.
+    """
+
+    what: InjectName
+    vm: Annotated[int, Field(ge=0, le=15)] = 0
+    vcpu: Annotated[int, Field(ge=0, le=63)] = 0
+    # At or, for those that happen to an event, in the first one after this time.
+    at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
+    # Which of the events from ``at_s`` on, from 1, and how many in a row.
+    nth: Annotated[int, Field(ge=1, le=1 << 32)] = 1
+    count: Annotated[int, Field(ge=1, le=1 << 32)] = 1
+    for_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        if self.what not in _OF_EVENTS and (self.nth != 1 or self.count != 1):
+            raise ValueError(f"nth = {self.nth}, count = {self.count}: {self.what} happens once, at at_s")
+        if (self.what in _WITH_LENGTH) is not (self.for_s > 0):
+            raise ValueError(f"for_s = {self.for_s}: {' and '.join(_WITH_LENGTH)} have a length, nothing else does")
+        return self
+
+    @property
+    def at_ns(self) -> int:
+        """When, in guest ns."""
+        return int(self.at_s * 1_000_000_000)
+
+    @property
+    def for_ns(self) -> int:
+        """How long, in guest ns."""
+        return int(self.for_s * 1_000_000_000)
+
+
 class Swap(_Model):
     """The swap device: its latency model, and how large its file may grow."""
 
@@ -215,6 +285,9 @@ class Scenario(_Model):
     # 0: a twentieth of the device's median read latency, clamped to 20 us..1 ms.
     window_ns: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     vm: Vm = Vm()
+    kvm: Kvm = Kvm()
+    # Faults of the APF protocol that are injected.
+    inject: Annotated[tuple[Inject, ...], Field(max_length=256)] = ()
     sched: Sched = Sched()
     # The guest's processes; without any, the published benchmark's (``bench``).
     process: Annotated[tuple[Process, ...], Field(max_length=256)] = ()
@@ -248,6 +321,13 @@ class Scenario(_Model):
                         f"process.{process.name}.thread.vcpus = {list(thread.vcpus)}: vm.vcpus is {self.vm.vcpus}, so "
                         f"0 to {self.vm.vcpus - 1}"
                     )
+        for number, inject in enumerate(self.inject):
+            for field, value, there in (
+                ("vm", inject.vm, self.host.vms),
+                ("vcpu", inject.vcpu, self.vm.vcpus),
+            ):
+                if value >= there:
+                    raise ValueError(f"inject.{number}.{field} = {value}: 0 to {there - 1}")
         if not self.process and self.bench.buffer > room:
             raise ValueError(
                 f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "

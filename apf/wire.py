@@ -60,8 +60,10 @@ def _known(table: dict[K, V], number: K, field: str) -> V:
 def host_request_out(request: m.HostRequest, time_ns: int, seq: int) -> host.RunVcpuRequest:
     """A request as it goes to hostd."""
     match request:
-        case m.FaultRaised(gfn=gfn, access=access, mode=mode, work=work):
-            fault = host.FaultRaised(gfn=gfn, access=_ACCESS_OUT[access], mode=_MODE_OUT[mode], work=work)
+        case m.FaultRaised(gfn=gfn, access=access, mode=mode, work=work, forgotten=forgotten):
+            fault = host.FaultRaised(
+                gfn=gfn, access=_ACCESS_OUT[access], mode=_MODE_OUT[mode], work=work, forgotten=forgotten
+            )
             return host.RunVcpuRequest(time_ns=time_ns, seq=seq, fault=fault)
         case m.PrefaultRaised(gfn=gfn, work=work):
             prefault = host.PrefaultRaised(gfn=gfn, work=work)
@@ -77,7 +79,7 @@ def host_request_in(message: host.RunVcpuRequest, guest_pages: int) -> m.HostReq
             fault = message.fault
             access = _known(_ACCESS_IN, fault.access, "fault.access")
             mode = _known(_MODE_IN, fault.mode, "fault.mode")
-            request: m.HostRequest = m.FaultRaised(fault.gfn, access, mode, fault.work)
+            request: m.HostRequest = m.FaultRaised(fault.gfn, access, mode, fault.work, tuple(fault.forgotten))
             if (fault.work == 0) is (mode is m.FaultMode.NOWAIT):
                 raise WireError(f"fault.work = {fault.work}: a token with MODE_NOWAIT, 0 otherwise")
         case "prefault":
@@ -125,7 +127,12 @@ def host_reply_in(message: host.RunVcpuResponse) -> m.HostReply:
 def trap_out(raised: m.TrapRaised, time_ns: int, seq: int) -> guest.TakeTrapsRequest:
     """A trap as it goes to guestsched."""
     message = guest.TakeTrapsRequest(
-        time_ns=time_ns, seq=seq, registers=raised.registers, min_flt=raised.min_flt, maj_flt=raised.maj_flt
+        time_ns=time_ns,
+        seq=seq,
+        registers=raised.registers,
+        min_flt=raised.min_flt,
+        maj_flt=raised.maj_flt,
+        kernel=raised.kernel,
     )
     for fault in raised.faults:
         message.faults.add(gfn=fault.gfn, kind=_MET_OUT[fault.kind])
@@ -198,7 +205,7 @@ def trap_in(message: guest.TakeTrapsRequest) -> m.TrapRaised:
         m.Sample(sample.task, sample.rip, _known(_PATHS, sample.path, "samples.path"), sample.count)
         for sample in message.samples
     )
-    return m.TrapRaised(trap, held, message.min_flt, message.maj_flt, faults, samples)
+    return m.TrapRaised(trap, held, message.min_flt, message.maj_flt, faults, samples, message.kernel)
 
 
 def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
@@ -210,11 +217,18 @@ def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
         registers=dispatch.registers,
         run_until_ns=dispatch.run_until_ns,
         apf_ns=dispatch.apf_ns,
-        async_pf_en=dispatch.async_pf_en,
         timer_ns=None if dispatch.timer_ns == m.NEVER_NS else dispatch.timer_ns,
         log_faults=dispatch.log_faults,
         shutdown=dispatch.shutdown,
     )
+    for step in dispatch.steps:
+        match step:
+            case m.MsrWrite(msr=msr, value=value):
+                message.steps.add(wrmsr=guest.MsrWrite(msr=msr, value=value))
+            case m.Store(gpa=gpa, data=data):
+                message.steps.add(store=guest.Copy(gpa=gpa, data=data))
+            case _:
+                assert_never(step)
     for gpa, data in dispatch.copies:
         message.copies.add(gpa=gpa, data=data)
     for gpa, length in dispatch.fetch:
@@ -256,7 +270,7 @@ def dispatch_in(message: guest.TakeTrapsResponse) -> m.Dispatch:
             )
             for space in dispatch.spaces
         ),
-        dispatch.async_pf_en if dispatch.HasField("async_pf_en") else None,
+        tuple(_step_in(step) for step in dispatch.steps),
         dispatch.timer_ns if dispatch.HasField("timer_ns") else m.NEVER_NS,
         tuple((copy.gpa, copy.data) for copy in dispatch.copies),
         tuple((piece.gpa, piece.length) for piece in dispatch.fetch),
@@ -264,6 +278,16 @@ def dispatch_in(message: guest.TakeTrapsResponse) -> m.Dispatch:
         dispatch.shutdown,
         tuple((piece.gpa, piece.length) for piece in dispatch.syscall_fetch),
     )
+
+
+def _step_in(step: guest.KernelStep) -> m.KernelStep:
+    match step.WhichOneof("step"):
+        case "wrmsr":
+            return m.MsrWrite(step.wrmsr.msr, step.wrmsr.value)
+        case "store":
+            return m.Store(step.store.gpa, step.store.data)
+        case other:
+            raise WireError(f"steps.step = {other}: allowed: wrmsr, store")
 
 
 # guestsched and hostd: loading ---------------------------------------------------------------------------------

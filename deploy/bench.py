@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from apf.journal import Journal
 from apf.scenario import Scenario, ScenarioError
-from deploy import journals, twin
+from deploy import twin
 from deploy.local import LocalCluster, check_space
 from deploy.result import RunResult, Snapshot
 from guestsched.build import guest_core
 
 Progress = Callable[[Scenario, Snapshot], None]
+Keep = Callable[[RunResult, Mapping[str, Path]], None]
+"""Told of a run that has ended, with its journals by core name; they are gone afterwards unless it moves them."""
 _TWIN_PROGRESS_S = 0.2
 
 
@@ -33,22 +35,22 @@ def prepare(scenario: Scenario, *, endless: bool = False) -> None:
 
 
 def run_modes(
-    scenario: Scenario, *, in_twin: bool, journal: TextIO | None = None, progress: Progress | None = None
+    scenario: Scenario, *, in_twin: bool, keep: Keep | None = None, progress: Progress | None = None
 ) -> list[RunResult]:
-    """One run for each mode of the scenario, in order. Raises Failure."""
+    """One run for each mode of the scenario, in order; with journals if somebody is to ``keep`` them. Raises Failure."""
     run_one = _in_twin if in_twin else _on_processes
-    return [run_one(scenario.for_mode(mode), journal, progress) for mode in scenario.apf]
+    return [run_one(scenario.for_mode(mode), keep, progress) for mode in scenario.apf]
 
 
-def _on_processes(scenario: Scenario, journal: TextIO | None, progress: Progress | None) -> RunResult:
-    with LocalCluster(scenario, journals=journal is not None) as cluster:
+def _on_processes(scenario: Scenario, keep: Keep | None, progress: Progress | None) -> RunResult:
+    with LocalCluster(scenario, journals=keep is not None) as cluster:
         result = cluster.wait(None if progress is None else lambda snapshot: progress(scenario, snapshot))
-        if journal is not None:
-            journals.merge(scenario.apf[0], cluster.journals(), journal)
+        if keep is not None:
+            keep(result, cluster.journals())
         return result
 
 
-def _in_twin(scenario: Scenario, journal: TextIO | None, progress: Progress | None) -> RunResult:
+def _in_twin(scenario: Scenario, keep: Keep | None, progress: Progress | None) -> RunResult:
     shown_s = 0.0
 
     def show(now_ns: int, running: twin.Twin) -> None:
@@ -58,21 +60,25 @@ def _in_twin(scenario: Scenario, journal: TextIO | None, progress: Progress | No
             progress(scenario, running.snapshot(now_ns))
 
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
-        directory = Path(scratch) if journal is not None else None
+        directory = Path(scratch) if keep is not None else None
         result = twin.run(scenario, journals=directory, progress=show)
-        if journal is not None:
-            cores = {path.stem: path for path in Path(scratch).glob("*.journal")}
-            journals.merge(scenario.apf[0], cores, journal)
+        if keep is not None:
+            keep(result, {path.stem: path for path in Path(scratch).glob("*.journal")})
         return result
 
 
+def ratios(results: list[RunResult]) -> dict[str, float]:
+    """Work done in each mode over work done without APF; empty unless that was run and anything was counted."""
+    off = next((result.total for result in results if result.mode == "off"), 0)
+    return {result.mode: result.total / off for result in results if off and result.mode != "off"}
+
+
 def ratio(results: list[RunResult]) -> float | None:
-    """Work done with APF over work done without; None unless both were run and anything was counted."""
-    by_mode = {result.mode: result for result in results}
-    off, with_apf = by_mode.get("off"), by_mode.get("pv2010")
-    if off is None or with_apf is None or not off.total:
-        return None
-    return with_apf.total / off.total
+    """Work done with APF over work done without: the published protocol if it was run, else the last one that was."""
+    found = ratios(results)
+    if "pv2010" in found:
+        return found["pv2010"]
+    return next(reversed(found.values()), None)
 
 
 def document(scenario: Scenario, results: list[RunResult]) -> dict[str, Any]:
@@ -80,6 +86,7 @@ def document(scenario: Scenario, results: list[RunResult]) -> dict[str, Any]:
     found = ratio(results)
     return {
         "ratio": None if found is None else round(found, 4),
+        "ratios": {mode: round(value, 4) for mode, value in ratios(results).items()},
         "scenario": scenario.model_dump(mode="json"),
         "versions": {name: metadata.version(name) for name in ("apf-emulator", "unicorn", "numba", "grpcio")},
         "runs": [result.document() for result in results],

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,8 +17,11 @@ from rich.console import Console
 from apf import listen, logs, process
 from apf.listen import Security
 from apf.process import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_STOPPED, Failure, StopRequested
-from apf.scenario import Scenario, ScenarioError, load
+from apf.scenario import Scenario, ScenarioError, load, parse_size
 from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
+
+if TYPE_CHECKING:
+    from deploy.keeping import Keeper
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 _EXIT_INTERRUPTED = 130
@@ -30,6 +33,16 @@ _LogFormat = Annotated[
     typer.Option(
         metavar="text|json", help=f"Log lines for people, or JSON (default: ${logs.FORMAT_VARIABLE}, else text)."
     ),
+]
+
+
+_Journal = Annotated[Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")]
+_Trace = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Perfetto trace there (ui.perfetto.dev).")]
+_TraceLimit = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Of the trace: what comes later is counted only (default: 512MiB).")
+]
+_Record = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Keep the journals in a new directory (see apf explain).")
 ]
 
 
@@ -46,7 +59,10 @@ def _fail(message: str, code: int) -> NoReturn:
 
 @app.command()
 def bench(
-    apf: Annotated[str | None, typer.Option(help="Modes to run, with commas between (default: off,pv2010).")] = None,
+    apf: Annotated[
+        str | None,
+        typer.Option(help="Modes to run, with commas between: off, halt, pv2010, pv (default: off,pv2010)."),
+    ] = None,
     gup: Annotated[
         str | None, typer.Option(help="get_user_pages variant tried first: fast, noio (default) or nowait.")
     ] = None,
@@ -85,9 +101,10 @@ def bench(
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
-    ] = None,
+    journal: _Journal = None,
+    trace: _Trace = None,
+    trace_limit: _TraceLimit = None,
+    record: _Record = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
     log_format: _LogFormat = None,
 ) -> None:
@@ -110,7 +127,8 @@ def bench(
     chosen = _load(scenario, overrides)
     if chosen.process:
         _fail(f"--scenario = {scenario}: it has processes of its own: apf run {scenario}", EXIT_BAD_INPUT)
-    _run(chosen, twin, _Outputs(json_file, journal, folded), _level(log_level), _format(log_format))
+    keeper = _keeper(journal, trace, trace_limit, record)
+    _run(chosen, twin, _Outputs(json_file, folded, keeper), _level(log_level), _format(log_format))
 
 
 @app.command()
@@ -132,9 +150,10 @@ def run(
     ] = None,
     twin: Annotated[bool, typer.Option("--twin", help="In this one process: no gRPC, the same digest.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
-    ] = None,
+    journal: _Journal = None,
+    trace: _Trace = None,
+    trace_limit: _TraceLimit = None,
+    record: _Record = None,
     log_level: Annotated[str, typer.Option(help="Of the processes: DEBUG, INFO, WARNING or ERROR.")] = "WARNING",
     log_format: _LogFormat = None,
 ) -> None:
@@ -154,9 +173,9 @@ def run(
         "profile_hz": profile_hz,
         **settings,
     }
-    _run(
-        _load(scenario, overrides), twin, _Outputs(json_file, journal, folded), _level(log_level), _format(log_format)
-    )
+    keeper = _keeper(journal, trace, trace_limit, record)
+    chosen = _load(scenario, overrides)
+    _run(chosen, twin, _Outputs(json_file, folded, keeper), _level(log_level), _format(log_format))
 
 
 @app.command()
@@ -165,9 +184,10 @@ def replay(
         list[Path], typer.Argument(metavar="FILE...", help="Logs of arrivals, as apf up --record leaves them.")
     ],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
-    journal: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write all events there (see apf diff).")
-    ] = None,
+    journal: _Journal = None,
+    trace: _Trace = None,
+    trace_limit: _TraceLimit = None,
+    record: _Record = None,
 ) -> None:
     """Repeat, in the twin, a run that had load from outside; exits 1 if it does not come to the same."""
     from deploy import replay as replaying
@@ -175,8 +195,9 @@ def replay(
 
     with ExitStack() as stack:
         try:
-            outputs = [stack.enter_context(path.open("w")) if path else None for path in (json_file, journal)]
-            result, digests = replaying.run(logs, journal=outputs[1])
+            keeper = stack.enter_context(_keeper(journal, trace, trace_limit, record))
+            output = stack.enter_context(json_file.open("w")) if json_file else None
+            result, digests = replaying.run(logs, keep=keeper.keep)
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
         except ScenarioError as error:
@@ -186,9 +207,10 @@ def replay(
         except KeyboardInterrupt:
             _fail("interrupted", _EXIT_INTERRUPTED)
         report.show_run(_console(), [result])
-        if outputs[0] is not None:
-            json.dump(result.document(), outputs[0], indent=2)
-            outputs[0].write("\n")
+        if output is not None:
+            json.dump(result.document(), output, indent=2)
+            output.write("\n")
+        _say(keeper.finish())
     for log, (recorded, repeated) in zip(logs, digests, strict=True):
         if recorded is None:
             print(f"{log}: the recorded run was cut short; there is nothing to compare with")
@@ -201,8 +223,26 @@ def replay(
 @dataclass(frozen=True, slots=True)
 class _Outputs:
     json_file: Path | None
-    journal: Path | None
     folded: Path | None
+    keeper: Keeper
+
+
+def _keeper(journal: Path | None, trace: Path | None, trace_limit: str | None, record: Path | None) -> Keeper:
+    from deploy.keeping import Keeper
+
+    return Keeper(journal, trace, record, _trace_limit(trace_limit))
+
+
+def _trace_limit(given: str | None) -> int:
+    from deploy.tracefile import LIMIT_BYTES
+
+    try:
+        limit = LIMIT_BYTES if given is None else parse_size(given)
+    except ValueError as error:
+        _fail(f"--trace-limit = {given!r}: {error}", EXIT_BAD_INPUT)
+    if not isinstance(limit, int) or limit <= 0:
+        _fail(f"--trace-limit = {given!r}: greater than 0", EXIT_BAD_INPUT)
+    return limit
 
 
 def _level(log_level: str) -> str:
@@ -246,8 +286,9 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
     with ExitStack() as stack:
         try:
             benchmark.prepare(scenario)
-            paths = (files.json_file, files.journal, files.folded)
+            paths = (files.json_file, files.folded)
             outputs = [stack.enter_context(path.open("w")) if path else None for path in paths]
+            keeper = stack.enter_context(files.keeper)
         except ScenarioError as error:
             _fail(str(error), EXIT_BAD_INPUT)
         except OSError as error:
@@ -256,7 +297,7 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
         process.heed_signals()
         try:
             with BenchProgress(Console(stderr=True)) as progress:
-                results = benchmark.run_modes(scenario, in_twin=twin, journal=outputs[1], progress=progress)
+                results = benchmark.run_modes(scenario, in_twin=twin, keep=keeper.keep, progress=progress)
         except Failure as failure:
             _fail(str(failure), EXIT_FAILED)
         except KeyboardInterrupt:
@@ -267,16 +308,23 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
             report.show_run(_console(), results)
         else:
             report.show(_console(), scenario, results)
-        if outputs[2] is not None:
-            outputs[2].writelines(
+        if outputs[1] is not None:
+            outputs[1].writelines(
                 f"{result.mode};{line}\n" for result in results for line in result.folded.splitlines()
             )
         if outputs[0] is not None:
             document: dict[str, Any] = benchmark.document(scenario, results)
             json.dump(document, outputs[0], indent=2)
             outputs[0].write("\n")
+        _say(keeper.finish())
     if any(result.corrupt_pages for result in results):
         _fail("guest memory was corrupted; see above", EXIT_FAILED)
+
+
+def _say(lines: list[str]) -> None:
+    """Beside the results, which go to standard output."""
+    for line in lines:
+        print(f"apf: {line}", file=sys.stderr)
 
 
 def _console() -> Console:
@@ -301,6 +349,77 @@ def walk(
         _fail(str(failure), EXIT_FAILED)
     except KeyboardInterrupt:
         _fail("interrupted", _EXIT_INTERRUPTED)
+
+
+_Recording = Annotated[Path, typer.Argument(metavar="RECORDING", help="A directory that --record made.")]
+
+
+@app.command()
+def explain(
+    recorded: _Recording,
+    apf: Annotated[str | None, typer.Option(help="Mode of the run, if the recording has several.")] = None,
+    token: Annotated[str | None, typer.Option(metavar="N", help="The fault with this token, as 0x1001.")] = None,
+    gfn: Annotated[str | None, typer.Option(metavar="N", help="Faults on this guest frame.")] = None,
+    vm: Annotated[int | None, typer.Option(metavar="N", help="Faults of this VM.")] = None,
+    nth: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Of these, the Nth; without, the first.")
+    ] = None,
+    longest: Annotated[bool, typer.Option("--longest", help="Of these, the one that took longest.")] = False,
+    stuck: Annotated[bool, typer.Option("--stuck", help="Tasks that wait for a page ready at the end; why.")] = False,
+) -> None:
+    """Tell one fault of a recorded run step by step; without a choice, how long its faults and their stages took."""
+    from deploy import explain as explaining
+    from deploy import recording
+
+    chosen = [
+        name for name, given in (("--nth", nth is not None), ("--longest", longest), ("--stuck", stuck)) if given
+    ]
+    if len(chosen) > 1:
+        _fail(f"{' and '.join(chosen)}: one of them", EXIT_BAD_INPUT)
+    try:
+        run = explaining.choose_run(recording.read(recorded), apf)
+        console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
+        if stuck:
+            explaining.show_waiting(console, run, explaining.summarize(run).waiting)
+        elif token is None and gfn is None and vm is None and not chosen:
+            explaining.show_summary(console, run, explaining.summarize(run))
+        else:
+            choice = explaining.Choice(_number("--token", token), _number("--gfn", gfn), vm, nth or 1, longest)
+            explaining.show_fault(console, explaining.explain(run, choice))
+    except ScenarioError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
+
+
+def _number(option: str, given: str | None) -> int | None:
+    try:
+        return None if given is None else int(given, 0)
+    except ValueError:
+        _fail(f"{option} = {given!r}: a number, as 4097 or 0x1001", EXIT_BAD_INPUT)
+
+
+@app.command("trace")
+def trace_command(
+    recorded: _Recording,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where the trace goes.")],
+    trace_limit: _TraceLimit = None,
+) -> None:
+    """Make a Perfetto trace (ui.perfetto.dev) of a recording, as --trace does while it runs."""
+    from deploy import recording, trace
+    from deploy.keeping import trace_told
+    from deploy.tracefile import TraceFile
+
+    limit = _trace_limit(trace_limit)
+    try:
+        runs = recording.read(recorded)
+        with file.open("wb") as out:
+            written = TraceFile(out, limit)
+            for number, run in enumerate(runs):
+                trace.write(written, f"apf = {run.mode}", number, run.journals, run.scenario.swap.device)
+            _say([trace_told(file, written)])
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
+    except ScenarioError as error:
+        _fail(str(error), EXIT_BAD_INPUT)
 
 
 @app.command()

@@ -6,16 +6,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 from apf.scenario import ScenarioError
-from deploy import journals
+from deploy.bench import Keep
 from deploy.result import RunResult
 from deploy.twin import Twin
 from guestsched import arrival_log
 
 
-def run(paths: Sequence[Path], journal: TextIO | None = None) -> tuple[RunResult, list[tuple[str | None, str]]]:
+def run(paths: Sequence[Path], keep: Keep | None = None) -> tuple[RunResult, list[tuple[str | None, str]]]:
     """Repeat the run that ``paths`` were recorded of, one log for each VM that has an API.
 
     Its result, and for each log the guest's digest as recorded (None: not known) and now. Raises ScenarioError for a
@@ -29,7 +28,7 @@ def run(paths: Sequence[Path], journal: TextIO | None = None) -> tuple[RunResult
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
         joins = {log.vm: log.boot_ns for log in logs if log.vm >= scenario.host.vms}
-        twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if journal is not None else None, joins)
+        twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if keep is not None else None, joins)
         try:
             for log in logs:
                 twin.arrivals[log.vm] = log.arrivals
@@ -39,7 +38,6 @@ def run(paths: Sequence[Path], journal: TextIO | None = None) -> tuple[RunResult
             result = twin.result(time.monotonic() - began_s)
         finally:
             twin.close()
-        if journal is not None:
-            cores = {file.stem: file for file in Path(scratch).glob("*.journal")}
-            journals.merge(scenario.apf[0], cores, journal)
+        if keep is not None:
+            keep(result, {file.stem: file for file in Path(scratch).glob("*.journal")})
         return result, [(log.digest, twin.guest_of(log.vm).core_digest()) for log in logs]

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apf.scenario import Scenario
-from deploy.bench import ratio
+from deploy.bench import ratio, ratios
 from deploy.published import COUNTERS, DURATION_S, KERNEL_ROWS, PROFILES, RATIO, USER_SYMBOLS
 from deploy.result import CAUSES, RunResult
 
@@ -118,10 +118,12 @@ def _counts(scenario: Scenario, results: list[RunResult]) -> Table:
     table.add_section()
     ours = [f"{result.total:,}" for result in results]
     table.add_row("sum", *ours, *(f"{sum(COUNTERS[mode]):,}" for mode in published))
-    found = ratio(results)
-    if found is not None:
-        cells = [f"{found:.3f}" if mode == "pv2010" else "" for mode in modes]
+    found = ratios(results)
+    if found:
+        cells = [f"{found[mode]:.3f}" if mode in found else "" for mode in modes]
         table.add_row("ratio", *cells, *(f"{RATIO:.3f}" if mode == "pv2010" else "" for mode in published))
+    served = [f"{result.counter('faults_major') + result.counter('faults_async'):,}" for result in results]
+    table.add_row("pages waited for", *served, *("" for _ in published))
     return table
 
 
@@ -157,11 +159,13 @@ def explanation(results: list[RunResult]) -> str:
     parts = []
     if (off := by_mode.get("off")) is not None:
         parts.append(_explain_off(off))
-    if (with_apf := by_mode.get("pv2010")) is not None:
-        parts.append(_explain_apf(with_apf))
+    if (halting := by_mode.get("halt")) is not None:
+        parts.append(_explain_halt(halting))
+    parts += [_explain_apf(by_mode[mode]) for mode in ("pv2010", "pv") if mode in by_mode]
     found = ratio(results)
     tail = "" if found is None else f": {found:.2f} times the work"
-    return "; ".join(parts) + tail + "."
+    told = "; ".join(parts)
+    return told[:1].upper() + told[1:] + tail + "."
 
 
 def _explain_off(run: RunResult) -> str:
@@ -176,15 +180,28 @@ def _explain_off(run: RunResult) -> str:
     )
 
 
+def _explain_halt(run: RunResult) -> str:
+    faults = run.counter("faults_async")
+    if not faults:
+        return "with the host's half of APF no access had to wait for I/O"
+    halt_ns = run.counter("halt_ns") / faults
+    wait_ns = run.counter("async_wait_ns") / faults
+    return (
+        f"with the host's half alone ({run.mode}) each of {faults:,} pages took {_time(wait_ns)}, of which its vCPU "
+        f"halted {_time(halt_ns)}, until a tick let another task run; the guest still charges what was halted to the "
+        f"task that faulted, so the workers had {_share(run, 'counting')}"
+    )
+
+
 def _explain_apf(run: RunResult) -> str:
     faults = run.counter("faults_async")
     if not faults:
-        return "with APF no access had to wait for I/O either"
+        return f"with APF ({run.mode}) no access had to wait for I/O either"
     wait_ns = run.counter("async_wait_ns") / faults
     cost_ns = (run.time_ns("apf") + run.time_ns("faulting")) / faults
     return (
-        f"with APF the {faults:,} tasks that had to wait ({_time(wait_ns)} each) slept instead, every one at a cost "
-        f"of {_time(cost_ns)} of vCPU time, and the workers had the rest, {_share(run, 'counting')}"
+        f"with APF ({run.mode}) the {faults:,} tasks that had to wait ({_time(wait_ns)} each) slept instead, every one "
+        f"at a cost of {_time(cost_ns)} of vCPU time, and the workers had the rest, {_share(run, 'counting')}"
     )
 
 

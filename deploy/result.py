@@ -96,7 +96,7 @@ class RunResult:
 
     @property
     def mode(self) -> str:
-        """Off or pv2010."""
+        """Off, halt, pv2010 or pv."""
         return self.scenario.apf[0]
 
     @property

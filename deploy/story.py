@@ -10,35 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from deploy.faults import Fault, faults
+from deploy.journals import KINDS_OF_VCPU, Record, events, records
 from deploy.result import RunResult
 
 _EVICTIONS = ("write", "drop")
 """What a border does to a page that was picked: its bytes go to the swap file, or are there already."""
-KINDS_OF_VCPU = frozenset(
-    ("boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "stop", "dispatch")
-)
-"""Records of the guest kernel that begin with the number of a vCPU; the others name tasks, tickets and such."""
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A line of a journal. ``fields`` are integers where they look like one."""
-
-    time_ns: int
-    kind: str
-    fields: tuple[Any, ...]
-
-
-def read_journal(path: Path) -> list[Record]:
-    """All records of the journal in ``path``."""
-    records = []
-    for line in path.read_text().splitlines():
-        time_ns, kind, *words = line.split()
-        fields = tuple(int(word) if word.lstrip("-").isdecimal() else word for word in words)
-        records.append(Record(int(time_ns), kind, fields))
-    return records
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +25,13 @@ class Journals:
 
     result: RunResult
     by_core: dict[str, list[Record]]
+    faults: list[Fault]
 
     @classmethod
     def read(cls, result: RunResult, paths: dict[str, Path]) -> Journals:
         """Read the files of a run that has ended."""
-        return cls(result, {name: read_journal(path) for name, path in paths.items()})
+        by_core = {name: list(records(path)) for name, path in paths.items()}
+        return cls(result, by_core, list(faults(events(paths))))
 
     @property
     def host(self) -> list[Record]:
@@ -113,64 +93,29 @@ class SwapOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Stall:
-    """The page's next access where the vCPU sleeps in the host. Tasks in ``ready`` could have run meanwhile."""
-
-    fault_ns: int
-    vcpu: int
-    task: int
-    ready: tuple[int, ...]
-    slot: int
-    read_start_ns: int
-    read_done_ns: int
-    stall_ns: int
-    mapped_ns: int
-    pfn: int
-
-
-@dataclass(frozen=True, slots=True)
-class Async:
-    """The page's next access as an asynchronous page fault: ``task`` sleeps, ``other`` runs."""
-
-    fault_ns: int
-    vcpu: int
-    task: int
-    other: int
-    token: int
-    slot: int
-    read_start_ns: int
-    read_done_ns: int
-    injected_ns: int
-    not_present_ns: int
-    other_from_ns: int
-    completed_ns: int
-    prefault_ns: int
-    ready_mapped_ns: int
-    ready_injected_ns: int
-    page_ready_ns: int
-    task_from_ns: int
-    pfn: int
-
-
-@dataclass(frozen=True, slots=True)
 class Life:
-    """What happened to the page ``gfn`` in one run."""
+    """What happened to the page ``gfn`` in one run.
+
+    ``again`` is its next access. ``others``: the tasks that could run while the vCPU slept for it, or the one that did.
+    """
 
     gfn: int
     first: FirstTouch
     out: SwapOut
-    again: Stall | Async
+    again: Fault
+    others: tuple[int, ...]
 
 
 def lives(journals: Journals, first_gfn: int) -> Iterator[Life]:
     """Lives of all pages from ``first_gfn`` on that can be told whole, in the order of their first touch."""
+    raised = {(fault.gfn, fault.raised_ns): fault for fault in journals.faults}
     by_gfn: dict[int, list[int]] = {}
     for place, record in enumerate(journals.host):
         gfn = _gfn_of(record)
         if gfn is not None and gfn >= first_gfn:
             by_gfn.setdefault(gfn, []).append(place)
     for gfn, places in by_gfn.items():
-        life = _life(journals, gfn, places)
+        life = _life(journals, raised, gfn, places)
         if life is not None:
             yield life
 
@@ -186,7 +131,7 @@ def _gfn_of(record: Record) -> int | None:
             return None
 
 
-def _life(journals: Journals, gfn: int, places: list[int]) -> Life | None:
+def _life(journals: Journals, raised: dict[tuple[int, int], Fault], gfn: int, places: list[int]) -> Life | None:
     host = journals.host
     first = host[places[0]]
     if first.kind != "fault" or first.fields[4] != "minor":
@@ -206,15 +151,17 @@ def _life(journals: Journals, gfn: int, places: list[int]) -> Life | None:
     later = places[away + 1 :]
     if out is None or not later or host[later[0]].kind != "fault" or host[later[0]].time_ns < out.write_done_ns:
         return None
-    again: Stall | Async | None
-    match journals.result.mode, host[later[0]].fields[4]:
+    found = raised.get((gfn, host[later[0]].time_ns))
+    if found is None:
+        return None
+    match journals.result.mode, found.kind:
         case "off", "major":
-            again = _stall(journals, later[0])
+            others = _stood_still(journals, found)
         case "pv2010", "async":
-            again = _async(journals, later)
+            others = _ran_instead(journals, found, [host[place] for place in later])
         case _:
             return None
-    return None if again is None else Life(gfn, touch, out, again)
+    return Life(gfn, touch, out, found, others) if others else None
 
 
 def _swap_out(host: list[Record], place: int) -> SwapOut | None:
@@ -237,85 +184,39 @@ def _swap_out(host: list[Record], place: int) -> SwapOut | None:
     return None
 
 
-def _read_before(host: list[Record], place: int) -> Record | None:
-    """The read that the fault in ``host[place]`` submitted; None if it waits for somebody else's."""
-    before = host[place - 1]
-    return before if before.kind == "read" and before.time_ns == host[place].time_ns else None
-
-
-def _stall(journals: Journals, place: int) -> Stall | None:
-    fault, read = journals.host[place], _read_before(journals.host, place)
-    if read is None:
-        return None
-    _vm, vcpu, _gfn, _how, _kind, at_ns, pfn, _writable, stall_ns = fault.fields
-    task = journals.current(vcpu, fault.time_ns)
-    ready = journals.others_on(vcpu, task)
+def _stood_still(journals: Journals, fault: Fault) -> tuple[int, ...]:
+    """The tasks that could have run while the vCPU slept for a read of this fault's; none if anything else came up."""
+    assert fault.replied_ns is not None
     heard = any(
-        r.kind in KINDS_OF_VCPU and r.fields[0] == vcpu and fault.time_ns < r.time_ns < at_ns for r in journals.guest
+        r.kind in KINDS_OF_VCPU and r.fields[0] == fault.vcpu and fault.raised_ns < r.time_ns < fault.replied_ns
+        for r in journals.guest
     )
-    if not task or not ready or heard:
-        return None
-    _vm, _gfn, slot, _pfn, _arrival_ns, start_ns, done_ns = read.fields
-    return Stall(fault.time_ns, vcpu, task, ready, slot, start_ns, done_ns, stall_ns, at_ns, pfn)
+    if heard or not fault.own_read or not fault.task:
+        return ()
+    return journals.others_on(fault.vcpu, fault.task)
 
 
-def _async(journals: Journals, places: list[int]) -> Async | None:
-    host = journals.host
-    fault, read = host[places[0]], _read_before(host, places[0])
-    kinds = [host[place].kind for place in places[1:3]]
-    if read is None or kinds != ["completed", "prefault"]:
-        return None
-    completed, prefault = host[places[1]], host[places[2]]
-    _vm, vcpu, gfn, _how, _kind, injected_ns, token, _ready_ns = fault.fields
-    if prefault.fields[3] != token or prefault.fields[4] != "minor":
-        return None
-    after = host[places[3]] if len(places) > 3 else None
-    if after is not None and after.kind == "fault" and after.fields[1] == vcpu:
-        return None  # it was not there when the task came back
-    told = _told(journals, vcpu, token)
-    if told is None:
-        return None
-    not_present, asleep, page_ready, back = told
-    task, other = journals.current(vcpu, fault.time_ns), asleep.fields[1]
-    if back.fields[1] != task or other in (0, task):
-        return None
-    mapped_ns = prefault.fields[5]
-    ready = [r for r in journals.vcpu(vcpu) if r.kind == "async_pf_ready" and r.fields == (token, gfn)]
-    _vm, _gfn, slot, _pfn, _arrival_ns, start_ns, done_ns = read.fields
-    return Async(
-        fault_ns=fault.time_ns,
-        vcpu=vcpu,
-        task=task,
-        other=other,
-        token=token,
-        slot=slot,
-        read_start_ns=start_ns,
-        read_done_ns=done_ns,
-        injected_ns=injected_ns,
-        not_present_ns=not_present.time_ns,
-        other_from_ns=asleep.fields[2],
-        completed_ns=completed.time_ns,
-        prefault_ns=prefault.time_ns,
-        ready_mapped_ns=mapped_ns,
-        ready_injected_ns=ready[0].time_ns,
-        page_ready_ns=page_ready.time_ns,
-        task_from_ns=back.fields[2],
-        pfn=prefault.fields[6],
-    )
+def _ran_instead(journals: Journals, fault: Fault, later: list[Record]) -> tuple[int, ...]:
+    """The task that ran in A's place, all the time until A was back; none unless it is as plain as that."""
+    kinds = [record.kind for record in later[:3]]
+    if not fault.own_read or kinds != ["fault", "completed", "prefault"] or fault.prefaults[0].outcome != "minor":
+        return ()
+    after = later[3] if len(later) > 3 else None
+    if after is not None and after.kind == "fault" and after.fields[1] == fault.vcpu:
+        return ()  # it was not there when the task came back
+    plain = fault.back_cpu == fault.vcpu and fault.other not in (0, fault.task) and not fault.repeated
+    return (fault.other,) if plain and _at_once(journals, fault) else ()
 
 
-def _told(journals: Journals, vcpu: int, token: int) -> tuple[Record, Record, Record, Record] | None:
-    """What the guest kernel did about ``token``: not-present and the dispatch after it, page-ready and the one after.
-
-    None unless the page-ready is the vCPU's next trap, and the task it wakes runs at once.
-    """
-    own = [r for r in journals.guest if r.kind in KINDS_OF_VCPU and r.fields[0] == vcpu]
-    for place, record in enumerate(own):
-        if record.kind == "not_present" and record.fields[1] == token:
-            rest = own[place : place + 4]
-            if [r.kind for r in rest] == ["not_present", "dispatch", "page_ready", "dispatch"]:
-                not_present, asleep, page_ready, back = rest
-                if page_ready.fields[1] == token:
-                    return not_present, asleep, page_ready, back
-            return None
-    return None
+def _at_once(journals: Journals, fault: Fault) -> bool:
+    """Whether page ready was the vCPU's next trap after not-present, and A ran at once."""
+    own = [
+        r
+        for r in journals.guest
+        if r.kind in KINDS_OF_VCPU
+        and r.fields[0] == fault.vcpu
+        and fault.not_present_ns is not None
+        and fault.back_ns is not None
+        and fault.not_present_ns <= r.time_ns < fault.back_ns
+    ]
+    return [r.kind for r in own] == ["not_present", "dispatch", "page_ready", "dispatch"]

@@ -8,21 +8,21 @@ those of Linux that do the same, some by names they had in 2010 (``gfn_to_pfn``,
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.padding import Padding
 
 from apf.journal import Journal
 from apf.messages import PAGE_SHIFT
 from apf.scenario import ApfName, Scenario, ScenarioError, load
 from deploy import twin
 from deploy.local import LocalCluster
-from deploy.story import Async, FirstTouch, Journals, Life, Stall, SwapOut, lives
+from deploy.steps import Step, render
+from deploy.story import FirstTouch, Journals, Life, SwapOut, lives
+from deploy.telling import HEADLINES, Teller
 from guestsched.build import guest_core, memory_gfn
-from guestsched.core.core import reason_gpa
 from guestsched.plan import MEMORY_GVA
 
 _SMALL = {
@@ -37,20 +37,6 @@ _SMALL = {
     "host.reserve_frames": 256,
     "swap.device": "nvme",
 }
-_INDENT = (0, 0, 0, 19)
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One thing that happened to the page. ``process`` is whose journal says so; ``rows`` are the talk's."""
-
-    mode: ApfName
-    stage: str
-    time_ns: int
-    process: str
-    functions: tuple[str, ...]
-    rows: tuple[str, ...]
-    text: str
 
 
 def small(seed: int) -> Scenario:
@@ -77,24 +63,7 @@ def walk(scenario: Scenario, on_processes: bool = False) -> list[Step]:
 def command(seed: int, processes: bool) -> None:
     """What ``apf walk`` does: run, choose a page, print its life."""
     scenario = small(seed)
-    render(walk(scenario, processes), Console(highlight=False))
-
-
-def render(steps: Iterable[Step], console: Console) -> None:
-    """Print the story, a mode and a stage after the other."""
-    mode = stage = ""
-    for step in steps:
-        if step.mode != mode:
-            mode, stage = step.mode, ""
-            console.rule(f"apf = {mode}: " + ("without APF" if mode == "off" else "with APF, the protocol of 2010"))
-        if step.stage != stage:
-            stage = step.stage
-            console.print(f"\n[bold]{stage}[/bold]")
-        rows, functions = ", ".join(step.rows), " -> ".join(step.functions)
-        console.print(f"{step.time_ns:>14,} ns  [cyan]{step.process}[/cyan]  [yellow]{rows}[/yellow]")
-        if functions:
-            console.print(Padding(f"[dim]{functions}[/dim]", _INDENT, expand=False))
-        console.print(Padding(step.text, _INDENT, expand=False))
+    render(walk(scenario, processes), Console(highlight=False), HEADLINES)
 
 
 def _verify(scenario: Scenario) -> None:
@@ -138,9 +107,7 @@ def _choose(found: list[dict[int, Life]]) -> int:
 
 def _tell(mode: ApfName, journals: Journals, life: Life) -> list[Step]:
     teller = _Teller(mode, journals, life)
-    again = life.again
-    last = teller.stall(again) if isinstance(again, Stall) else teller.asynchronous(again)
-    return [*teller.first_touch(life.first), *teller.swap_out(life.out), *last]
+    return [*teller.first_touch(life.first), *teller.swap_out(life.out), *teller.again()]
 
 
 class _Teller:
@@ -227,154 +194,46 @@ class _Teller:
             f"{out.write_done_ns:,} ns; then its frame is free.",
         )
 
-    def stall(self, again: Stall) -> Iterator[Step]:
-        """T6 to T8."""
-        stage, worker = "Re-access", f"vcpud worker {again.vcpu}"
-        task, ready = self._task(again.task), ", ".join(map(self._task, again.ready))
-        yield self._step(
-            stage,
-            again.fault_ns,
-            worker,
-            "kvm_mmu_page_fault gfn_to_pfn",
-            "T6 T7",
-            f"{task} (A) touches {self._page} again, which is a page of A's data and none of {ready}'s (B): VM exit.",
-        )
-        yield self._step(
-            stage,
-            again.fault_ns,
-            "hostd",
-            "get_user_pages_fast do_swap_page swap_readpage",
-            "T6",
-            f"get_user_pages_fast() finds a swap entry: the read of slot {again.slot} into host frame {again.pfn} "
-            f"starts. The device has it from {again.read_start_ns:,} to {again.read_done_ns:,} ns.",
-        )
-        yield self._step(
-            stage,
-            again.read_done_ns - again.stall_ns,
-            worker,
-            "do_swap_page io_schedule",
-            "T6 T8",
-            f"The vCPU thread sleeps for {again.stall_ns:,} ns, until the read is done.",
-        )
-        yield self._step(
-            stage,
-            again.read_done_ns,
-            "guestsched",
-            "",
-            "T8",
-            f"Has heard nothing of it. To the guest kernel A runs all the time, and is charged for it; B is "
-            f"ready and could have run, but vCPU {again.vcpu}, and with it B, stood still.",
-        )
-        yield self._step(
-            stage,
-            again.mapped_ns,
-            worker,
-            "__direct_map",
-            "T6",
-            f"A new mapping is made, and A goes on {again.mapped_ns - again.fault_ns:,} ns after its access.",
-        )
+    def again(self) -> Iterator[Step]:
+        """T6 to T14: the fault, with what there is to say of it here."""
+        life, journals = self._life, self._journals
+        names = {(0, row["id"]): row["name"] for row in journals.result.tasks}
+        teller = Teller(self._mode, self._gup, names, journals.result.end_ns)
+        for step in teller.tell(life.again, life.others):
+            rows, remark = self._remarks().get(step.what, ("", ""))
+            stage = "Re-access" if self._mode == "off" else f"Re-access: {step.stage.lower()}"
+            text = f"{step.text} {remark}".rstrip()
+            yield replace(step, stage=stage, rows=tuple(rows.split()), text=text)
 
-    def asynchronous(self, again: Async) -> Iterator[Step]:
-        """T9 to T14."""
-        yield from self._not_present(again)
-        yield from self._page_ready(again)
-
-    def _not_present(self, again: Async) -> Iterator[Step]:
-        stage, worker = "Re-access: page not present", f"vcpud worker {again.vcpu}"
-        gup = f"get_user_pages_{self._gup}"
-        starts = "starts the read and" if self._gup == "nowait" else "needs I/O and so"
-        yield self._step(
-            stage,
-            again.fault_ns,
-            worker,
-            "kvm_mmu_page_fault try_async_pf gfn_to_pfn_async",
-            "T7 T11",
-            f"{self._task(again.task)} (A) touches {self._page} again, which is a page of A's data and none of "
-            f"{self._task(again.other)}'s (B): VM exit.",
+    def _remarks(self) -> dict[str, tuple[str, str]]:
+        """Rows of the talk, and what else can be said, by kind of step."""
+        fault, others = self._life.again, self._life.others
+        theirs = ", ".join(self._task(other) for other in others)
+        own = f"It is a page of A's data and none of {theirs}'s (B)."
+        if self._mode == "off":
+            rows = {"read": "T6", "sleep": "T6 T8", "unheard": "T8", "mapped": "T6"}
+            return {"violation": ("T6 T7", own)} | {what: (row, "") for what, row in rows.items()}
+        assert fault.other_ns is not None and fault.exited_ns is not None
+        other_ns = fault.exited_ns - fault.other_ns
+        cached = (
+            "(A page that is still in the swap cache it does get; get_user_pages_fast() does not, and so is not good "
+            "enough.)"
         )
-        yield self._step(
-            stage,
-            again.fault_ns,
-            "hostd",
-            gup,
-            "T14",
-            f"{gup}() finds a swap entry, {starts} does not succeed. (A page that is still in the swap "
-            f"cache it does get; get_user_pages_fast() does not, and so is not good enough.)",
-        )
-        yield self._step(
-            stage,
-            again.fault_ns,
-            "hostd",
-            "kvm_setup_async_pf async_pf_execute get_user_pages do_swap_page",
-            "T11",
-            f"The page is left to a dedicated thread, as work item {again.token:#x}. It reads slot {again.slot} into "
-            f"host frame {again.pfn}; the device has it from {again.read_start_ns:,} to {again.read_done_ns:,} ns.",
-        )
-        yield self._step(
-            stage,
-            again.injected_ns,
-            worker,
-            "kvm_arch_async_page_not_present",
-            "T9 T10 T11",
-            f"Does not sleep. Injects page not present: exception 14, the vector of every #PF, with 1 in the reason "
-            f"word at {reason_gpa(again.vcpu):#x} of guest memory and token {again.token:#x} in CR2.",
-        )
-        yield self._step(
-            stage,
-            again.not_present_ns,
-            "guestsched",
-            "do_async_page_fault kvm_async_pf_task_wait schedule",
-            "T10 T12",
-            f"The reason word tells this #PF from an ordinary one. A sleeps, with the token in the table of waiters; "
-            f"B runs on vCPU {again.vcpu} from {again.other_from_ns:,} ns.",
-        )
-
-    def _page_ready(self, again: Async) -> Iterator[Step]:
-        stage, worker = "Re-access: page ready", f"vcpud worker {again.vcpu}"
-        other_ns = again.prefault_ns - again.other_from_ns
-        yield self._step(
-            stage,
-            again.completed_ns,
-            "hostd",
-            "async_pf_execute",
-            "T11 T13",
-            "The dedicated thread's get_user_pages() is over: the page is in. All the while B has run.",
-        )
-        yield self._step(
-            stage,
-            again.prefault_ns,
-            worker,
-            "kvm_check_async_pf_completion kvm_arch_async_page_ready",
-            "T13",
-            f"Out of the guest, and the page is mapped before the guest is told: {self._page} is host frame "
-            f"{again.pfn} from {again.ready_mapped_ns:,} ns on.",
-        )
-        yield self._step(
-            stage,
-            again.ready_mapped_ns,
-            worker,
-            "kvm_arch_async_page_present",
-            "T9 T10 T13",
-            f"Injects page ready: again exception 14, with 2 in the reason word and token {again.token:#x} in CR2.",
-        )
-        yield self._step(
-            stage,
-            again.page_ready_ns,
-            "guestsched",
-            "do_async_page_fault kvm_async_pf_task_wake try_to_wake_up",
-            "T13",
-            f"The token's waiter, A, is woken and preempts B: it runs on vCPU {again.vcpu} from "
-            f"{again.task_from_ns:,} ns.",
-        )
-        yield self._step(
-            stage,
-            again.task_from_ns,
-            worker,
-            "",
-            "T9 T13",
-            f"A executes the access again, {again.task_from_ns - again.fault_ns:,} ns after the first try; the page "
-            f"can be accessed, there is no exit. B had the vCPU for {other_ns:,} ns of that.",
-        )
+        return {
+            "violation": ("T7 T11", own),
+            "gup": ("T14", cached),
+            "work": ("T11", ""),
+            "not present": ("T9 T10 T11", ""),
+            "asleep": ("T10 T12", ""),
+            "completed": ("T11 T13", "All the while B has run."),
+            "prefault": ("T13", ""),
+            "ready": ("T9 T10 T13", ""),
+            "woken": ("T13", "A preempts B."),
+            "back": (
+                "T9 T13",
+                f"The page is there, and so no exit. B had the vCPU for {other_ns:,} ns of that.",
+            ),
+        }
 
     @property
     def _gup(self) -> str:

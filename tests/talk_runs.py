@@ -16,8 +16,9 @@ from apf.journal import Journal
 from apf.messages import Access, FaultMode, FaultRaised, GupVariant, HostReply, InProgress, Mapped
 from apf.scenario import Scenario, load
 from deploy import twin
+from deploy.journals import KINDS_OF_VCPU, Record
 from deploy.local import LocalCluster
-from deploy.story import KINDS_OF_VCPU, Journals, Record
+from deploy.story import Journals
 from deploy.walk import small
 from guestsched.build import guest_core, memory_gfn
 from guestsched.core.process import ProcessPlan

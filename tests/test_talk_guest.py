@@ -16,7 +16,7 @@ from apf.journal import Journal
 from apf.messages import Extent
 from apf.scenario import Scenario, load
 from deploy import twin
-from deploy.story import KINDS_OF_VCPU, Record
+from deploy.journals import KINDS_OF_VCPU, Record
 from guestsched.build import guest_core
 from guestsched.plan import MEMORY_GVA
 

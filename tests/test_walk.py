@@ -11,7 +11,9 @@ from rich.console import Console
 
 from apf.scenario import Scenario, ScenarioError, load
 from deploy import walk
-from deploy.walk import Step, small
+from deploy.steps import Step, render
+from deploy.telling import HEADLINES
+from deploy.walk import small
 
 ROWS = {f"T{number}" for number in range(1, 15)}
 FUNCTIONS = {
@@ -61,7 +63,7 @@ def test_other_seeds_have_such_a_page_too(seed: int, gup: str) -> None:
 def test_printed_for_a_terminal_of_any_width(steps: list[Step]) -> None:
     for width in (60, 200):
         out = io.StringIO()
-        walk.render(steps, Console(file=out, width=width))
+        render(steps, Console(file=out, width=width), HEADLINES)
         lines = out.getvalue().splitlines()
         assert max(map(len, lines)) <= width
         assert sum("apf = " in line for line in lines) == 2

@@ -10,6 +10,7 @@ from apf.clockpage import ClockPage
 from apf.hostmem import HostMemory
 from apf.journal import Journal
 from apf.scenario import Scenario
+from vcpud.core.injected import Injected, Injection
 from vcpud.core.vcpu import VcpuConfig, VcpuCore
 from vcpud.cpu.engine import Engine, Publisher
 from vcpud.machine import Machine
@@ -44,9 +45,17 @@ def vcpu_machine(
         sample_period_ns=period_ns,
         sample_phase_ns=phase % period_ns if period_ns else 0,
         start_ns=start_ns,
+        hlt_exits=scenario.kvm.hlt_exits,
+        shadow=scenario.kvm.mmu == "shadow",
+        injections=tuple(
+            Injection(Injected(one.what), one.at_ns, one.nth, one.count, one.for_ns)
+            for one in scenario.inject
+            if (one.vm, one.vcpu) == (vm, vcpu)
+        ),
+        guest_bytes=scenario.vm.guest_memory,
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
-    engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher)
+    engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher, shadow=config.shadow)
     return Machine(VcpuCore(config, journal), engine, scenario.vm.cpu_mips, take_interrupt)
 
 

@@ -20,6 +20,7 @@ from vcpud.core.effects import (
     Effect,
     EnterGuest,
     ExitCause,
+    FillShadow,
     Finish,
     GuestExited,
     GuestMemoryRead,
@@ -33,6 +34,7 @@ from vcpud.core.effects import (
     ReadGuest,
     ReasonRead,
     SetSpace,
+    ShadowFilled,
     TimeReached,
     WaitUntil,
     WriteGuest,
@@ -148,7 +150,13 @@ class Machine:
                 todo.popleft()
                 registers = engine.save_registers() if effect.with_registers else None
                 raised = TrapRaised(
-                    effect.trap, registers, effect.min_flt, effect.maj_flt, effect.faults, effect.samples
+                    effect.trap,
+                    registers,
+                    effect.min_flt,
+                    effect.maj_flt,
+                    effect.faults,
+                    effect.samples,
+                    effect.kernel,
                 )
                 return Need(NeedKind.GUEST, core.now_ns, raised)
             case MapPage(gfn=gfn, pfn=pfn, writable=writable):
@@ -177,6 +185,10 @@ class Machine:
             case WriteGuest(gpa=gpa, data=data):
                 todo.popleft()
                 todo.extend(core.step(GuestMemoryWritten(engine.write_bytes(gpa, data)), core.now_ns))
+                return None
+            case FillShadow(gfn=gfn, access=access):
+                todo.popleft()
+                todo.extend(core.step(ShadowFilled(engine.fill_shadow(gfn, access)), core.now_ns))
                 return None
             case Finish():
                 return Need(NeedKind.NOTHING, core.now_ns)

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from apf.v1 import types_pb2 as apf_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61pf/v1/guest.proto\x12\x06\x61pf.v1\x1a\x12\x61pf/v1/types.proto\"\x84\x05\n\x10TakeTrapsRequest\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x16\n\tregisters\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12 \n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x0e.apf.v1.AttachH\x00\x12 \n\x06\x62ooted\x18\x05 \x01(\x0b\x32\x0e.apf.v1.BootedH\x00\x12#\n\x04tick\x18\x06 \x01(\x0b\x32\x13.apf.v1.TickArrivedH\x00\x12\x30\n\x0bnot_present\x18\x07 \x01(\x0b\x32\x19.apf.v1.NotPresentArrivedH\x00\x12.\n\npage_ready\x18\x08 \x01(\x0b\x32\x18.apf.v1.PageReadyArrivedH\x00\x12(\n\x07syscall\x18\t \x01(\x0b\x32\x15.apf.v1.SyscallRaisedH\x00\x12,\n\texception\x18\n \x01(\x0b\x32\x17.apf.v1.ExceptionRaisedH\x00\x12\"\n\x07stopped\x18\x0b \x01(\x0b\x32\x0f.apf.v1.StoppedH\x00\x12%\n\x05timer\x18\x0c \x01(\x0b\x32\x14.apf.v1.TimerArrivedH\x00\x12-\n\tinterrupt\x18\r \x01(\x0b\x32\x18.apf.v1.InterruptArrivedH\x00\x12\"\n\x07\x66\x65tched\x18\x0e \x01(\x0b\x32\x0f.apf.v1.FetchedH\x00\x12\x0f\n\x07min_flt\x18\x0f \x01(\x04\x12\x0f\n\x07maj_flt\x18\x10 \x01(\x04\x12 \n\x06\x66\x61ults\x18\x11 \x03(\x0b\x32\x10.apf.v1.FaultMet\x12\x1f\n\x07samples\x18\x12 \x03(\x0b\x32\x0e.apf.v1.SampleB\x06\n\x04trapB\x0c\n\n_registers\"\x8a\x01\n\x08\x46\x61ultMet\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.apf.v1.FaultMet.Kind\"L\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_MINOR\x10\x01\x12\x0e\n\nKIND_MAJOR\x10\x02\x12\x0e\n\nKIND_ASYNC\x10\x03\"@\n\x06Sample\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0b\n\x03rip\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\"\x08\n\x06\x42ooted\"\r\n\x0bTickArrived\"\"\n\x11NotPresentArrived\x12\r\n\x05token\x18\x01 \x01(\r\"!\n\x10PageReadyArrived\x12\r\n\x05token\x18\x01 \x01(\r\"\x1d\n\rSyscallRaised\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"?\n\x0f\x45xceptionRaised\x12\x0e\n\x06vector\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0b\n\x03rip\x18\x03 \x01(\x04\"\t\n\x07Stopped\"\x0e\n\x0cTimerArrived\"\x12\n\x10InterruptArrived\"\x17\n\x07\x46\x65tched\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x84\x01\n\x11TakeTrapsResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x02 \x01(\x04\x12$\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x10.apf.v1.AttachedH\x00\x12$\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x10.apf.v1.DispatchH\x00\x42\x07\n\x05reply\"\x8e\x04\n\x08\x44ispatch\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0c\n\x04\x61sid\x18\x02 \x01(\r\x12)\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0e\x32\x18.apf.v1.Dispatch.Account\x12\x16\n\tregisters\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0crun_until_ns\x18\x05 \x01(\x04\x12\x0e\n\x06\x61pf_ns\x18\x06 \x01(\x04\x12$\n\x06spaces\x18\x07 \x03(\x0b\x32\x14.apf.v1.AddressSpace\x12\x18\n\x0b\x61sync_pf_en\x18\x08 \x01(\x04H\x01\x88\x01\x01\x12\x15\n\x08timer_ns\x18\t \x01(\x04H\x02\x88\x01\x01\x12\x1c\n\x06\x63opies\x18\n \x03(\x0b\x32\x0c.apf.v1.Copy\x12\x1c\n\x05\x66\x65tch\x18\x0b \x03(\x0b\x32\r.apf.v1.Range\x12\x12\n\nlog_faults\x18\x0c \x01(\x08\x12\x10\n\x08shutdown\x18\r \x01(\x08\x12$\n\rsyscall_fetch\x18\x0e \x03(\x0b\x32\r.apf.v1.Range\"s\n\x07\x41\x63\x63ount\x12\x17\n\x13\x41\x43\x43OUNT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43\x43OUNT_IDLE\x10\x01\x12\x14\n\x10\x41\x43\x43OUNT_COUNTING\x10\x02\x12\x14\n\x10\x41\x43\x43OUNT_FAULTING\x10\x03\x12\x11\n\rACCOUNT_OTHER\x10\x04\x42\x0c\n\n_registersB\x0e\n\x0c_async_pf_enB\x0b\n\t_timer_ns\"!\n\x04\x43opy\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x05Range\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\"=\n\x0c\x41\x64\x64ressSpace\x12\x0c\n\x04\x61sid\x18\x01 \x01(\r\x12\x1f\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x0e.apf.v1.Extent\"W\n\x06\x45xtent\x12\x0b\n\x03gva\x18\x01 \x01(\x04\x12\x0b\n\x03gfn\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\x10\n\x08writable\x18\x04 \x01(\x08\x12\x12\n\nexecutable\x18\x05 \x01(\x08\x32T\n\x0cGuestService\x12\x44\n\tTakeTraps\x12\x18.apf.v1.TakeTrapsRequest\x1a\x19.apf.v1.TakeTrapsResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61pf/v1/guest.proto\x12\x06\x61pf.v1\x1a\x12\x61pf/v1/types.proto\"\x94\x05\n\x10TakeTrapsRequest\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12\x16\n\tregisters\x18\x03 \x01(\x0cH\x01\x88\x01\x01\x12 \n\x06\x61ttach\x18\x04 \x01(\x0b\x32\x0e.apf.v1.AttachH\x00\x12 \n\x06\x62ooted\x18\x05 \x01(\x0b\x32\x0e.apf.v1.BootedH\x00\x12#\n\x04tick\x18\x06 \x01(\x0b\x32\x13.apf.v1.TickArrivedH\x00\x12\x30\n\x0bnot_present\x18\x07 \x01(\x0b\x32\x19.apf.v1.NotPresentArrivedH\x00\x12.\n\npage_ready\x18\x08 \x01(\x0b\x32\x18.apf.v1.PageReadyArrivedH\x00\x12(\n\x07syscall\x18\t \x01(\x0b\x32\x15.apf.v1.SyscallRaisedH\x00\x12,\n\texception\x18\n \x01(\x0b\x32\x17.apf.v1.ExceptionRaisedH\x00\x12\"\n\x07stopped\x18\x0b \x01(\x0b\x32\x0f.apf.v1.StoppedH\x00\x12%\n\x05timer\x18\x0c \x01(\x0b\x32\x14.apf.v1.TimerArrivedH\x00\x12-\n\tinterrupt\x18\r \x01(\x0b\x32\x18.apf.v1.InterruptArrivedH\x00\x12\"\n\x07\x66\x65tched\x18\x0e \x01(\x0b\x32\x0f.apf.v1.FetchedH\x00\x12\x0f\n\x07min_flt\x18\x0f \x01(\x04\x12\x0f\n\x07maj_flt\x18\x10 \x01(\x04\x12 \n\x06\x66\x61ults\x18\x11 \x03(\x0b\x32\x10.apf.v1.FaultMet\x12\x1f\n\x07samples\x18\x12 \x03(\x0b\x32\x0e.apf.v1.Sample\x12\x0e\n\x06kernel\x18\x13 \x01(\x08\x42\x06\n\x04trapB\x0c\n\n_registers\"\x8a\x01\n\x08\x46\x61ultMet\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12#\n\x04kind\x18\x02 \x01(\x0e\x32\x15.apf.v1.FaultMet.Kind\"L\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_MINOR\x10\x01\x12\x0e\n\nKIND_MAJOR\x10\x02\x12\x0e\n\nKIND_ASYNC\x10\x03\"@\n\x06Sample\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0b\n\x03rip\x18\x02 \x01(\x04\x12\x0c\n\x04path\x18\x03 \x01(\r\x12\r\n\x05\x63ount\x18\x04 \x01(\x04\"\x08\n\x06\x42ooted\"\r\n\x0bTickArrived\"\"\n\x11NotPresentArrived\x12\r\n\x05token\x18\x01 \x01(\r\"!\n\x10PageReadyArrived\x12\r\n\x05token\x18\x01 \x01(\r\"\x1d\n\rSyscallRaised\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"?\n\x0f\x45xceptionRaised\x12\x0e\n\x06vector\x18\x01 \x01(\r\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0b\n\x03rip\x18\x03 \x01(\x04\"\t\n\x07Stopped\"\x0e\n\x0cTimerArrived\"\x12\n\x10InterruptArrived\"\x17\n\x07\x46\x65tched\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x84\x01\n\x11TakeTrapsResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x02 \x01(\x04\x12$\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x10.apf.v1.AttachedH\x00\x12$\n\x08\x64ispatch\x18\x04 \x01(\x0b\x32\x10.apf.v1.DispatchH\x00\x42\x07\n\x05reply\"\x87\x04\n\x08\x44ispatch\x12\x0c\n\x04task\x18\x01 \x01(\r\x12\x0c\n\x04\x61sid\x18\x02 \x01(\r\x12)\n\x07\x61\x63\x63ount\x18\x03 \x01(\x0e\x32\x18.apf.v1.Dispatch.Account\x12\x16\n\tregisters\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x14\n\x0crun_until_ns\x18\x05 \x01(\x04\x12\x0e\n\x06\x61pf_ns\x18\x06 \x01(\x04\x12$\n\x06spaces\x18\x07 \x03(\x0b\x32\x14.apf.v1.AddressSpace\x12!\n\x05steps\x18\x08 \x03(\x0b\x32\x12.apf.v1.KernelStep\x12\x15\n\x08timer_ns\x18\t \x01(\x04H\x01\x88\x01\x01\x12\x1c\n\x06\x63opies\x18\n \x03(\x0b\x32\x0c.apf.v1.Copy\x12\x1c\n\x05\x66\x65tch\x18\x0b \x03(\x0b\x32\r.apf.v1.Range\x12\x12\n\nlog_faults\x18\x0c \x01(\x08\x12\x10\n\x08shutdown\x18\r \x01(\x08\x12$\n\rsyscall_fetch\x18\x0e \x03(\x0b\x32\r.apf.v1.Range\"s\n\x07\x41\x63\x63ount\x12\x17\n\x13\x41\x43\x43OUNT_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x41\x43\x43OUNT_IDLE\x10\x01\x12\x14\n\x10\x41\x43\x43OUNT_COUNTING\x10\x02\x12\x14\n\x10\x41\x43\x43OUNT_FAULTING\x10\x03\x12\x11\n\rACCOUNT_OTHER\x10\x04\x42\x0c\n\n_registersB\x0b\n\t_timer_ns\"V\n\nKernelStep\x12!\n\x05wrmsr\x18\x01 \x01(\x0b\x32\x10.apf.v1.MsrWriteH\x00\x12\x1d\n\x05store\x18\x02 \x01(\x0b\x32\x0c.apf.v1.CopyH\x00\x42\x06\n\x04step\"&\n\x08MsrWrite\x12\x0b\n\x03msr\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x04\"!\n\x04\x43opy\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x05Range\x12\x0b\n\x03gpa\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\"=\n\x0c\x41\x64\x64ressSpace\x12\x0c\n\x04\x61sid\x18\x01 \x01(\r\x12\x1f\n\x07\x65xtents\x18\x02 \x03(\x0b\x32\x0e.apf.v1.Extent\"W\n\x06\x45xtent\x12\x0b\n\x03gva\x18\x01 \x01(\x04\x12\x0b\n\x03gfn\x18\x02 \x01(\x04\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\x10\n\x08writable\x18\x04 \x01(\x08\x12\x12\n\nexecutable\x18\x05 \x01(\x08\x32T\n\x0cGuestService\x12\x44\n\tTakeTraps\x12\x18.apf.v1.TakeTrapsRequest\x1a\x19.apf.v1.TakeTrapsResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,47 +33,51 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'apf.v1.guest_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TAKETRAPSREQUEST']._serialized_start=51
-  _globals['_TAKETRAPSREQUEST']._serialized_end=695
-  _globals['_FAULTMET']._serialized_start=698
-  _globals['_FAULTMET']._serialized_end=836
-  _globals['_FAULTMET_KIND']._serialized_start=760
-  _globals['_FAULTMET_KIND']._serialized_end=836
-  _globals['_SAMPLE']._serialized_start=838
-  _globals['_SAMPLE']._serialized_end=902
-  _globals['_BOOTED']._serialized_start=904
-  _globals['_BOOTED']._serialized_end=912
-  _globals['_TICKARRIVED']._serialized_start=914
-  _globals['_TICKARRIVED']._serialized_end=927
-  _globals['_NOTPRESENTARRIVED']._serialized_start=929
-  _globals['_NOTPRESENTARRIVED']._serialized_end=963
-  _globals['_PAGEREADYARRIVED']._serialized_start=965
-  _globals['_PAGEREADYARRIVED']._serialized_end=998
-  _globals['_SYSCALLRAISED']._serialized_start=1000
-  _globals['_SYSCALLRAISED']._serialized_end=1029
-  _globals['_EXCEPTIONRAISED']._serialized_start=1031
-  _globals['_EXCEPTIONRAISED']._serialized_end=1094
-  _globals['_STOPPED']._serialized_start=1096
-  _globals['_STOPPED']._serialized_end=1105
-  _globals['_TIMERARRIVED']._serialized_start=1107
-  _globals['_TIMERARRIVED']._serialized_end=1121
-  _globals['_INTERRUPTARRIVED']._serialized_start=1123
-  _globals['_INTERRUPTARRIVED']._serialized_end=1141
-  _globals['_FETCHED']._serialized_start=1143
-  _globals['_FETCHED']._serialized_end=1166
-  _globals['_TAKETRAPSRESPONSE']._serialized_start=1169
-  _globals['_TAKETRAPSRESPONSE']._serialized_end=1301
-  _globals['_DISPATCH']._serialized_start=1304
-  _globals['_DISPATCH']._serialized_end=1830
-  _globals['_DISPATCH_ACCOUNT']._serialized_start=1672
-  _globals['_DISPATCH_ACCOUNT']._serialized_end=1787
-  _globals['_COPY']._serialized_start=1832
-  _globals['_COPY']._serialized_end=1865
-  _globals['_RANGE']._serialized_start=1867
-  _globals['_RANGE']._serialized_end=1903
-  _globals['_ADDRESSSPACE']._serialized_start=1905
-  _globals['_ADDRESSSPACE']._serialized_end=1966
-  _globals['_EXTENT']._serialized_start=1968
-  _globals['_EXTENT']._serialized_end=2055
-  _globals['_GUESTSERVICE']._serialized_start=2057
-  _globals['_GUESTSERVICE']._serialized_end=2141
+  _globals['_TAKETRAPSREQUEST']._serialized_end=711
+  _globals['_FAULTMET']._serialized_start=714
+  _globals['_FAULTMET']._serialized_end=852
+  _globals['_FAULTMET_KIND']._serialized_start=776
+  _globals['_FAULTMET_KIND']._serialized_end=852
+  _globals['_SAMPLE']._serialized_start=854
+  _globals['_SAMPLE']._serialized_end=918
+  _globals['_BOOTED']._serialized_start=920
+  _globals['_BOOTED']._serialized_end=928
+  _globals['_TICKARRIVED']._serialized_start=930
+  _globals['_TICKARRIVED']._serialized_end=943
+  _globals['_NOTPRESENTARRIVED']._serialized_start=945
+  _globals['_NOTPRESENTARRIVED']._serialized_end=979
+  _globals['_PAGEREADYARRIVED']._serialized_start=981
+  _globals['_PAGEREADYARRIVED']._serialized_end=1014
+  _globals['_SYSCALLRAISED']._serialized_start=1016
+  _globals['_SYSCALLRAISED']._serialized_end=1045
+  _globals['_EXCEPTIONRAISED']._serialized_start=1047
+  _globals['_EXCEPTIONRAISED']._serialized_end=1110
+  _globals['_STOPPED']._serialized_start=1112
+  _globals['_STOPPED']._serialized_end=1121
+  _globals['_TIMERARRIVED']._serialized_start=1123
+  _globals['_TIMERARRIVED']._serialized_end=1137
+  _globals['_INTERRUPTARRIVED']._serialized_start=1139
+  _globals['_INTERRUPTARRIVED']._serialized_end=1157
+  _globals['_FETCHED']._serialized_start=1159
+  _globals['_FETCHED']._serialized_end=1182
+  _globals['_TAKETRAPSRESPONSE']._serialized_start=1185
+  _globals['_TAKETRAPSRESPONSE']._serialized_end=1317
+  _globals['_DISPATCH']._serialized_start=1320
+  _globals['_DISPATCH']._serialized_end=1839
+  _globals['_DISPATCH_ACCOUNT']._serialized_start=1697
+  _globals['_DISPATCH_ACCOUNT']._serialized_end=1812
+  _globals['_KERNELSTEP']._serialized_start=1841
+  _globals['_KERNELSTEP']._serialized_end=1927
+  _globals['_MSRWRITE']._serialized_start=1929
+  _globals['_MSRWRITE']._serialized_end=1967
+  _globals['_COPY']._serialized_start=1969
+  _globals['_COPY']._serialized_end=2002
+  _globals['_RANGE']._serialized_start=2004
+  _globals['_RANGE']._serialized_end=2040
+  _globals['_ADDRESSSPACE']._serialized_start=2042
+  _globals['_ADDRESSSPACE']._serialized_end=2103
+  _globals['_EXTENT']._serialized_start=2105
+  _globals['_EXTENT']._serialized_end=2192
+  _globals['_GUESTSERVICE']._serialized_start=2194
+  _globals['_GUESTSERVICE']._serialized_end=2278
 # @@protoc_insertion_point(module_scope)

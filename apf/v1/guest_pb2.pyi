@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TakeTrapsRequest(_message.Message):
-    __slots__ = ("time_ns", "seq", "registers", "attach", "booted", "tick", "not_present", "page_ready", "syscall", "exception", "stopped", "timer", "interrupt", "fetched", "min_flt", "maj_flt", "faults", "samples")
+    __slots__ = ("time_ns", "seq", "registers", "attach", "booted", "tick", "not_present", "page_ready", "syscall", "exception", "stopped", "timer", "interrupt", "fetched", "min_flt", "maj_flt", "faults", "samples", "kernel")
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class TakeTrapsRequest(_message.Message):
     MAJ_FLT_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    KERNEL_FIELD_NUMBER: _ClassVar[int]
     time_ns: int
     seq: int
     registers: bytes
@@ -46,7 +47,8 @@ class TakeTrapsRequest(_message.Message):
     maj_flt: int
     faults: _containers.RepeatedCompositeFieldContainer[FaultMet]
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
-    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., registers: _Optional[bytes] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., booted: _Optional[_Union[Booted, _Mapping]] = ..., tick: _Optional[_Union[TickArrived, _Mapping]] = ..., not_present: _Optional[_Union[NotPresentArrived, _Mapping]] = ..., page_ready: _Optional[_Union[PageReadyArrived, _Mapping]] = ..., syscall: _Optional[_Union[SyscallRaised, _Mapping]] = ..., exception: _Optional[_Union[ExceptionRaised, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., timer: _Optional[_Union[TimerArrived, _Mapping]] = ..., interrupt: _Optional[_Union[InterruptArrived, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., min_flt: _Optional[int] = ..., maj_flt: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[FaultMet, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+    kernel: bool
+    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., registers: _Optional[bytes] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., booted: _Optional[_Union[Booted, _Mapping]] = ..., tick: _Optional[_Union[TickArrived, _Mapping]] = ..., not_present: _Optional[_Union[NotPresentArrived, _Mapping]] = ..., page_ready: _Optional[_Union[PageReadyArrived, _Mapping]] = ..., syscall: _Optional[_Union[SyscallRaised, _Mapping]] = ..., exception: _Optional[_Union[ExceptionRaised, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., timer: _Optional[_Union[TimerArrived, _Mapping]] = ..., interrupt: _Optional[_Union[InterruptArrived, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., min_flt: _Optional[int] = ..., maj_flt: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[FaultMet, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., kernel: _Optional[bool] = ...) -> None: ...
 
 class FaultMet(_message.Message):
     __slots__ = ("gfn", "kind")
@@ -145,7 +147,7 @@ class TakeTrapsResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., dispatch: _Optional[_Union[Dispatch, _Mapping]] = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "async_pf_en", "timer_ns", "copies", "fetch", "log_faults", "shutdown", "syscall_fetch")
+    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "steps", "timer_ns", "copies", "fetch", "log_faults", "shutdown", "syscall_fetch")
     class Account(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACCOUNT_UNSPECIFIED: _ClassVar[Dispatch.Account]
@@ -165,7 +167,7 @@ class Dispatch(_message.Message):
     RUN_UNTIL_NS_FIELD_NUMBER: _ClassVar[int]
     APF_NS_FIELD_NUMBER: _ClassVar[int]
     SPACES_FIELD_NUMBER: _ClassVar[int]
-    ASYNC_PF_EN_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     TIMER_NS_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
@@ -179,14 +181,30 @@ class Dispatch(_message.Message):
     run_until_ns: int
     apf_ns: int
     spaces: _containers.RepeatedCompositeFieldContainer[AddressSpace]
-    async_pf_en: int
+    steps: _containers.RepeatedCompositeFieldContainer[KernelStep]
     timer_ns: int
     copies: _containers.RepeatedCompositeFieldContainer[Copy]
     fetch: _containers.RepeatedCompositeFieldContainer[Range]
     log_faults: bool
     shutdown: bool
     syscall_fetch: _containers.RepeatedCompositeFieldContainer[Range]
-    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., async_pf_en: _Optional[int] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ..., syscall_fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[KernelStep, _Mapping]]] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ..., syscall_fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+
+class KernelStep(_message.Message):
+    __slots__ = ("wrmsr", "store")
+    WRMSR_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
+    wrmsr: MsrWrite
+    store: Copy
+    def __init__(self, wrmsr: _Optional[_Union[MsrWrite, _Mapping]] = ..., store: _Optional[_Union[Copy, _Mapping]] = ...) -> None: ...
+
+class MsrWrite(_message.Message):
+    __slots__ = ("msr", "value")
+    MSR_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    msr: int
+    value: int
+    def __init__(self, msr: _Optional[int] = ..., value: _Optional[int] = ...) -> None: ...
 
 class Copy(_message.Message):
     __slots__ = ("gpa", "data")

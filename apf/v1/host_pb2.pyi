@@ -39,7 +39,7 @@ class RunVcpuResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., mapped: _Optional[_Union[Mapped, _Mapping]] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., in_progress: _Optional[_Union[InProgress, _Mapping]] = ...) -> None: ...
 
 class FaultRaised(_message.Message):
-    __slots__ = ("gfn", "access", "mode", "work")
+    __slots__ = ("gfn", "access", "mode", "work", "forgotten")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[FaultRaised.Mode]
@@ -52,11 +52,13 @@ class FaultRaised(_message.Message):
     ACCESS_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     WORK_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_FIELD_NUMBER: _ClassVar[int]
     gfn: int
     access: _types_pb2.Access
     mode: FaultRaised.Mode
     work: int
-    def __init__(self, gfn: _Optional[int] = ..., access: _Optional[_Union[_types_pb2.Access, str]] = ..., mode: _Optional[_Union[FaultRaised.Mode, str]] = ..., work: _Optional[int] = ...) -> None: ...
+    forgotten: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, gfn: _Optional[int] = ..., access: _Optional[_Union[_types_pb2.Access, str]] = ..., mode: _Optional[_Union[FaultRaised.Mode, str]] = ..., work: _Optional[int] = ..., forgotten: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class PrefaultRaised(_message.Message):
     __slots__ = ("gfn", "work")

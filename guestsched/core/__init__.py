@@ -18,4 +18,44 @@ It decides which task a vCPU runs and for how long. A vCPU traps into it (``Trap
     arrivals.py  what comes from outside, and the answers
     profile.py   samples by symbol
     killing.py   what an exception of a task is called
+
+Transitions, drawn from the tables by ``poe diagrams``:
+
+guest task:
+
+    READY    --- PICKED ------> RUNNING
+                 kernel/sched/core.c:__schedule
+             --- KILLED ------> DEAD
+                 kernel/signal.c:get_signal, then do_exit
+
+    RUNNING  --- PREEMPTED ---> READY
+                 kernel/sched/core.c:__schedule (preempted, or yields)
+             --- NOT PRESENT -> APF WAIT
+                 arch/x86/kernel/kvm.c:kvm_async_pf_task_wait_schedule
+             --- SLEPT -------> SLEEP
+                 kernel/time/hrtimer.c:do_nanosleep
+             --- WAITED ------> WAIT
+                 kernel/futex/waitwake.c:futex_wait_queue
+             --- EXITED ------> DEAD
+                 kernel/exit.c:do_exit
+             --- KILLED ------> DEAD
+                 kernel/signal.c:get_signal, then do_exit
+
+    APF WAIT --- PAGE READY --> READY
+                 arch/x86/kernel/kvm.c:kvm_async_pf_task_wake, apf_task_wake_all
+
+    NEW      --- STARTED -----> READY
+                 kernel/sched/core.c:wake_up_new_task
+             --- KILLED ------> DEAD
+                 kernel/signal.c:get_signal, then do_exit
+
+    SLEEP    --- TIMER -------> READY
+                 kernel/time/hrtimer.c:hrtimer_wakeup
+             --- KILLED ------> DEAD
+                 kernel/signal.c:get_signal, then do_exit
+
+    WAIT     --- WOKEN -------> READY
+                 kernel/sched/core.c:try_to_wake_up
+             --- KILLED ------> DEAD
+                 kernel/signal.c:get_signal, then do_exit
 """

@@ -7,10 +7,15 @@ that had something to do, ``context_switch_ns`` if another task runs than before
 cost is the vCPU's. These costs are spent after the trap, so they are charged to the task that runs next. A Dispatch is
 always later than its trap, by 1 ns if nothing cost anything.
 
-Protocol: pv2010, as in Linux 4.19 (arch/x86/kernel/kvm.c: do_async_page_fault, kvm_async_pf_task_wait and _wake;
-kvm_guest_cpu_init enables it when a CPU boots). Not-present puts current to sleep uninterruptibly; ready puts the
-task that waits back on a queue, where it may preempt at once. It is plain schedule(), not io_schedule(): the task
-counts in the load average, and not as waiting for I/O (E48).
+Protocols: pv2010, as in Linux 4.19, and pv, as since 5.8 (arch/x86/kernel/kvm.c: do_async_page_fault or
+__kvm_handle_async_pf and sysvec_kvm_asyncpf_interrupt; kvm_async_pf_task_wait(_schedule) and _wake; kvm_guest_cpu_init
+enables it when a CPU boots: the interrupt's vector first). Not-present puts current to sleep uninterruptibly; ready puts
+the task that waits back on a queue, where it may preempt at once; the interrupt's handler then stores 0 to the token
+word and acknowledges. It is plain schedule(), not io_schedule(): the task counts in the load average, and not as waiting
+for I/O (E48). A not-present that interrupts the kernel itself is the end: it panics (E46).
+
+A trap may interrupt the kernel (``TrapRaised.kernel``) where it accesses guest memory for a task. It is not preemptible
+there (CONFIG_PREEMPT_VOLUNTARY): interrupts are handled, and current goes on until it is on its way to user mode.
 
 Departures: interrupts a guest kernel would take while it runs are taken by the vCPU when it goes on; the guest
 kernel's code is not executed but paid for. The idle task cannot fault, so there is no waiter that halts instead of
@@ -25,6 +30,13 @@ from typing import assert_never
 from apf.core import CoreError
 from apf.journal import Journal
 from apf.messages import (
+    APF_TOKEN_OFFSET,
+    ASYNC_PF_DELIVERY_AS_INT,
+    ASYNC_PF_ENABLED,
+    ASYNC_PF_SEND_ALWAYS,
+    MSR_KVM_ASYNC_PF_ACK,
+    MSR_KVM_ASYNC_PF_EN,
+    MSR_KVM_ASYNC_PF_INT,
     NEVER_NS,
     PAGE_SHIFT,
     Account,
@@ -36,11 +48,14 @@ from apf.messages import (
     Fetched,
     InterruptArrived,
     KernelPath,
+    KernelStep,
+    MsrWrite,
     NotPresentArrived,
     PageReadyArrived,
     Sample,
     Segment,
     Stopped,
+    Store,
     SyscallRaised,
     TickArrived,
     TimerArrived,
@@ -48,7 +63,7 @@ from apf.messages import (
 )
 from apf.scenario import Scenario
 from guestsched.core import killing
-from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL
+from guestsched.core.apf_wait import DUMMY, TOKEN_MAX, WAKE_ALL, Node
 from guestsched.core.arrivals import (
     AccessArrived,
     AccessCancelled,
@@ -73,12 +88,15 @@ from guestsched.core.task import Task, TaskEvent, TaskResult, TaskState
 
 __all__ = ("ArrivalsTaken", "Effect", "GuestCore", "Log", "Post", "Reply", "TrapTaken")
 
-_ASYNC_PF_ENABLED = 1
+HYPERVISOR_CALLBACK_VECTOR = 0xF3
 _PAGE_FAULT = 14
 
 
 def reason_gpa(vcpu: int) -> int:
-    """Guest-physical address of the u32 APF reason word of ``vcpu`` (64-byte aligned, as the MSR wants it)."""
+    """Guest-physical address of ``vcpu``'s struct kvm_vcpu_pv_apf_data: 64-byte aligned, as the MSR wants it.
+
+    Its first u32 is the flags word, the reason word of 2010; its second the token word.
+    """
     return (PER_CPU_GFN + vcpu) << PAGE_SHIFT
 
 
@@ -114,7 +132,9 @@ class GuestCore:
     ) -> None:
         vcpus, pages = scenario.vm.vcpus, scenario.vm.guest_memory >> PAGE_SHIFT
         self._costs = scenario.costs
-        self._apf = scenario.mode is ApfMode.PV2010
+        self._mode = scenario.mode
+        self._apf = scenario.mode in (ApfMode.PV2010, ApfMode.PV)
+        self._send_always = scenario.kvm.send_always
         self._journal = journal
         self._kernel = Kernel(scenario.costs, vcpus, scenario.vm.hz, policy, Memory(vcpus, pages), journal)
         self._feed = Feed(self._kernel)
@@ -163,6 +183,10 @@ class GuestCore:
     def cpu(self, vcpu: int) -> Cpu:
         """The kernel's view of a vCPU."""
         return self._kernel.cpus[vcpu]
+
+    def waiting(self) -> list[Node]:
+        """Who waits for a page, and since when on which vCPU."""
+        return [node for node in self._kernel.waiters.nodes() if node.task != DUMMY]
 
     def segments(self) -> tuple[Segment, ...]:
         """The VM's memory at boot, for hostd.
@@ -215,9 +239,8 @@ class GuestCore:
         for sample in raised.samples:
             self._book(sample)
         cost_ns = self._handle(cpu, raised, now_ns)
-        if (
-            not isinstance(raised.trap, Stopped) and not cpu.fetching
-        ):  # in the midst of a system call nothing preempts
+        # In the midst of a system call, or of an access of its own, the kernel is not preempted.
+        if not isinstance(raised.trap, Stopped) and not cpu.fetching and not raised.kernel:
             kernel.reap(cpu, now_ns)
             if cpu.need_resched:
                 kernel.schedule(cpu, now_ns)
@@ -238,7 +261,7 @@ class GuestCore:
         if trap.token == WAKE_ALL and isinstance(trap, NotPresentArrived):
             raise CoreError(f"vCPU {cpu.index}: {trap}: ~0 wakes all, nobody can wait for it")
         node = self._kernel.waiters.find(trap.token)
-        if node is not None and node.cpu != cpu.index:
+        if node is not None and node.cpu != cpu.index and trap.token:  # 0: an interrupt too many, of any vCPU
             raise CoreError(f"vCPU {cpu.index}: {trap}, but the token is vCPU {node.cpu}'s")
 
     def _book(self, sample: Sample) -> None:
@@ -280,7 +303,10 @@ class GuestCore:
                 return costs.interrupt_ns if cpu.need_resched else 0
             case NotPresentArrived(token):
                 record(now_ns, "not_present", cpu.index, token)
-                self._not_present(cpu, token, now_ns)
+                if raised.kernel:
+                    self._panic(cpu, "Host injected async #PF in kernel mode", now_ns)
+                else:
+                    self._not_present(cpu, token, now_ns)
                 return costs.apf_handler_ns
             case PageReadyArrived(token):
                 record(now_ns, "page_ready", cpu.index, token)
@@ -335,6 +361,36 @@ class GuestCore:
             woken = [] if task_id == DUMMY else [task_id]
         for task_id in woken:
             self._kernel.wake(self._kernel.tasks[task_id], TaskEvent.PAGE_READY, now_ns, cpu)
+
+    def _panic(self, cpu: Cpu, why: str, now_ns: int) -> None:
+        """The guest is dead: every vCPU stops."""
+        assert self._send_always, f"vCPU {cpu.index}: {why}, and it had not asked for that"
+        self._journal.record(now_ns, "panic", cpu.index)
+        self._kernel.effects.append(Log(now_ns, f"vCPU {cpu.index}: Kernel panic - not syncing: {why}"))
+        self._shutdown = True
+        for other in self._kernel.cpus:
+            if other is not cpu:
+                self._kernel.post(other)
+
+    def _enable_steps(self, vcpu: int) -> tuple[KernelStep, ...]:
+        """kvm_guest_cpu_init: the vector before EN, or a ready could come with none."""
+        value = reason_gpa(vcpu) | ASYNC_PF_ENABLED
+        if self._mode is ApfMode.PV2010:
+            return (MsrWrite(MSR_KVM_ASYNC_PF_EN, value),)
+        value |= ASYNC_PF_DELIVERY_AS_INT | (ASYNC_PF_SEND_ALWAYS if self._send_always else 0)
+        return (
+            MsrWrite(MSR_KVM_ASYNC_PF_INT, HYPERVISOR_CALLBACK_VECTOR),
+            MsrWrite(MSR_KVM_ASYNC_PF_EN, value),
+        )
+
+    def _steps(self, cpu: Cpu, raised: TrapRaised) -> tuple[KernelStep, ...]:
+        """What the handler does with interrupts off before it returns."""
+        if isinstance(raised.trap, Booted) and self._apf:
+            return self._enable_steps(cpu.index)
+        if isinstance(raised.trap, PageReadyArrived) and self._mode is ApfMode.PV:
+            cleared = Store(reason_gpa(cpu.index) + APF_TOKEN_OFFSET, bytes(4))
+            return (cleared, MsrWrite(MSR_KVM_ASYNC_PF_ACK, 1))
+        return ()
 
     def _fetched(self, cpu: Cpu, data: bytes, now_ns: int) -> None:
         wanted = sum(length for _, length in cpu.fetch)
@@ -434,6 +490,8 @@ class GuestCore:
 
     def _dispatch(self, cpu: Cpu, raised: TrapRaised, now_ns: int, cost_ns: int, before: Entity | None) -> Dispatch:
         trap, curr = raised.trap, cpu.rq.curr
+        if raised.kernel:
+            return self._dispatch_kernel(cpu, raised, now_ns, cost_ns)
         task_id, asid, account, registers = 0, 0, Account.IDLE, None
         spaces: tuple[AddressSpace, ...] = ()
         copies: tuple[tuple[int, bytes], ...] = ()
@@ -470,13 +528,35 @@ class GuestCore:
             run_until_ns=cpu.run_until_ns,
             apf_ns=cost_ns if isinstance(trap, NotPresentArrived | PageReadyArrived) else 0,
             spaces=spaces,
-            async_pf_en=reason_gpa(cpu.index) | _ASYNC_PF_ENABLED if isinstance(trap, Booted) and self._apf else None,
+            steps=self._steps(cpu, raised),
             timer_ns=cpu.timer_ns,
             copies=copies,
             fetch=cpu.fetch if cpu.fetching else (),
             log_faults=task_id in self._kernel.works,
             shutdown=stopping,
             syscall_fetch=syscall_fetch,
+        )
+
+    def _dispatch_kernel(self, cpu: Cpu, raised: TrapRaised, now_ns: int, cost_ns: int) -> Dispatch:
+        """Back to where the kernel was interrupted."""
+        cpu.resume_ns = now_ns + cost_ns
+        cpu.run_until_ns = cpu.rq.run_until_ns()
+        cpu.timer_ns = cpu.next_timer_ns
+        curr = cpu.rq.curr
+        task_id = 0 if curr is None else curr.id
+        timer_ns = -1 if cpu.timer_ns == NEVER_NS else cpu.timer_ns
+        self._journal.record(now_ns, "dispatch", cpu.index, task_id, cpu.resume_ns, cpu.run_until_ns, timer_ns)
+        return Dispatch(
+            at_ns=cpu.resume_ns,
+            task=task_id,
+            asid=self._kernel.tasks[task_id].asid if task_id else 0,
+            account=self._kernel.tasks[task_id].spec.account if task_id else Account.IDLE,
+            registers=None,
+            run_until_ns=cpu.run_until_ns,
+            apf_ns=cost_ns if isinstance(raised.trap, NotPresentArrived | PageReadyArrived) else 0,
+            timer_ns=cpu.timer_ns,
+            shutdown=self._shutdown and not isinstance(raised.trap, Stopped),
+            steps=self._steps(cpu, raised),
         )
 
     # The end ---------------------------------------------------------------------------------------------------------

@@ -14,9 +14,21 @@ from enum import IntEnum
 from heapq import heappop, heappush
 
 from apf.core import CoreError
-from apf.messages import NEVER_NS, Booted, Fetched, Stopped, TickArrived, TimerArrived, TrapRaised
+from apf.messages import (
+    NEVER_NS,
+    Booted,
+    ExceptionRaised,
+    Fetched,
+    Stopped,
+    SyscallRaised,
+    TickArrived,
+    TimerArrived,
+    TrapRaised,
+)
 from apf.registers import FILE_BYTES
 from guestsched.core.sched import Entity, RunQueue
+
+_OF_USER_MODE = (Booted, Fetched, SyscallRaised, ExceptionRaised)
 
 
 class Phase(IntEnum):
@@ -107,6 +119,10 @@ class Cpu:
             return f": ticks before {self.run_until_ns} ns change nothing and are its own"
         if isinstance(trap, TimerArrived) and now_ns < self.timer_ns:
             return f": its timer was to expire at {self.timer_ns} ns"
+        if raised.kernel and isinstance(trap, _OF_USER_MODE):
+            return " from the kernel"
+        if isinstance(trap, Stopped) or raised.kernel:
+            return ""
         if bool(self.fetching) is not isinstance(trap, Fetched):
             return f", but the kernel was {'reading memory' if self.fetching else 'not reading memory'} for its task"
         return ""

@@ -22,6 +22,7 @@ from enum import IntEnum
 
 from apf import registers as register_file
 from apf.messages import Account
+from apf.rules import Rule, Table
 from guestsched.core.sched import Entity
 
 STORY_LINES = 24
@@ -56,20 +57,25 @@ class TaskEvent(IntEnum):
 
 
 _S, _E = TaskState, TaskEvent
-TRANSITIONS: dict[tuple[TaskState, TaskEvent], TaskState] = {
-    (_S.NEW, _E.STARTED): _S.READY,
-    (_S.READY, _E.PICKED): _S.RUNNING,
-    (_S.RUNNING, _E.PREEMPTED): _S.READY,
-    (_S.RUNNING, _E.NOT_PRESENT): _S.APF_WAIT,
-    (_S.APF_WAIT, _E.PAGE_READY): _S.READY,
-    (_S.RUNNING, _E.SLEPT): _S.SLEEP,
-    (_S.SLEEP, _E.TIMER): _S.READY,
-    (_S.RUNNING, _E.WAITED): _S.WAIT,
-    (_S.WAIT, _E.WOKEN): _S.READY,
-    (_S.RUNNING, _E.EXITED): _S.DEAD,
-    **{(state, _E.KILLED): _S.DEAD for state in (_S.NEW, _S.READY, _S.RUNNING, _S.SLEEP, _S.WAIT)},
-}
-"""Every legal transition. A not-present whose dummy exists moves nothing: the task stays RUNNING."""
+_KILLABLE = (_S.NEW, _S.READY, _S.RUNNING, _S.SLEEP, _S.WAIT)
+TABLE: Table[TaskState, TaskEvent] = Table(
+    "guest task",
+    Rule(_S.NEW, _E.STARTED, _S.READY, "kernel/sched/core.c:wake_up_new_task"),
+    Rule(_S.READY, _E.PICKED, _S.RUNNING, "kernel/sched/core.c:__schedule"),
+    Rule(_S.RUNNING, _E.PREEMPTED, _S.READY, "kernel/sched/core.c:__schedule (preempted, or yields)"),
+    Rule(_S.RUNNING, _E.NOT_PRESENT, _S.APF_WAIT, "arch/x86/kernel/kvm.c:kvm_async_pf_task_wait_schedule"),
+    Rule(_S.APF_WAIT, _E.PAGE_READY, _S.READY, "arch/x86/kernel/kvm.c:kvm_async_pf_task_wake, apf_task_wake_all"),
+    Rule(_S.RUNNING, _E.SLEPT, _S.SLEEP, "kernel/time/hrtimer.c:do_nanosleep"),
+    Rule(_S.SLEEP, _E.TIMER, _S.READY, "kernel/time/hrtimer.c:hrtimer_wakeup"),
+    Rule(_S.RUNNING, _E.WAITED, _S.WAIT, "kernel/futex/waitwake.c:futex_wait_queue"),
+    Rule(_S.WAIT, _E.WOKEN, _S.READY, "kernel/sched/core.c:try_to_wake_up"),
+    Rule(_S.RUNNING, _E.EXITED, _S.DEAD, "kernel/exit.c:do_exit"),
+    *(Rule(state, _E.KILLED, _S.DEAD, "kernel/signal.c:get_signal, then do_exit") for state in _KILLABLE),
+)
+"""Every legal transition. A not-present whose dummy exists moves nothing: the task stays RUNNING.
+
+RUNNING is what the guest believes of a task whose vCPU sleeps in the host or halts in KVM, and charges (E50).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +181,7 @@ class Task:
 
     def move(self, event: TaskEvent, now_ns: int) -> None:
         """Take ``event``; AssertionError with the task's story if its state does not allow it."""
-        after = TRANSITIONS.get((self.state, event))
+        after = TABLE.after(self.state, event)
         assert after is not None, f"{event.name} at {now_ns} ns is illegal\n{self.story()}"
         self._story.append((now_ns, self.state, event))
         self.state = after

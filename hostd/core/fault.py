@@ -65,6 +65,8 @@ class FaultPath:
         key = self._key(vm, request.gfn)
         write = request.access == Access.WRITE
         mm.counters["pf_taken"] += 1
+        for token in request.forgotten:
+            self._works.pop((vm, vcpu, token), None)
         if request.mode == FaultMode.BLOCKING or self._gup_succeeds(key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
         else:

@@ -55,7 +55,7 @@ def under_load(scenario: Scenario, directory: Path, client: str, *arguments: str
 def replays(loaded: Loaded) -> RunResult:
     """The twin repeats the run from its log."""
     journal = io.StringIO()
-    result, [(recorded, now)] = replay.run([loaded.log], journal)
+    result, [(recorded, now)] = replay.run([loaded.log], lambda ran, paths: journals.merge(ran.mode, paths, journal))
     difference = journals.first_difference(journal.getvalue().splitlines(), loaded.merged)
     assert difference is None, difference
     ran = loaded.ran.result

@@ -15,11 +15,17 @@ FAST = [
     ("nvme", "pv2010", "nowait", 3),
     ("hdd-7200", "off", "noio", 2),
     ("hdd-7200", "pv2010", "fast", 3),
+    ("nvme", "halt", "noio", 1),
+    ("nvme", "pv", "nowait", 2),
+    ("hdd-7200", "pv", "noio", 1),
 ]
 ALL = [
     (device, apf, gup, seed)
     for device in ("nvme", "hdd-7200")
-    for apf, gup in (("off", "noio"), ("pv2010", "fast"), ("pv2010", "noio"), ("pv2010", "nowait"))
+    for apf, gup in (
+        *(("off", "noio"), ("pv2010", "fast"), ("pv2010", "noio"), ("pv2010", "nowait")),
+        *(("halt", "noio"), ("pv", "fast"), ("pv", "nowait")),
+    )
     for seed in (1, 2, 3)
 ]
 
@@ -47,6 +53,27 @@ def test_twin_and_processes(device: str, apf: str, gup: str, seed: int) -> None:
     scenario = small(apf, device, gup=gup, seed=seed)
     expected = twin.run(scenario)
     did_something(expected)
+    same(expected, on_processes(scenario))
+
+
+@pytest.mark.parametrize("apf", ["off", "halt", "pv2010", "pv"])
+def test_twin_and_processes_with_shadow_page_tables(apf: str) -> None:
+    scenario = small(apf, kvm__mmu="shadow")
+    expected = twin.run(scenario)
+    did_something(expected)
+    assert expected.counter("shadow_faults") > 0
+    same(expected, on_processes(scenario))
+
+
+@pytest.mark.parametrize(
+    "what", ["restore", "lost_ready", "duplicate_ready", "dropped_ack", "alloc_failure", "lapic_off"]
+)
+def test_twin_and_processes_with_a_fault_of_the_protocol(what: str) -> None:
+    inject = {"what": what, "at_s": "0.001", **({"for_s": "0.001"} if what == "lapic_off" else {})}
+    injects = [inject, {**inject, "vcpu": 1}]
+    scenario = small("pv", duration_s="0.004", vm__vcpus=2, bench__work_threads=0, inject=injects)
+    expected = twin.run(scenario)
+    assert expected.counter("injected") >= 2
     same(expected, on_processes(scenario))
 
 

@@ -16,7 +16,7 @@ from apf.scenario import Scenario
 from guestsched.programs import BUILTINS
 from guestsched.schedulers import BUILT_IN
 
-MODES = ("off", "pv2010")
+MODES = ("off", "halt", "pv2010", "pv")
 ACCESSES = 300
 COUNTS = ("accesses", "count", "produced", "consumed")
 """What programs count, by the names of their results."""

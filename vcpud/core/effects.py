@@ -1,8 +1,8 @@
 """What goes into the vCPU's core (facts) and what comes out of it (imperatives).
 
 A step returns any number of ``MapPage``, ``SetSpace`` and ``LoadTask`` effects and, last, exactly one that says how it
-goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason``, ``ReadGuest``, ``WriteGuest`` or
-``Finish``. The shell carries them out in order, each in the window that holds the core's time.
+goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReason``, ``ReadGuest``, ``WriteGuest``,
+``FillShadow`` or ``Finish``. The shell carries them out in order, each in the window that holds the core's time.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TimeReached:
 
 @dataclass(frozen=True, slots=True)
 class ReasonRead:
-    """The guest's #PF entry read and cleared the reason word; None: the word's page is not mapped for writing."""
+    """The guest's #PF entry read and cleared the flags (2010: reason) word; None: its page is not mapped for writing."""
 
     reason: int | None
 
@@ -79,6 +79,13 @@ class GuestMemoryRead:
 @dataclass(frozen=True, slots=True)
 class GuestMemoryWritten:
     """The last WriteGuest; not done: its page is not mapped for writing."""
+
+    done: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowFilled:
+    """The last FillShadow; not done: the host has not mapped the page for this access."""
 
     done: bool
 
@@ -104,6 +111,7 @@ Event = (
     | ReasonRead
     | GuestMemoryRead
     | GuestMemoryWritten
+    | ShadowFilled
     | InterruptPosted
 )
 
@@ -117,6 +125,14 @@ class MapPage:
     gfn: int
     pfn: int
     writable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FillShadow:
+    """Put what the host has mapped for ``gfn`` into the shadow table of the address space that runs."""
+
+    gfn: int
+    access: Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +181,7 @@ class AskGuest:
     maj_flt: int = 0
     faults: tuple[FaultMet, ...] = ()
     samples: tuple[Sample, ...] = ()
+    kernel: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +202,7 @@ class InjectReason:
 
 @dataclass(frozen=True, slots=True)
 class ReadGuest:
-    """Read ``length`` bytes at ``gpa``, in one page, as the guest kernel does."""
+    """Read ``length`` bytes at ``gpa``, in one page, as the guest kernel or KVM does."""
 
     gpa: int
     length: int
@@ -193,7 +210,7 @@ class ReadGuest:
 
 @dataclass(frozen=True, slots=True)
 class WriteGuest:
-    """Write ``data`` at ``gpa``, in one page, as the guest kernel does."""
+    """Write ``data`` at ``gpa``, in one page, as the guest kernel or KVM does."""
 
     gpa: int
     data: bytes
@@ -215,5 +232,6 @@ Effect = (
     | InjectReason
     | ReadGuest
     | WriteGuest
+    | FillShadow
     | Finish
 )

@@ -1,7 +1,8 @@
 """What a vCPU's faults took: counted beside the core for whoever watches; nothing here is decided upon or journaled.
 
 A fault begins with the EPT violation. It is over when the instruction can go on (minor, major), or, handled
-asynchronously, when page ready was delivered; one that is not over counts nowhere here yet. Its time falls into
+asynchronously, when page ready was delivered (of one for which the vCPU halted: when the page was mapped); one that is
+not over counts nowhere here yet. Its time falls into
 stages, one behind the other, so that the sums of all stages are the sums of all latencies, to the nanosecond:
 
 | stage    | minor and major faults                          | asynchronous faults                                      |
@@ -76,18 +77,23 @@ class Observed:
 
     def injected(self, token: int, now_ns: int) -> None:
         """Not-present was delivered."""
-        self._items[token][4] = now_ns
+        if token in self._items:
+            self._items[token][4] = now_ns
 
     def exited(self, token: int, now_ns: int) -> None:
         """The vCPU has left the guest, or its halt, for an item that is done."""
-        self._items[token][5] = now_ns
+        if token in self._items:
+            self._items[token][5] = self._items[token][6] = now_ns
 
     def prefaulted(self, token: int, at_ns: int) -> None:
         """Its page is mapped."""
-        self._items[token][6] = at_ns
+        if token in self._items:
+            self._items[token][6] = at_ns
 
     def delivered(self, token: int, now_ns: int) -> None:
-        """Page ready was delivered: the fault is over."""
+        """Page ready was delivered, or the vCPU may go on that halted for the page: the fault is over."""
+        if token not in self._items:  # the guest kernel's own, a wake-all, or one too many
+            return
         began_ns, raised_ns, replied_ns, ready_ns, injected_ns, exited_ns, mapped_ns = self._items.pop(token)
         of = self._histograms
         of["latency_async"].observe(now_ns - began_ns)

@@ -45,6 +45,7 @@ from vcpud.cpu.extents import rows_of
 from vcpud.cpu.hooks import Reason, Word
 from vcpud.cpu.registers import RegisterFile
 from vcpud.cpu.ruler import Ruler
+from vcpud.cpu.shadow import Shadow
 from vcpud.cpu.user_mode import new_user_cpu
 
 # Plain integers for the hot path: an enum member takes as long to look up as a word to read.
@@ -52,11 +53,13 @@ _ACCESS = int(Word.ACCESS)
 _ADDRESS = int(Word.ADDRESS)
 _BASE_NS = int(Word.BASE_NS)
 _EPOCH = int(Word.EPOCH)
+_EPT = int(Word.EPT)
 _EXTENTS = int(Word.EXTENTS)
 _EXTENTS_COUNT = int(Word.EXTENTS_COUNT)
 _GFN = int(Word.GFN)
 _LAST_BLOCK = int(Word.LAST_BLOCK)
 _NEXT_CHECK = int(Word.NEXT_CHECK)
+_OVERLAY = int(Word.OVERLAY)
 _REASON = int(Word.REASON)
 _RETIRED = int(Word.RETIRED)
 _STOP_AT = int(Word.STOP_AT)
@@ -89,13 +92,16 @@ __all__ = ("Engine", "EngineError", "Exit", "ExitCause", "Publisher")
 class Engine:
     """A vCPU of VM ``vm`` (its index in the host's geometry), at ``cpu_mips`` instructions per us."""
 
-    def __init__(self, memory: HostMemory, vm: int, cpu_mips: int, publish: Publisher | None) -> None:
+    def __init__(
+        self, memory: HostMemory, vm: int, cpu_mips: int, publish: Publisher | None, shadow: bool = False
+    ) -> None:
         if cpu_mips < 1:
             raise ValueError(f"cpu_mips must be positive, not {cpu_mips}")
         self._memory = memory
         self._ept = memory.epts[vm]
         self._overlay: npt.NDArray[np.uint64] = np.zeros(len(self._ept), np.uint64)
         self._overlaid: list[int] = []
+        self._shadow = Shadow(len(self._ept)) if shadow else None
         self._bytes = memory.frames.data.cast("B")
         self._shared: npt.NDArray[np.int64] = np.zeros(hooks.WORDS, np.int64)
         self._words = self._shared[: hooks.TABLE_START].data
@@ -118,8 +124,11 @@ class Engine:
 
     def _fill_words(self, cpu_mips: int, publish: Publisher | None) -> None:
         words, memory = self._words, self._memory
-        words[Word.OVERLAY] = self._overlay.ctypes.data
-        words[Word.EPT] = self._ept.ctypes.data
+        if self._shadow is None:
+            words[Word.OVERLAY] = self._overlay.ctypes.data
+            words[Word.EPT] = self._ept.ctypes.data
+        else:
+            words[Word.OVERLAY] = words[Word.EPT] = self._shadow.table(0).ctypes.data
         words[Word.ACCESSED] = memory.accessed.ctypes.data
         words[Word.DIRTY] = memory.dirty.ctypes.data
         words[Word.GENERATION] = memory.generation.ctypes.data
@@ -185,6 +194,8 @@ class Engine:
         words[_EXTENTS] = rows.ctypes.data
         words[_EXTENTS_COUNT] = len(rows)
         words[_TAG] = asid << 48
+        if self._shadow is not None:
+            words[_OVERLAY] = words[_EPT] = self._shadow.table(asid).ctypes.data
         self._flush_tlb()
 
     def open_window(self) -> None:
@@ -193,6 +204,8 @@ class Engine:
         for gfn in self._overlaid:
             self._overlay[gfn] = 0
         self._overlaid.clear()
+        if self._shadow is not None:
+            self._shadow.zap(self._ept)
 
     def map_overlay(self, gfn: int, pfn: int, writable: bool) -> None:
         """Map ``gfn`` for this vCPU alone until the next window, at once and instead of any mapping it had."""
@@ -200,8 +213,21 @@ class Engine:
         entry = ept_entry(pfn, writable)
         self._overlay[gfn] = entry
         self._overlaid.append(gfn)
+        if self._shadow is not None and self._space is not None:
+            before = self._shadow.install(self._space.asid, gfn, entry)
         if before and before != entry:
             self._flush_tlb()
+
+    def fill_shadow(self, gfn: int, access: Access) -> bool:
+        """Install what the host maps for ``gfn`` in the running space's shadow table; False if it maps too little."""
+        assert self._shadow is not None and self._space is not None
+        entry = self._mapping(gfn)
+        if not entry or (access is Access.WRITE and not entry & EPT_WRITE):
+            return False
+        before = self._shadow.install(self._space.asid, gfn, entry)
+        if before and before != entry:
+            self._flush_tlb()
+        return True
 
     def flush_translations(self) -> None:
         """Forget all translated code, and what was learned from it."""

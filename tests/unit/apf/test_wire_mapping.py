@@ -52,7 +52,13 @@ dispatches = st.builds(
     run_until_ns=u64,
     apf_ns=u64,
     spaces=st.lists(spaces, max_size=3).map(tuple),
-    async_pf_en=st.one_of(st.none(), u64),
+    steps=st.lists(
+        st.one_of(
+            st.builds(m.MsrWrite, msr=st.integers(0, (1 << 32) - 1), value=u64),
+            st.builds(m.Store, gpa=u64, data=st.binary(min_size=1, max_size=16)),
+        ),
+        max_size=3,
+    ).map(tuple),
 )
 stamps = st.builds(m.Stamp, st.integers(0, (m.PAGE_SIZE - 24) // 8).map(lambda word: word * 8), u64, u64)
 segments = st.builds(

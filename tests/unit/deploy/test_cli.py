@@ -34,7 +34,7 @@ def run(*arguments: str) -> Result:
     [
         (("--vcpus", "0"), ("vm.vcpus = 0", "greater than or equal to 1")),
         (("--device", "floppy"), ("swap.device = 'floppy'", "'hdd-7200' or 'nvme'")),
-        (("--apf", "on"), ("'on'", "'off' or 'pv2010'")),
+        (("--apf", "on"), ("'on'", "'off', 'halt', 'pv2010' or 'pv'")),
         (("--gup", "slow"), ("gup = 'slow'", "'fast', 'noio' or 'nowait'")),
         (("--guest-memory", "3MB"), ("vm.guest_memory = '3MB'", "MiB")),
         (("--buffer", "4GiB"), ("bench.buffer = 4294967296", "at most")),

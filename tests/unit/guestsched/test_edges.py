@@ -21,7 +21,7 @@ from apf.messages import (
 from guestsched.core.arrivals import KillArrived
 from guestsched.core.core import GuestCore
 from guestsched.core.syscall import Syscall
-from guestsched.core.task import TRANSITIONS, TaskEvent, TaskState
+from guestsched.core.task import TABLE, TaskEvent, TaskState
 
 POLICIES = ["cfs", "eevdf", "rr"]
 
@@ -95,7 +95,7 @@ def test_e47_waiter_is_unkillable_and_never_times_out(policy: str) -> None:
     made.not_present(0x1000, MS)
     everything_but_ready(made)
     assert made.states()[waiter - 1] == "APF_WAIT"
-    out = {event for state, event in TRANSITIONS if state is TaskState.APF_WAIT}
+    out = {rule.event for rule in TABLE.rules if rule.state is TaskState.APF_WAIT}
     assert out == {TaskEvent.PAGE_READY}
     made.stop(131_000 * MS)
     row = made.core.finish(131_000 * MS)[waiter - 1]

@@ -8,10 +8,12 @@ from guest_fakes import HANDLER, MS, SWITCH, SYSCALL, Guest, guest, space, spec
 from apf import registers as register_file
 from apf.core import CoreError
 from apf.messages import (
+    MSR_KVM_ASYNC_PF_EN,
     NEVER_NS,
     Account,
     Booted,
     ExceptionRaised,
+    MsrWrite,
     NotPresentArrived,
     PageReadyArrived,
     TickArrived,
@@ -50,7 +52,8 @@ def test_boot_picks_the_first_task_and_tells_of_spaces_and_the_reason_word() -> 
     first, second = made.boot(0), made.boot(1)
     assert (first.task, second.task) == (1, 2)
     assert first.spaces == second.spaces == (space(vcpus=2),)
-    assert (first.async_pf_en, second.async_pf_en) == (0x1001, 0x2001)
+    assert first.steps == (MsrWrite(MSR_KVM_ASYNC_PF_EN, 0x1001),)
+    assert second.steps == (MsrWrite(MSR_KVM_ASYNC_PF_EN, 0x2001),)
     assert (first.at_ns, first.apf_ns, first.run_until_ns) == (SWITCH, 0, NEVER_NS)
     assert first.registers == spec(1).registers
     assert (first.asid, first.account) == (1, Account.COUNTING)
@@ -58,7 +61,7 @@ def test_boot_picks_the_first_task_and_tells_of_spaces_and_the_reason_word() -> 
 
 def test_boot_without_apf_enables_nothing() -> None:
     made = guest(spec(1), apf=["off"])
-    assert made.boot().async_pf_en is None
+    assert made.boot().steps == ()
 
 
 def test_vcpu_without_tasks_idles_for_ever() -> None:
@@ -70,7 +73,7 @@ def test_vcpu_without_tasks_idles_for_ever() -> None:
 
 def test_spaces_and_msr_are_told_once(pair: Guest) -> None:
     later = pair.trap(NotPresentArrived(0x1000), MS)
-    assert later.spaces == () and later.async_pf_en is None
+    assert later.spaces == () and later.steps == ()
 
 
 # Ticks

@@ -4,27 +4,53 @@ from __future__ import annotations
 
 import pytest
 
-from vcpud.core.async_pf import ASYNC_PF_PER_VCPU, TRANSITIONS, AsyncPfQueue, ItemState, WorkItem
+from vcpud.core.async_pf import (
+    ASYNC_PF_PER_VCPU,
+    NO_GFN,
+    TABLE,
+    WAKE_ALL,
+    AsyncPfQueue,
+    ItemEvent,
+    ItemState,
+    WorkItem,
+)
 
 
-@pytest.mark.parametrize("before", list(ItemState))
-@pytest.mark.parametrize("after", list(ItemState))
-def test_transitions(before: ItemState, after: ItemState) -> None:
-    item = WorkItem(1, 2, 3, before)
-    if (before, after) in TRANSITIONS:
-        item.move(after)
+def put(queue: AsyncPfQueue, gfn: int, ready_ns: int, picked_ns: int = 0) -> WorkItem:
+    """Set an item up and schedule it, at time 0."""
+    item = WorkItem(queue.next_token(), gfn, picked_ns, ready_ns)
+    queue.setup(item)
+    queue.schedule(item, 0)
+    return item
+
+
+@pytest.mark.parametrize("state", list(ItemState))
+@pytest.mark.parametrize("event", list(ItemEvent))
+def test_transitions(state: ItemState, event: ItemEvent) -> None:
+    item = WorkItem(1, 2, 3, 4, state=state)
+    after = TABLE.after(state, event)
+    if after is not None:
+        item.move(event)
         assert item.state is after
     else:
         with pytest.raises(AssertionError, match=r"0x1 \(gfn 0x2\)"):
-            item.move(after)
+            item.move(event)
 
 
-def test_the_table_is_one_circle() -> None:
+def test_the_life_of_an_item() -> None:
     state, seen = ItemState.FREE, []
-    for _ in ItemState:
-        seen.append(state)
-        (state,) = (after for before, after in TRANSITIONS if before is state)
+    events = ("SETUP", "SCHEDULED", "PICKED", "RETURNED", "DEQUEUED", "MAPPED", "DELIVERED")
+    for event in events:
+        after = TABLE.after(state, ItemEvent[event])
+        assert after is not None
+        seen.append(after)
+        state = after
     assert state is ItemState.FREE and set(seen) == set(ItemState)
+
+
+def test_every_live_state_but_listed_can_be_cleared() -> None:
+    cleared = {rule.state for rule in TABLE.rules if rule.event is ItemEvent.CLEARED}
+    assert cleared == set(ItemState) - {ItemState.FREE, ItemState.LISTED}
 
 
 def test_tokens_are_never_zero_and_name_the_vcpu() -> None:
@@ -38,30 +64,55 @@ def test_tokens_are_never_zero_and_name_the_vcpu() -> None:
 def test_first_done_first_delivered() -> None:
     queue = AsyncPfQueue(0)
     for gfn, ready_ns in ((1, 300), (2, 100), (3, 200), (4, 100)):
-        queue.setup(queue.next_token(), gfn, ready_ns)
-    assert queue.next_ready_ns() == 100 and queue.pop_done(99) is None
+        put(queue, gfn, ready_ns)
+    assert queue.next_done_ns() == 100
+    assert not queue.advance(99) and not queue.done
+    assert queue.advance(100), "the first into an empty list"
+    assert not queue.advance(300), "the list was not empty"
     order = []
-    while (item := queue.pop_done(300)) is not None:
+    while queue.done:
+        item = queue.dequeue()
         assert item.state is ItemState.PREFAULT
         order.append(item.gfn)
         queue.present(item)
-        assert item.state is ItemState.FREE and not queue.has_gfn(item.gfn)
+        assert item.state is ItemState.FREE and queue.find(item.gfn) is None
     assert order == [2, 4, 3, 1]
-    assert queue.next_ready_ns() is None
+    assert queue.next_done_ns() is None
 
 
 def test_limit_and_dedupe() -> None:
     queue = AsyncPfQueue(0)
     for gfn in range(ASYNC_PF_PER_VCPU):
         assert not queue.full
-        queue.setup(queue.next_token(), gfn, 10)
+        put(queue, gfn, 10)
     assert queue.full and len(queue) == 64
     with pytest.raises(AssertionError):
-        queue.setup(queue.next_token(), 999, 10)
-    item = queue.pop_done(10)
-    assert item is not None and queue.full, "done but undelivered counts"
+        put(queue, 999, 10)
+    queue.advance(10)
+    item = queue.dequeue()
+    assert queue.full, "done but undelivered counts"
     queue.present(item)
     assert not queue.full
     with pytest.raises(AssertionError):
-        queue.setup(queue.next_token(), 5, 10)
+        put(queue, 5, 10)
+    queue.check()
+
+
+def test_a_wake_all_is_done_from_the_start_and_counts() -> None:
+    queue = AsyncPfQueue(0)
+    put(queue, 7, 100)
+    assert queue.wakeup_all(5)
+    (item,) = queue.done
+    assert (item.token, item.gfn, item.state) == (WAKE_ALL, NO_GFN, ItemState.DONE) and len(queue) == 2
+    queue.check()
+
+
+def test_clearing_waits_for_workers_that_run() -> None:
+    queue = AsyncPfQueue(0)
+    waits = put(queue, 1, ready_ns=500, picked_ns=10)
+    later = put(queue, 2, ready_ns=900, picked_ns=60)
+    put(queue, 3, ready_ns=40, picked_ns=10)
+    queue.advance(50)
+    assert queue.clear(50) == 500, "item 2's worker had not begun: cancelled"
+    assert waits.state is later.state is ItemState.FREE and len(queue) == 0 and not queue.done
     queue.check()

@@ -46,13 +46,15 @@ def test_fetch_comes_back_as_one_piece_after_the_writes() -> None:
 
 @pytest.mark.parametrize("mode", list(m.ApfMode))
 @pytest.mark.parametrize("reads", [True, False])
-def test_its_faults_are_synchronous_and_not_the_tasks(reads: bool, mode: m.ApfMode) -> None:
+def test_its_faults_are_not_the_tasks(reads: bool, mode: m.ApfMode) -> None:
     machine = called(mode=mode)
     machine.dispatch(**{"fetch": ((0x5008, 2),)} if reads else {"copies": ((0x5008, b"ab"),)})
     copy = machine.next
     access = m.Access.READ if reads else m.Access.WRITE
     machine.not_mapped()
-    assert machine.next == AskHost(m.FaultRaised(5, access, m.FaultMode.BLOCKING, 0))
+    work = 0 if mode is m.ApfMode.OFF else 1 << 12 | 3
+    asked = m.FaultMode.NOWAIT if work else m.FaultMode.BLOCKING
+    assert machine.next == AskHost(m.FaultRaised(5, access, asked, work))
     assert machine.core.state is State.KERNEL_FAULT
     kernel_ns = machine.core.account.spent_ns[Cause.KERNEL]
     machine.mapped(2000, stall_ns=80_000)
@@ -88,17 +90,21 @@ def test_page_that_is_gone_again_before_it_was_copied_faults_again() -> None:
 
 
 def test_page_that_a_task_waits_for_is_not_waited_for_a_second_time() -> None:
-    """The same page is with the fault-in worker: the guest kernel's access is a fault of its own, and no halt (E08)."""
+    """The same page is with the fault-in worker: the guest kernel's access halts until that is done (E08)."""
     machine = Vcpu(core())
     machine.boot()
     machine.async_fault(5, 1_000_000)
     machine.run(10, ExitCause.SYSCALL)
     machine.dispatch(2, copies=((0x5000, b"ab"),))
+    copy = machine.next
     machine.not_mapped()
-    assert machine.request() == m.FaultRaised(5, m.Access.WRITE, m.FaultMode.BLOCKING, 0)
+    assert machine.core.state is State.HALTED and machine.core.counters.repeated == 1
+    assert machine.core.async_pf.next_done_ns() == 1_000_110 and len(machine.core.async_pf) == 1
+    machine.wait()
     machine.mapped()
-    machine.copied()
-    assert machine.core.counters.repeated == 0 and len(machine.core.async_pf) == 1
+    machine.reason()
+    assert isinstance(machine.trap(), m.PageReadyArrived) and machine.asked().kernel
+    assert machine.dispatch(2) == copy, "back to what was interrupted"
 
 
 def test_page_ready_and_timer_that_become_due_meanwhile_come_after_it() -> None:
@@ -125,7 +131,7 @@ def test_what_a_system_call_needs_is_read_before_it_is_told() -> None:
     assert machine.core.state is State.COPY and machine.next == ReadGuest(0x5FFE, 2)
     machine.copied(b"12")
     machine.not_mapped()
-    assert machine.request() == m.FaultRaised(9, m.Access.READ, m.FaultMode.BLOCKING, 0)
+    assert machine.request() == m.FaultRaised(9, m.Access.READ, m.FaultMode.NOWAIT, 1 << 12 | 3)
     machine.mapped()
     machine.copied(b"345")
     assert machine.trap() == m.SyscallRaised(b"12345") and machine.asked().with_registers

@@ -165,7 +165,7 @@ def test_every_not_present_gets_its_ready(data: st.DataObject) -> None:
     counters = core_.counters
     assert counters.ready == len(world.delivered) == len(set(world.delivered))
     assert counters.not_present - counters.ready == len(world.waiting)
-    announced = {item.token for item in core_.async_pf._by_gfn.values()}
+    announced = {item.token for item in core_.async_pf.queue if item.injected}
     assert world.waiting <= announced, "a page ready got lost"
     spent_ns = sum(core_.account.spent_ns.values())
     assert spent_ns == min(core_.now_ns, END_NS)

@@ -33,6 +33,18 @@ from vcpud.core.effects import (
 from vcpud.core.vcpu import State, VcpuConfig, VcpuCore
 
 REASON_GPA = 0x1000
+TOKEN_GPA = REASON_GPA + m.APF_TOKEN_OFFSET
+VECTOR = 0xF3
+ENABLE = {
+    m.ApfMode.PV2010: (m.MsrWrite(m.MSR_KVM_ASYNC_PF_EN, REASON_GPA | 1),),
+    m.ApfMode.PV: (
+        m.MsrWrite(m.MSR_KVM_ASYNC_PF_INT, VECTOR),
+        m.MsrWrite(m.MSR_KVM_ASYNC_PF_EN, REASON_GPA | m.ASYNC_PF_ENABLED | m.ASYNC_PF_DELIVERY_AS_INT),
+    ),
+}
+"""What a guest writes at boot, by mode."""
+READY_HANDLER = (m.Store(TOKEN_GPA, bytes(4)), m.MsrWrite(m.MSR_KVM_ASYNC_PF_ACK, 1))
+"""What the handler of the interrupt for page ready does before it ends."""
 REGISTERS = register_file.new(rip=0x40_0000)
 MIPS = 1000
 
@@ -45,10 +57,15 @@ def core(mode: m.ApfMode = m.ApfMode.PV2010, end_ns: int = 1_000_000_000, **chan
 
 @dataclass
 class Vcpu:
-    """A core and the effect that says how it goes on; each method does what a shell would."""
+    """A core and the effect that says how it goes on; each method does what a shell would.
+
+    The per-CPU words that KVM and the handlers use are in ``words``, by address; one in ``out`` is not mapped.
+    """
 
     core: VcpuCore
     last: list[Effect] = field(default_factory=list)
+    words: dict[int, bytes] = field(default_factory=dict)
+    out: set[int] = field(default_factory=set)
 
     @property
     def next(self) -> Effect:
@@ -57,13 +74,40 @@ class Vcpu:
     def step(self, event: Any, now_ns: int | None = None) -> Effect:
         self.last = self.core.step(event, self.core.now_ns if now_ns is None else now_ns)
         self.core.check()
+        return self.use_words()
+
+    def use_words(self) -> Effect:
+        """Do what KVM and the guest's handlers read and write in the per-CPU words."""
+        while self.core.state in (State.SLOT, State.PRESENT, State.READY, State.STEPS):
+            access = self.next
+            if isinstance(access, ReadGuest):
+                data = None if access.gpa in self.out else self.words.get(access.gpa, bytes(access.length))
+                event: Any = GuestMemoryRead(data)
+            elif isinstance(access, WriteGuest):
+                if access.gpa not in self.out:
+                    self.words[access.gpa] = access.data
+                event = GuestMemoryWritten(access.gpa not in self.out)
+            else:
+                break
+            self.last = [*self.last[:-1], *self.core.step(event, self.core.now_ns)]
+            self.core.check()
         return self.next
+
+    @property
+    def token(self) -> int:
+        """The token word."""
+        return int.from_bytes(self.words.get(TOKEN_GPA, bytes(4)), "little")
 
     def boot(self, task: int = 1, **changes: Any) -> Effect:
         """Attach, boot and be told to run ``task``, with APF on if the mode allows it."""
         self.step(Attached())
         assert isinstance(self.next, AskGuest) and isinstance(self.next.trap, m.Booted)
-        return self.dispatch(task, async_pf_en=REASON_GPA | 1, registers=REGISTERS if task else None, **changes)
+        steps = ENABLE.get(self.core.msrs._mode, ())
+        self.dispatch(task, registers=REGISTERS if task else None, **{"steps": steps, **changes})
+        if self.core.msrs._mode is m.ApfMode.PV and "steps" not in changes:
+            assert self.trap() == m.PageReadyArrived(0xFFFF_FFFF), "enabling wakes all"
+            self.dispatch(task, steps=READY_HANDLER, **{"cost_ns": 100, **changes})
+        return self.next
 
     def dispatch(self, task: int = 1, cost_ns: int = 100, **changes: Any) -> Effect:
         """guestsched's reply."""
@@ -93,7 +137,7 @@ class Vcpu:
         effects = self.core.step(InterruptPosted(retired, rip), now_ns)
         self.core.check()
         self.last = effects or self.last
-        return self.next
+        return self.use_words()
 
     def copied(self, data: bytes = b"") -> Effect:
         """The guest kernel's access that is under way succeeds; ``data`` is what it reads."""

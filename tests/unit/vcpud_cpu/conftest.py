@@ -27,9 +27,9 @@ class Rig:
     CODE, DATA, DATA_GFN, DATA_PFN = CODE, DATA, DATA_GFN, DATA_PFN
     DATA_PAGES = DATA_PAGES
 
-    def __init__(self, cpu_mips: int = 1000, publish: Publisher | None = None) -> None:
+    def __init__(self, cpu_mips: int = 1000, publish: Publisher | None = None, shadow: bool = False) -> None:
         self.memory = HostMemory.anonymous(Geometry(frames=64, guest_pages=(64,)))
-        self.engine = Engine(self.memory, 0, cpu_mips, publish)
+        self.engine = Engine(self.memory, 0, cpu_mips, publish, shadow=shadow)
         code = Extent(CODE, 0, CODE_PAGES, writable=False, executable=True)
         data = Extent(DATA, DATA_GFN, DATA_PAGES, writable=True, executable=False)
         self.space = AddressSpace(1, (code, data))
@@ -75,8 +75,8 @@ def new_rig() -> Iterator[Callable[..., Rig]]:
     """Make rigs; they are closed after the test."""
     made: list[Rig] = []
 
-    def new(cpu_mips: int = 1000, publish: Publisher | None = None) -> Rig:
-        made.append(Rig(cpu_mips, publish))
+    def new(cpu_mips: int = 1000, publish: Publisher | None = None, shadow: bool = False) -> Rig:
+        made.append(Rig(cpu_mips, publish, shadow))
         return made[-1]
 
     yield new

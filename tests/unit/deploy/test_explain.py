@@ -1,0 +1,250 @@
+"""``apf explain``: the story of a fault is whole and in order, the right one is chosen, and who waits is told."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from test_faults import RUNS, SMALL
+
+from apf.scenario import ApfName, ScenarioError, load
+from deploy import cli, explain, recording, twin
+from deploy.explain import Choice
+from deploy.faults import Fault, Faults
+from deploy.journals import events
+from deploy.recording import RecordedRun, Recorder
+from deploy.steps import Step
+from deploy.telling import Teller
+from deploy.walk import small
+
+TOKEN = 0x24F001
+GOLDEN: dict[ApfName, int] = {"pv2010": TOKEN, "pv": 0x285001, "halt": 0x28D000}
+"""``explained-MODE.txt`` is what ``told_of`` gives of this token."""
+
+
+def recorded(directory: Path, mode: ApfName = "pv2010", **changes: object) -> RecordedRun:
+    """A recording of one run on the twin."""
+    scenario = load(None, {**SMALL, **changes}) if changes else small(7).model_copy(update={"apf": (mode,)})
+    scratch = directory / "scratch"
+    scratch.mkdir(parents=True)
+    result = twin.run(scenario, journals=scratch)
+    recorder = Recorder(directory / "recording")
+    recorder.keep(result, {path.stem: path for path in scratch.glob("*.journal")})
+    recorder.finish()
+    (run,) = recording.read(directory / "recording")
+    assert run.digest == result.digest
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
+    return recorded(tmp_path_factory.mktemp("run"))
+
+
+@dataclass
+class Read:
+    run: RecordedRun
+    found: Faults
+    faults: list[Fault]
+
+    def tell(self, fault: Fault) -> list[Step]:
+        scenario = self.run.scenario
+        teller = Teller(self.run.mode, scenario.gup, self.found.names, self.found.end_ns, scenario.host.vms)
+        return teller.tell(fault)
+
+
+def all_of(run: RecordedRun) -> Read:
+    found = Faults()
+    faults = [fault for event in events(run.journals) for fault in found.take(event)]
+    return Read(run, found, [*faults, *found.open()])
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def read(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Read:
+    return all_of(recorded(tmp_path_factory.mktemp("runs"), **RUNS[request.param]))
+
+
+def told_of(run: RecordedRun, choice: Choice) -> str:
+    out = io.StringIO()
+    explain.show_fault(Console(file=out, width=110), explain.explain(run, choice))
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+@pytest.mark.parametrize("mode", GOLDEN)
+def test_a_fault_in_words(mode: ApfName, tmp_path: Path) -> None:
+    told = told_of(recorded(tmp_path, mode), Choice(token=GOLDEN[mode]))
+    assert told == Path(__file__).with_name(f"explained-{mode}.txt").read_text()
+
+
+def test_steps_are_in_order_and_their_times_add_up(read: Read) -> None:
+    for fault in read.faults:
+        steps = read.tell(fault)
+        times = [step.time_ns for step in steps]
+        assert times == sorted(times) and times[0] == fault.began_ns
+        between = [later - earlier for earlier, later in pairwise(times)]
+        last = next((at for at in (fault.back_ns, fault.over_ns) if at is not None), times[-1])
+        if fault.dropped_ns is None:  # else the worker, of whom nobody wants to know any more, may be the last
+            assert sum(between) == last - fault.began_ns
+        if fault.latency_ns is not None:
+            assert sum(fault.stages().values()) == fault.latency_ns <= sum(between)
+
+
+def test_every_step_has_its_process_and_functions(read: Read) -> None:
+    without = {"unheard", "back", "abandoned", "end"}
+    for fault in read.faults[:2000]:
+        for step in read.tell(fault):
+            assert step.process.split()[0] in ("hostd", "guestsched", "vcpud")
+            assert bool(step.functions) == (step.what not in without), step
+            assert step.text.endswith(".") and "None" not in step.text
+
+
+def test_steps_of_an_asynchronous_fault_that_is_over(read: Read) -> None:
+    whole = ["violation", "gup", "work", "not present", "asleep", "completed", "prefault", "ready", "woken", "back"]
+    for fault in read.faults:
+        plain = not (fault.retries or fault.repeated or fault.kernel_faults or fault.dropped_ns)
+        if fault.back_ns is not None and plain:
+            assert [step.what for step in read.tell(fault)] == whole
+
+
+@pytest.mark.parametrize(
+    ("choice", "of"),
+    [
+        (Choice(nth=3), lambda faults: sorted(faults, key=lambda f: f.serial)[2]),
+        (Choice(longest=True), lambda faults: max(faults, key=lambda f: (f.latency_ns or 0, -f.serial))),
+        (Choice(token=TOKEN), lambda faults: next(f for f in faults if f.token == TOKEN)),
+    ],
+)
+def test_the_fault_that_was_asked_for(run: RecordedRun, choice: Choice, of: Callable[[list[Fault]], Fault]) -> None:
+    faults = all_of(run).faults
+    explained = explain.explain(run, choice)
+    assert explained.fault == of(faults)
+    assert explained.among == (1 if choice.token else len(faults))
+
+
+def test_faults_of_one_page(run: RecordedRun) -> None:
+    faults = all_of(run).faults
+    gfn = next(f.gfn for f in faults if f.kind == "async" and sum(other.gfn == f.gfn for other in faults) > 2)
+    mine = sorted((f for f in faults if f.gfn == gfn), key=lambda f: f.serial)
+    for number, fault in enumerate(mine, start=1):
+        explained = explain.explain(run, Choice(gfn=gfn, nth=number))
+        assert explained.fault == fault and explained.among == len(mine)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (Choice(token=0x99), "--token 0x99: no such fault with number 1; there are 0"),
+        (Choice(vm=1), "--vm 0x1: no such fault with number 1; there are 0"),
+        (Choice(nth=10**6), "of all faults: no such fault with number 1000000; there are "),
+    ],
+)
+def test_there_is_no_such_fault(run: RecordedRun, choice: Choice, message: str) -> None:
+    with pytest.raises(ScenarioError, match=message):
+        explain.explain(run, choice)
+
+
+def test_tasks_that_wait_are_those_the_guest_says_wait(read: Read) -> None:
+    """Of a clean run: nothing is lost, they are only not over."""
+    left = explain.summarize(read.run).waiting
+    states: dict[tuple[int, int], str] = {}
+    for event in events(read.run.journals):
+        if event.core.kind == "guest" and event.record.kind == "task":
+            states[event.core.vm, event.record.fields[0]] = event.record.fields[2]
+    assert "APF_WAIT" in states.values() or read.run.mode in ("off", "halt")
+    assert {(one.fault.vm, one.fault.task) for one in left} == {
+        task for task, state in states.items() if state == "APF_WAIT"
+    }
+    for one in left:
+        assert not one.lost and f"the run ended at {read.found.end_ns:,} ns" in one.why
+        assert one.since_ns + one.waited_ns == read.found.end_ns
+
+
+def test_the_summary_counts_what_the_run_counted(run: RecordedRun) -> None:
+    out = io.StringIO()
+    summary = explain.summarize(run)
+    explain.show_summary(Console(file=out, width=110), run, summary)
+    assert [fault.latency_ns for fault in summary.slowest] == sorted(
+        (fault.latency_ns for fault in all_of(run).faults if fault.latency_ns is not None), reverse=True
+    )[:5]
+    assert f"{summary.histograms['latency_async'].sum_ns:,}" in out.getvalue()
+    assert f"--token {summary.slowest[0].token:#x}" in out.getvalue()
+
+
+def test_a_recording_must_be_whole(run: RecordedRun, tmp_path: Path) -> None:
+    with pytest.raises(ScenarioError, match="no recording"):
+        recording.read(tmp_path)
+    with pytest.raises(ScenarioError, match="a directory that is new or empty"):
+        Recorder(next(iter(run.journals.values())).parent)
+    (tmp_path / "recording.json").write_text("{}")
+    with pytest.raises(ScenarioError, match="not what --record writes: 'format'"):
+        recording.read(tmp_path)
+    (tmp_path / "recording.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(ScenarioError, match="format 2; this reads format 1"):
+        recording.read(tmp_path)
+
+
+def test_a_recording_that_was_changed_is_refused(tmp_path: Path) -> None:
+    run = recorded(tmp_path)
+    with run.journals["vcpu-0-1"].open("a") as journal:
+        journal.write("1 exit EPT_VIOLATION 2\n")
+    with pytest.raises(ScenarioError, match=f"but {run.digest} was recorded"):
+        recording.read(tmp_path / "recording")
+
+
+def command(*arguments: str) -> int:
+    return int(cli.app(list(arguments), standalone_mode=False) or 0)
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recording, trace, again, cut = (str(tmp_path / name) for name in ("recording", "trace", "again", "cut"))
+    sizes = ("--guest-memory", "96MiB", "--group-memory", "4MiB", "--buffer", "32MiB", "--vcpus", "2")
+    bench = ("bench", "--twin", "--device", "nvme", "--duration", "0.003", *sizes)
+    apf = (sys.executable, "-c", "from deploy.cli import main; main()")
+    kept = ("--record", recording, "--trace", trace)
+    done = subprocess.run((*apf, *bench, *kept), capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"apf: recorded in {recording}" in done.stderr
+    assert "events, 0 MiB; open it at ui.perfetto.dev" in done.stderr
+    assert command("trace", recording, again) == 0
+    assert Path(again).read_bytes() == Path(trace).read_bytes()
+    assert command("trace", recording, cut, "--trace-limit", "4KiB") == 0
+    said = capsys.readouterr().err
+    assert "the limit was reached at " in said and "events are left out" in said
+    assert command("explain", recording, "--apf", "pv2010", "--longest") == 0
+    assert "kvm_async_pf_task_wait" in capsys.readouterr().out
+    assert command("explain", recording, "--apf", "off") == 0
+    assert "latency major" in capsys.readouterr().out
+    assert command("explain", recording, "--apf", "pv2010", "--stuck") == 0
+    assert "page ready" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("explain", "{run}", "--apf", "nope"), "--apf = nope: the recording has pv2010"),
+        (("explain", "{run}", "--token", "x"), "--token = 'x': a number, as 4097 or 0x1001"),
+        (("explain", "{run}", "--nth", "2", "--longest"), "--nth and --longest: one of them"),
+        (("explain", "/nowhere"), "/nowhere: no recording"),
+        (("trace", "{run}", "/nowhere/file"), "/nowhere/file: No such file or directory"),
+        (("trace", "{run}", "{run}/../t", "--trace-limit", "0"), "--trace-limit = '0': greater than 0"),
+        (
+            ("trace", "{run}", "{run}/../t", "--trace-limit", "big"),
+            "--trace-limit = 'big': expected a number of bytes",
+        ),
+        (("bench", "--record", "{run}"), "--record = {run}: a directory that is new or empty"),
+    ],
+)
+def test_bad_input(
+    run: RecordedRun, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = str(next(iter(run.journals.values())).parent.parent)
+    assert command(*(one.replace("{run}", directory) for one in arguments)) == cli.EXIT_BAD_INPUT
+    assert message.replace("{run}", directory) in capsys.readouterr().err

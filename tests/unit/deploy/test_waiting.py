@@ -1,0 +1,88 @@
+"""Who waits for a page ready that will not come, and why: true is what a longer run of the same scenario shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apf.scenario import load
+from deploy import twin
+from deploy.faults import Faults
+from deploy.journals import events
+from deploy.waiting import Waiting, waiting
+
+SHORT_S, LONG_S = "0.0165", "0.05"
+RUN = {
+    "swap.device": "nvme",
+    "vm.vcpus": 2,
+    "vm.guest_memory": "96MiB",
+    "vm.group_memory": "4MiB",
+    "bench.buffer": "32MiB",
+    "host.reserve_frames": 256,
+    "bench.fault_threads": 8,
+}
+LOST: list[tuple[str, dict[str, Any], list[str]]] = [
+    # mode, what is injected, what the reasons of those that are lost say
+    ("pv", {"what": "lost_ready"}, ["was lost on the way", "whose ready was lost (injected lost_ready)"]),
+    ("pv2010", {"what": "lost_ready", "count": 3}, ["was lost on the way (injected lost_ready)"]),
+    ("pv", {"what": "token_left"}, ["set since 10,100,045 ns, by a snapshot (injected token_left)"]),
+    ("pv", {"what": "msr_lost"}, ["(injected msr_lost), and EN was not written again: nothing wakes all"]),
+    ("pv2010", {"what": "msr_lost"}, ["(injected msr_lost), and EN was not written again: nothing wakes all"]),
+    ("pv", {"what": "restore_without_int"}, ["held vector 0 then, which is no interrupt's"]),
+    ("pv", {"what": "restore_int_late"}, ["held vector 0 then, which is no interrupt's (injected restore_int_late)"]),
+    ("pv", {"what": "dropped_ack", "count": 7}, ["look at its done list was dropped at "]),
+]
+NOT_LOST: list[tuple[str, dict[str, Any] | None]] = [
+    ("pv", None),
+    ("pv2010", None),
+    ("pv", {"what": "duplicate_ready", "count": 5}),
+    ("pv2010", {"what": "duplicate_ready", "count": 5}),
+    ("pv", {"what": "dropped_ack"}),
+    ("pv", {"what": "restore"}),
+    ("pv2010", {"what": "restore_without_int"}),
+    ("pv", {"what": "lapic_off", "for_s": "0.02"}),
+    ("pv", {"what": "paging_off", "for_s": "0.02"}),
+]
+
+
+def left(mode: str, inject: dict[str, Any] | None, duration_s: str, directory: Path) -> list[Waiting]:
+    injected = [] if inject is None else [{"at_s": "0.0101", **inject}]
+    scenario = load(None, {**RUN, "apf": [mode], "inject": injected, "duration_s": duration_s})
+    directory.mkdir()
+    twin.run(scenario, journals=directory)
+    found = Faults()
+    for event in events({path.stem: path for path in directory.glob("*.journal")}):
+        found.take(event)
+    return waiting(found, scenario)
+
+
+def told_apart(mode: str, inject: dict[str, Any] | None, directory: Path) -> list[Waiting]:
+    """Those that are lost; fails if any of those that wait is said to be lost and is not, or the other way round."""
+    short, long = (left(mode, inject, duration_s, directory / duration_s) for duration_s in (SHORT_S, LONG_S))
+    still = {(one.fault.task, one.fault.token) for one in long}
+    assert short
+    for one in short:
+        assert one.lost == ((one.fault.task, one.fault.token) in still), one
+    return [one for one in short if one.lost]
+
+
+@pytest.mark.parametrize(("mode", "inject", "reasons"), LOST)
+def test_lost_for_a_reason(mode: str, inject: dict[str, Any], reasons: list[str], tmp_path: Path) -> None:
+    lost = told_apart(mode, inject, tmp_path)
+    assert lost
+    for one in lost:
+        assert any(reason in one.why for reason in reasons), one.why
+    for reason in reasons:
+        assert any(reason in one.why for one in lost), reason
+
+
+@pytest.mark.parametrize(("mode", "inject"), NOT_LOST)
+def test_only_not_over(mode: str, inject: dict[str, Any] | None, tmp_path: Path) -> None:
+    assert told_apart(mode, inject, tmp_path) == []
+
+
+def test_an_apic_that_is_off_is_named(tmp_path: Path) -> None:
+    waits = left("pv", {"what": "lapic_off", "for_s": "0.02"}, SHORT_S, tmp_path / "run")
+    assert any("but the local APIC is disabled since 10,100,045 ns; the run ended at" in one.why for one in waits)

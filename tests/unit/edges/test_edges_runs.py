@@ -1,0 +1,161 @@
+"""Edge cases that take a whole run to show, in the twin, by their numbers in the KVM reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apf.scenario import ScenarioError, load
+from deploy import twin
+from deploy.result import RunResult
+
+THREADS = {"program": "zipfian", "count": 3}
+
+
+def run(apf: str, *injects: dict[str, Any], **overrides: Any) -> RunResult:
+    """Three tasks that read and write 6 MiB, of which 4 fit, on one vCPU."""
+    chosen: dict[str, Any] = {
+        "apf": [apf],
+        "duration_s": "0.006",
+        "swap.device": "nvme",
+        "gup": "nowait",
+        "vm.vcpus": 1,
+        "vm.guest_memory": "96MiB",
+        "vm.group_memory": "4MiB",
+        "host.reserve_frames": 512,
+        "process": [{"memory": "6MiB", "thread": [THREADS]}],
+        "inject": list(injects),
+    }
+    return twin.run(load(None, chosen | {name.replace("__", "."): value for name, value in overrides.items()}))
+
+
+@pytest.fixture(scope="module")
+def well() -> RunResult:
+    """The run in ``pv`` that nothing was injected into."""
+    return run("pv")
+
+
+def asleep(result: RunResult) -> int:
+    """Tasks that wait for a page at the end of the run."""
+    return [task["state"] for task in result.tasks].count("APF_WAIT")
+
+
+def accesses(result: RunResult) -> int:
+    return sum(task["values"]["accesses"] for task in result.tasks)
+
+
+@pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])
+def test_e38_a_guest_under_pressure_gets_on(apf: str) -> None:
+    """Eviction, refault, eviction: every task of eight, on twice what fits, has got somewhere, and goes on to."""
+    process = [{"memory": "8MiB", "thread": [{"program": "sequential", "count": 8}]}]
+    first, second = (run(apf, process=process, duration_s=duration_s, vm__hz=1000) for duration_s in ("0.02", "0.04"))
+    for before, after in zip(first.tasks, second.tasks, strict=True):
+        assert 0 < before["values"]["accesses"] < after["values"]["accesses"]
+    assert second.host_counters["pgsteal_direct"] > 100 and second.corrupt_pages == 0
+
+
+@pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])
+def test_e54_a_run_ends_with_work_under_way(apf: str) -> None:
+    """Nobody waits for a worker that the end of the run has overtaken."""
+    result = run(apf, swap__device="hdd-7200", duration_s="0.005")
+    assert result.counter("faults_async") > result.counter("ready")
+    assert result.virtual_seconds == 0.005
+
+
+def test_e47_a_lost_ready_stops_its_task_and_with_one_slot_every_task_of_the_vcpu(well: RunResult) -> None:
+    lost = {"what": "lost_ready", "at_s": "0.001"}
+    spoiled = run("pv", lost)
+    assert asleep(spoiled) == 3 and accesses(spoiled) < accesses(well) / 2
+    of_2010 = run("pv2010", lost)
+    assert asleep(of_2010) >= 1 and accesses(of_2010) > accesses(spoiled), "then only its own task is lost"
+
+
+@pytest.mark.parametrize("apf", ["pv2010", "pv"])
+def test_e30_a_duplicated_ready_harms_nobody(apf: str, well: RunResult) -> None:
+    result = run(apf, {"what": "duplicate_ready", "at_s": "0.001", "count": 5})
+    assert result.counter("injected") == 5 and result.corrupt_pages == 0
+    assert accesses(result) > accesses(well) * 0.8
+
+
+def test_e22_dropped_acks_make_every_later_ready_wait_for_an_exit_that_comes_by_itself(well: RunResult) -> None:
+    spoiled = run("pv", {"what": "dropped_ack", "at_s": "0.001", "count": 1 << 30})
+    assert spoiled.counter("injected") > 0
+    assert accesses(spoiled) < accesses(well), "pages are told of late"
+    assert spoiled.counter("ready") > 2, "but they are"
+
+
+def test_e16_without_memory_for_items_the_vcpu_sleeps() -> None:
+    result = run("pv", {"what": "alloc_failure", "at_s": "0.001", "count": 1 << 30})
+    assert result.counter("sync_alloc") == result.counter("injected") > 10
+    assert result.counter("faults_major") > 10 and asleep(result) == 0
+
+
+def test_e33_after_a_restore_every_waiter_faults_again(well: RunResult) -> None:
+    result = run("pv", *({"what": "restore", "at_s": f"0.00{n}"} for n in range(1, 6)))
+    assert result.counter("wake_all") == 6 and result.counter("dropped") > 0
+    assert accesses(result) > accesses(well) * 0.8
+
+
+@pytest.mark.parametrize("what", ["restore_without_int", "restore_int_late", "token_left", "msr_lost"])
+def test_e34_e35_what_a_bad_restore_leaves_is_stuck(what: str) -> None:
+    work = {"name": "work", "thread": [{"program": "work_thread", "nice": 19}]}
+    late = {"name": "late", "memory": "6MiB", "thread": [{"program": "zipfian", "start_s": "0.003"}]}
+    process = [{"memory": "6MiB", "thread": [THREADS]}, work, late]
+    result = run("pv", {"what": what, "at_s": "0.002"}, process=process)
+    waiters = asleep(result)
+    assert waiters >= 1
+    assert result.tasks[3]["values"]["count"] > 0, "who touches no page that is out goes on"
+    late_state = result.tasks[4]["state"]
+    if what == "msr_lost":
+        assert result.counter("halts") > 0 and late_state != "APF_WAIT", "who comes later faults as in halt"
+    else:
+        assert waiters == 4 and late_state == "APF_WAIT", "nobody who faults comes back any more"
+
+
+@pytest.mark.parametrize("what", ["lapic_off", "paging_off"])
+def test_e24_e25_a_window_without_lapic_or_paging_loses_nobody(what: str, well: RunResult) -> None:
+    result = run("pv", {"what": what, "at_s": "0.001", "for_s": "0.001"})
+    assert accesses(result) > accesses(well) * 0.5
+    assert result.counter("ready") > 20
+
+
+def test_e46_a_guest_that_wants_not_present_in_the_kernel_panics_of_it(tmp_path: Path) -> None:
+    """Its first system call reads a page that a worker has to bring."""
+    trace = tmp_path / "some.trace"
+    trace.write_text("0 0 w\n")
+    process = [{"memory": "1MiB", "thread": [{"trace": str(trace)}]}]
+    result = run("pv", kvm__send_always=True, process=process, gup="fast")
+    assert any("Kernel panic - not syncing: Host injected async #PF in kernel mode" in line for line in result.told)
+    assert result.end_ns < 1_000_000, "every vCPU stops"
+    harmless = run("pv", process=process, gup="fast")
+    assert harmless.counter("halts") > 0 and not harmless.told, "without SEND_ALWAYS the vCPU halts (E04)"
+
+
+def test_e04_e07_halting_lets_others_run_only_from_the_next_tick_on() -> None:
+    process = [{"memory": "6MiB", "thread": [THREADS]}, {"name": "work", "thread": [{"program": "work_thread"}]}]
+    runs = {
+        apf: run(apf, process=process, swap__device="hdd-7200", duration_s="0.4") for apf in ("off", "halt", "pv")
+    }
+    off, halt, pv = (runs[apf].tasks[3]["values"]["count"] for apf in ("off", "halt", "pv"))
+    assert runs["halt"].counter("repeated") > 0 and runs["halt"].time_ns("stall") > 0
+    assert pv > 1.5 * max(off, halt), "what is halted is charged to the task that faulted, as a stall is"
+
+
+@pytest.mark.parametrize(
+    ("inject", "named"),
+    [
+        ({"what": "fire"}, "inject.0.what = 'fire'"),
+        ({"what": "restore", "nth": 2}, "nth = 2"),
+        ({"what": "lapic_off"}, "for_s = 0"),
+        ({"what": "lost_ready", "for_s": 1}, "for_s = 1"),
+        ({"what": "restore", "vcpu": 1}, "inject.0.vcpu = 1: 0 to 0"),
+        ({"what": "restore", "vm": 1}, "inject.0.vm = 1: 0 to 0"),
+        ({"what": "restore", "at_s": -1}, "inject.0.at_s = "),
+    ],
+)
+def test_an_injection_that_makes_no_sense_is_refused(inject: dict[str, Any], named: str) -> None:
+    with pytest.raises(ScenarioError) as refused:
+        run("pv", inject)
+    assert named in str(refused.value)
