@@ -210,7 +210,7 @@ def _life(journals: Journals, gfn: int, places: list[int]) -> Life | None:
     match journals.result.mode, host[later[0]].fields[4]:
         case "off", "major":
             again = _stall(journals, later[0])
-        case "pv2010", "async":
+        case (("pv2010" | "pv"), "async"):
             again = _async(journals, later)
         case _:
             return None

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.padding import Padding
 
 from apf.journal import Journal
-from apf.messages import PAGE_SHIFT
+from apf.messages import APF_TOKEN_OFFSET, PAGE_SHIFT
 from apf.scenario import ApfName, Scenario, ScenarioError, load
 from deploy import twin
 from deploy.local import LocalCluster
@@ -107,7 +107,9 @@ def _verify(scenario: Scenario) -> None:
         )
     if bench.buffer <= scenario.vm.group_memory:
         raise ScenarioError(f"bench.buffer = {bench.buffer}: more than vm.group_memory, or nothing is swapped out")
-    if scenario.gup == "fast" and "pv2010" in scenario.apf:
+    if "halt" in scenario.apf:
+        raise ScenarioError(f"apf = {list(scenario.apf)}: the guest is told nothing in halt; off, pv2010 or pv")
+    if scenario.gup == "fast" and {"pv2010", "pv"} & set(scenario.apf):
         raise ScenarioError("gup = fast: even a first touch goes to the fault-in worker; noio or nowait")
 
 
@@ -316,17 +318,19 @@ class _Teller:
             worker,
             "kvm_arch_async_page_not_present",
             "T9 T10 T11",
-            f"Does not sleep. Injects page not present: exception 14, the vector of every #PF, with 1 in the reason "
-            f"word at {reason_gpa(again.vcpu):#x} of guest memory and token {again.token:#x} in CR2.",
+            f"Does not sleep. Injects page not present: exception 14, the vector of every #PF, with 1 in the "
+            f"{self._word} word at {reason_gpa(again.vcpu):#x} of guest memory and token {again.token:#x} in CR2.",
         )
         yield self._step(
             stage,
             again.not_present_ns,
             "guestsched",
-            "do_async_page_fault kvm_async_pf_task_wait schedule",
+            "do_async_page_fault kvm_async_pf_task_wait schedule"
+            if self._mode == "pv2010"
+            else "exc_page_fault __kvm_handle_async_pf kvm_async_pf_task_wait_schedule schedule",
             "T10 T12",
-            f"The reason word tells this #PF from an ordinary one. A sleeps, with the token in the table of waiters; "
-            f"B runs on vCPU {again.vcpu} from {again.other_from_ns:,} ns.",
+            f"The {self._word} word tells this #PF from an ordinary one. A sleeps, with the token in the table of "
+            f"waiters; B runs on vCPU {again.vcpu} from {again.other_from_ns:,} ns.",
         )
 
     def _page_ready(self, again: Async) -> Iterator[Step]:
@@ -355,13 +359,18 @@ class _Teller:
             worker,
             "kvm_arch_async_page_present",
             "T9 T10 T13",
-            f"Injects page ready: again exception 14, with 2 in the reason word and token {again.token:#x} in CR2.",
+            f"Injects page ready: again exception 14, with 2 in the reason word and token {again.token:#x} in CR2."
+            if self._mode == "pv2010"
+            else f"Announces page ready: token {again.token:#x} in the token word at "
+            f"{reason_gpa(again.vcpu) + APF_TOKEN_OFFSET:#x} of guest memory, and an interrupt.",
         )
         yield self._step(
             stage,
             again.page_ready_ns,
             "guestsched",
-            "do_async_page_fault kvm_async_pf_task_wake try_to_wake_up",
+            "do_async_page_fault kvm_async_pf_task_wake try_to_wake_up"
+            if self._mode == "pv2010"
+            else "sysvec_kvm_asyncpf_interrupt kvm_async_pf_task_wake try_to_wake_up",
             "T13",
             f"The token's waiter, A, is woken and preempts B: it runs on vCPU {again.vcpu} from "
             f"{again.task_from_ns:,} ns.",
@@ -375,6 +384,10 @@ class _Teller:
             f"A executes the access again, {again.task_from_ns - again.fault_ns:,} ns after the first try; the page "
             f"can be accessed, there is no exit. B had the vCPU for {other_ns:,} ns of that.",
         )
+
+    @property
+    def _word(self) -> str:
+        return "reason" if self._mode == "pv2010" else "flags"
 
     @property
     def _gup(self) -> str:
