@@ -953,7 +953,7 @@ class VcpuCore:
         self._drop()
         self.msrs.reset()
         self.msrs.pageready_pending = False
-        if what is Injected.MSR_LOST:
+        if what is Injected.MSR_LOST or not en:  # what the guest has not written is not restored either
             return
         with_vector = self._config.mode is ApfMode.PV and what is Injected.RESTORE
         if with_vector:
