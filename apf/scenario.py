@@ -321,6 +321,11 @@ class Scenario(_Model):
                         f"process.{process.name}.thread.vcpus = {list(thread.vcpus)}: vm.vcpus is {self.vm.vcpus}, so "
                         f"0 to {self.vm.vcpus - 1}"
                     )
+        if self.kvm.send_always and "pv2010" in self.apf:
+            raise ValueError(
+                f"kvm.send_always = true, apf = {list(self.apf)}: before 5.8 only a preemptible guest kernel asked for "
+                f"it, which this is not; modes other than pv2010"
+            )
         for number, inject in enumerate(self.inject):
             for field, value, there in (
                 ("vm", inject.vm, self.host.vms),

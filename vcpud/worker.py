@@ -272,8 +272,8 @@ class _Worker:
             *(retired, spent_ns[Cause.COUNTING]),
             *(counters.faults_minor, counters.faults_major, counters.faults_async),
             *(counters.not_present, counters.ready, self._messages.total(), counters.repeated),
-            *(observed.sync_disabled, counters.sync_limit, counters.kernel_faults),
-            *(len(core.async_pf), core.work(retired), counters.exits),
+            *(observed.sync_disabled, counters.sync_limit, counters.sync_ineligible, counters.sync_alloc),
+            *(counters.sync_kernel, len(core.async_pf), core.work(retired), counters.exits, counters.halts),
             *(spent_ns[cause] for cause in _OTHER_CAUSES),
         )
 
