@@ -60,6 +60,7 @@ def main(config: VcpudConfig) -> None:
     collect = VcpuMetrics(stats, config.vm, config.scenario.mode)
     try:
         metrics.serve(config.run, config.name, "vcpud", collect, listen=config.metrics)
+        log.info("VM %d: %d vCPUs, workers %s", config.vm, vcpus, ", ".join(str(each.pid) for each in workers))
         _watch(config, workers)
     finally:
         process.stop(workers, _GRACE_S)

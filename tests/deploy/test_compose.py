@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 import time
 import urllib.parse
 import urllib.request
@@ -22,6 +23,8 @@ DEPLOY = Path(__file__).parents[2] / "deploy"
 FILE = DEPLOY / "docker-compose.yml"
 SCENARIO = load(DEPLOY / "scenarios" / "compose.toml", {})
 DAEMONS = ["hostd", *(f"{name}-{vm}" for vm in range(SCENARIO.host.vms) for name in ("guest", "vcpud"))]
+MORE = [f"{name}-{vm}" for vm in range(SCENARIO.host.vms, SCENARIO.host.places) for name in ("guest", "vcpud")]
+"""Those of VMs that join later, in profile ``more``."""
 PROJECT = "apf-test"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
@@ -33,8 +36,9 @@ def mib(size: str) -> int:
 
 
 def test_services() -> None:
-    assert set(SERVICES) == {*DAEMONS, "load", "prometheus", "grafana"}
+    assert set(SERVICES) == {*DAEMONS, *MORE, "certs", "load", "prometheus", "grafana"}
     assert SERVICES["load"]["profiles"] == ["load"]
+    assert MORE and all(SERVICES[name]["profiles"] == ["more"] for name in MORE)
     assert "version" not in COMPOSE and "name" not in COMPOSE, "docker-compose 1.29 and docker compose 2 differ there"
 
 
@@ -46,7 +50,8 @@ def test_no_container_may_more_than_it_must(name: str) -> None:
     assert service["read_only"] is True and service["cap_drop"] == ["ALL"] and "cap_add" not in service
     assert service["security_opt"] == ["no-new-privileges:true"] and "privileged" not in service
     assert service["restart"] == "no" and service["stop_grace_period"] == "10s" and service["init"] is True
-    assert service["cpus"] > 0 and service["pids_limit"] <= 128 and mib(service["mem_limit"]) <= 640
+    assert float(str(service["cpus"]).removeprefix("${APF_VCPUD_CPUS:-").removesuffix("}")) > 0
+    assert service["pids_limit"] <= 128 and mib(service["mem_limit"]) <= 768
     assert "healthcheck" in service and service["logging"]["options"]["max-size"]
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
     assert not {"network_mode", "pid", "ipc", "devices"} & set(service)
@@ -55,19 +60,41 @@ def test_no_container_may_more_than_it_must(name: str) -> None:
 
 
 def test_every_daemon_knows_its_vm_and_waits_for_whom_it_needs() -> None:
-    for name in DAEMONS:
+    for name in (*DAEMONS, *MORE):
         command = SERVICES[name]["command"]
         if name != "hostd":
             assert command[command.index("--vm") + 1] == name[-1]
         assert command[command.index("--metrics") + 1] == "0.0.0.0:9100"
         assert SERVICES[name]["volumes"][:2] == ["memory:/run/apf/memory", "files:/run/apf/files"]
-    for vm in range(SCENARIO.host.vms):
-        assert SERVICES[f"guest-{vm}"]["depends_on"] == {"hostd": {"condition": "service_healthy"}}
-        assert SERVICES[f"vcpud-{vm}"]["depends_on"].keys() == {"hostd", f"guest-{vm}"}
+    for vm in range(SCENARIO.host.places):
+        assert SERVICES[f"guest-{vm}"]["depends_on"] == {
+            "hostd": {"condition": "service_healthy"},
+            "certs": {"condition": "service_completed_successfully"},
+        }
+        # A guest is healthy once its VM has joined, for which the vCPUs must be there.
+        assert SERVICES[f"vcpud-{vm}"]["depends_on"] == {
+            "hostd": {"condition": "service_healthy"},
+            f"guest-{vm}": {"condition": "service_started"},
+        }
     scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     assert {target for job in scraped for each in job["static_configs"] for target in each["targets"]} == {
         f"{name}:9100" for name in DAEMONS
     }
+    assert [name for job in scraped for each in job["dns_sd_configs"] for name in each["names"]] == MORE
+
+
+def test_load_comes_to_the_loopback_with_certificates_only() -> None:
+    for vm in range(SCENARIO.host.places):
+        service = SERVICES[f"guest-{vm}"]
+        assert service["ports"] == [f"127.0.0.1:{50051 + vm}:50051"]
+        command = service["command"]
+        assert command[command.index("--api") + 1] == "0.0.0.0:50051"
+        for option, name in (("--tls-cert", "guest"), ("--tls-key", "guest-key"), ("--tls-ca", "ca")):
+            assert command[command.index(option) + 1] == f"/run/apf/certs/{name}.pem"
+        assert "certs:/run/apf/certs:ro" in service["volumes"]
+    assert not any(
+        "authority" in mount or "clients" in mount for name in DAEMONS for mount in SERVICES[name]["volumes"]
+    )
 
 
 def test_the_memory_volume_holds_what_the_scenario_needs() -> None:
@@ -117,7 +144,8 @@ class Cluster:
     """The compose project of a test."""
 
     def __init__(self) -> None:
-        self._command = [*(compose_command() or ()), "-p", PROJECT, "-f", str(FILE), "--profile", "load"]
+        profiles = ("--profile", "load", "--profile", "more")
+        self._command = [*(compose_command() or ()), "-p", PROJECT, "-f", str(FILE), *profiles]
 
     def __call__(self, *arguments: str, deadline_s: float = 300) -> str:
         done = subprocess.run(
@@ -163,7 +191,7 @@ def prometheus(query: str) -> dict[str, float]:
 
 
 @pytest.mark.long
-def test_a_cluster_of_containers(cluster: Cluster) -> None:
+def test_a_cluster_of_containers(cluster: Cluster, tmp_path: Path) -> None:
     """Built, started, scraped, loaded, stopped and removed; without Grafana, whose image need not be at hand."""
     docker("build", "--network", "host", "-f", str(DEPLOY / "Dockerfile"), "-t", "apf-emulator", str(DEPLOY.parent))
     cluster("up", "-d", "--no-build", "prometheus", *DAEMONS)
@@ -182,19 +210,53 @@ def test_a_cluster_of_containers(cluster: Cluster) -> None:
     said = cluster("run", "--rm", "load")
     assert "accesses in" in said, said
 
-    cluster("stop", *DAEMONS)
+    (certs,) = container("certs")
+    docker("cp", f"{certs}:/run/apf/clients", str(tmp_path))
+    load = ["apf", "load", "--api", "127.0.0.1:50051", "--process", "mem", "--iodepth", "4", "--duration", "2"]
+    load[0] = str(Path(sys.executable).with_name("apf"))
+    names = {"cert": "load.pem", "key": "load-key.pem", "ca": "ca.pem"}
+    shown = [word for name, file in names.items() for word in (f"--tls-{name}", str(tmp_path / "clients" / file))]
+    done = subprocess.run([*load, *shown], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0 and "accesses in" in done.stdout, done.stderr
+    done = subprocess.run(load, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1, "who shows no certificate is not heard"
+
+    cluster("up", "-d", "--no-build", *MORE)
+    for _ in range(60):
+        if prometheus("apf_host_vms").get("hostd:9100") == SCENARIO.host.places:
+            break
+        time.sleep(1)
+    docker("kill", *container("vcpud-1"))
+    for _ in range(60):
+        lost = prometheus('apf_host_vm_events_total{kind="lost"}').get("hostd:9100")
+        if lost:
+            break
+        time.sleep(1)
+    assert lost == 1 and prometheus("apf_host_vms")["hostd:9100"] == SCENARIO.host.places - 1
+    assert "VM 1 has left" in logs("hostd")
+
+    running = [name for name in (*DAEMONS, *MORE) if not name.endswith("-1")]
+    cluster("stop", *running)
     exits = cluster.exits()
-    assert {name: exits.get(name) for name in DAEMONS if exits.get(name) not in (1, 143)} == {}, (
+    assert {name: exits.get(name) for name in running if exits.get(name) not in (1, 143)} == {}, (
         "137: killed, for it had not ended within its stop_grace_period of 10 s"
     )
     assert 143 in exits.values()
-    for name in DAEMONS:
-        lines = docker("logs", *container(name)).splitlines()
-        assert all(json.loads(line)["process"] for line in lines)
+    for name in (*DAEMONS, *MORE):
+        lines = logs(name).splitlines()
+        assert lines and all(json.loads(line)["process"] for line in lines)
 
     cluster("down", "-v")
     for what in ("ps -aq", "volume ls -q", "network ls -q"):
         assert docker(*what.split(), "--filter", f"label={LABEL}") == ""
+
+
+def logs(service: str) -> str:
+    """What a daemon has said, on both its streams."""
+    command = ["docker", "logs", *container(service)]
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=60
+    ).stdout
 
 
 def container(service: str) -> list[str]:
