@@ -22,6 +22,8 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 | apf_virtual_wall_ratio            | G |                                      | virtual seconds a wall second, over    |
 |                                   |   |                                      | the last 5 wall s                      |
 | apf_windows_total                 | C |                                      | windows opened                         |
+| apf_host_vms                      | G |                                      | VMs on the host                        |
+| apf_host_vm_events_total          | C | kind (joined, ended, lost)           | VMs that have come and gone            |
 | apf_borders_total                 | C |                                      | borders at which the host had work     |
 | apf_host_memory_pages             | G | vm, state (resident, swap_cache,     | guest pages                            |
 |                                   |   | writeback, swapped, reading)         |                                        |

@@ -28,7 +28,8 @@ def run(paths: Sequence[Path], journal: TextIO | None = None) -> tuple[RunResult
             raise ScenarioError(f"{path}: of another run than {paths[0]}, or of the same VM as another log")
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
-        twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if journal is not None else None)
+        joins = {log.vm: log.boot_ns for log in logs if log.vm >= scenario.host.vms}
+        twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if journal is not None else None, joins)
         try:
             for log in logs:
                 twin.arrivals[log.vm] = log.arrivals
@@ -41,4 +42,4 @@ def run(paths: Sequence[Path], journal: TextIO | None = None) -> tuple[RunResult
         if journal is not None:
             cores = {file.stem: file for file in Path(scratch).glob("*.journal")}
             journals.merge(scenario.apf[0], cores, journal)
-        return result, [(log.digest, twin.guests[log.vm].core_digest()) for log in logs]
+        return result, [(log.digest, twin.guest_of(log.vm).core_digest()) for log in logs]

@@ -159,11 +159,11 @@ class VcpuCore:
         self._tick_period_ns = 1_000_000_000 // config.hz
         self.journal = journal
         self.state = State.NEW
-        self.now_ns = 0
+        self.now_ns = config.start_ns
         self.retired = 0
         self.counters = VcpuCounters()
         self.observed = Observed()
-        self.account = TimeAccount(config.end_ns)
+        self.account = TimeAccount(config.end_ns, config.start_ns)
         self.async_pf = AsyncPfQueue(config.vcpu)
         self.msrs = ApfMsrs(config.mode, hlt_exits=config.hlt_exits, guest_bytes=config.guest_bytes)
         self.thread = Thread()
@@ -194,7 +194,7 @@ class VcpuCore:
         self._copies: deque[ReadGuest | WriteGuest] = deque()  # what COPY has yet to do
         self._fetched = bytearray()
         self._entering = False  # COPY is part of entering a system call
-        self._sampler = Sampler(config.sample_period_ns, config.sample_phase_ns)
+        self._sampler = Sampler(config.sample_period_ns, config.start_ns + config.sample_phase_ns)
         self._rip = 0  # of the task, when it last left the CPU
         self._min_flt = self._maj_flt = 0  # since the last trap
         self._faults: list[FaultMet] = []
