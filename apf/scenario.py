@@ -219,7 +219,7 @@ class Inject(_Model):
     what: InjectName
     vm: Annotated[int, Field(ge=0, le=15)] = 0
     vcpu: Annotated[int, Field(ge=0, le=63)] = 0
-    # At or, for those that happen to an event, in the first one after this time.
+    # Seconds after its VM's start: at that time or, for those that happen to an event, in the first one after it.
     at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
     # Which of the events from ``at_s`` on, from 1, and how many in a row.
     nth: Annotated[int, Field(ge=1, le=1 << 32)] = 1
@@ -328,7 +328,7 @@ class Scenario(_Model):
             )
         for number, inject in enumerate(self.inject):
             for field, value, there in (
-                ("vm", inject.vm, self.host.vms),
+                ("vm", inject.vm, self.host.places),
                 ("vcpu", inject.vcpu, self.vm.vcpus),
             ):
                 if value >= there:

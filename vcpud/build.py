@@ -44,15 +44,15 @@ def vcpu_machine(
         costs=scenario.costs,
         sample_period_ns=period_ns,
         sample_phase_ns=phase % period_ns if period_ns else 0,
-        start_ns=start_ns,
         hlt_exits=scenario.kvm.hlt_exits,
         shadow=scenario.kvm.mmu == "shadow",
         injections=tuple(
-            Injection(Injected(one.what), one.at_ns, one.nth, one.count, one.for_ns)
+            Injection(Injected(one.what), start_ns + one.at_ns, one.nth, one.count, one.for_ns)
             for one in scenario.inject
             if (one.vm, one.vcpu) == (vm, vcpu)
         ),
         guest_bytes=scenario.vm.guest_memory,
+        start_ns=start_ns,
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
     engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher, shadow=config.shadow)

@@ -121,3 +121,4 @@ class VcpuConfig:
     shadow: bool = False
     injections: tuple[Injection, ...] = ()
     guest_bytes: int = 1 << 52
+    start_ns: int = 0  # when its VM joined the host
