@@ -234,10 +234,10 @@ def _keeper(journal: Path | None, trace: Path | None, trace_limit: str | None, r
 
 
 def _trace_limit(given: str | None) -> int:
-    from deploy.tracefile import LIMIT_BYTES
+    from deploy.keeping import TRACE_LIMIT_BYTES
 
     try:
-        limit = LIMIT_BYTES if given is None else parse_size(given)
+        limit = TRACE_LIMIT_BYTES if given is None else parse_size(given)
     except ValueError as error:
         _fail(f"--trace-limit = {given!r}: {error}", EXIT_BAD_INPUT)
     if not isinstance(limit, int) or limit <= 0:

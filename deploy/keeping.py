@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TYPE_CHECKING, BinaryIO, TextIO
 
-from deploy import journals, trace
+from deploy import journals
 from deploy.bench import Keep
 from deploy.recording import Recorder
 from deploy.result import RunResult
-from deploy.tracefile import LIMIT_BYTES, TraceFile
+
+if TYPE_CHECKING:
+    from deploy.tracefile import TraceFile
+
+TRACE_LIMIT_BYTES = 512 << 20
+"""Of a trace: the browser's importer holds a few GiB at the most, and its tables are several times the file."""
 
 
 class Keeper:
@@ -29,12 +34,13 @@ class Keeper:
         journal: Path | None = None,
         traced: Path | None = None,
         record: Path | None = None,
-        limit: int = LIMIT_BYTES,
+        limit: int = TRACE_LIMIT_BYTES,
     ) -> None:
         self._paths = (journal, traced, record)
         self._limit = limit
         self._stack = ExitStack()
         self._journal: TextIO | None = None
+        self._trace_to: BinaryIO | None = None
         self._trace: TraceFile | None = None
         self._recorder: Recorder | None = None
         self._runs = 0
@@ -46,8 +52,7 @@ class Keeper:
             if journal is not None:
                 self._journal = self._stack.enter_context(journal.open("w"))
             if traced is not None:
-                file: BinaryIO = self._stack.enter_context(traced.open("wb"))
-                self._trace = TraceFile(file, self._limit)
+                self._trace_to = self._stack.enter_context(traced.open("wb"))
             if record is not None:
                 self._recorder = Recorder(record)
             self._stack = self._stack.pop_all()
@@ -59,7 +64,11 @@ class Keeper:
     def _keep(self, result: RunResult, paths: Mapping[str, Path]) -> None:
         if self._journal is not None:
             journals.merge(result.mode, paths, self._journal)
-        if self._trace is not None:
+        if self._trace_to is not None:
+            from deploy import trace  # the format's classes are many: only for who wants a trace
+            from deploy.tracefile import TraceFile
+
+            self._trace = self._trace or TraceFile(self._trace_to, self._limit)
             trace.write(self._trace, f"apf = {result.mode}", self._runs, paths, result.scenario.swap.device)
         if self._recorder is not None:
             self._recorder.keep(result, paths)

@@ -7,8 +7,7 @@ way. Events of one time and track stay in the order in which they were told: a s
 not become its child.
 
 Limit. A file stops growing at ``limit`` bytes: the slices that are open then end there, an instant on a track of its own
-says so, and whatever comes later is counted (``left_out``), not written. The browser's importer holds a few GiB at
-the most, and its tables are several times the file.
+says so, and whatever comes later is counted (``left_out``), not written.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from typing import BinaryIO
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import TrackDescriptor, TrackEvent
 from perfetto.trace_builder.proto_builder import StreamingTraceProtoBuilder
 
-LIMIT_BYTES = 512 << 20
 _SEQUENCE = 1
 _ADDRESSES = frozenset(("address", "gva", "rip"))
 
@@ -29,7 +27,7 @@ Value = int | str
 class TraceFile:
     """Writes packets to ``out``, about ``limit`` bytes at the most. ``written`` bytes there are so far."""
 
-    def __init__(self, out: BinaryIO, limit: int = LIMIT_BYTES) -> None:
+    def __init__(self, out: BinaryIO, limit: int) -> None:
         self._out = out
         self._builder = StreamingTraceProtoBuilder(out)
         self._limit = limit
