@@ -115,8 +115,6 @@ class VcpuConfig:
     costs: Costs
     sample_period_ns: int = 0  # of the profile; 0: none is taken
     sample_phase_ns: int = 0
-    start_ns: int = 0
-    """When its VM joined the host."""
     hlt_exits: bool = True
     shadow: bool = False
     injections: tuple[Injection, ...] = ()
