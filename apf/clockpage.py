@@ -19,6 +19,10 @@ whose request led to it. A vCPU looks when it enters a window (``take_interrupt`
 function of virtual time. One that idles, or is halted, has said that it can be interrupted; its slot then counts as no
 later than the post.
 
+Coming and going. The slot of a participant that has ended, or whose VM is not on the host, is never. A VM leaves and
+joins at a border, when all others have reached it: the opener learns that participants have ended (``ENDED``), and a VM
+that joins gets the border, or a later one, as its slots.
+
 Arrivals. What comes to guestsched from outside of the run waits until all have reached the border; the opener then
 grants guestsched the clock at a time of its choice (``ARRIVALS``), and opens no window before that is given back.
 
@@ -56,6 +60,7 @@ class Waited(IntEnum):
     PARKED = 5  # run_openings only: all wait for an interrupt, none is posted
     AHEAD = 6  # run_openings only: the next window lies beyond the limit (``set_limit``)
     ARRIVALS = 7  # run_openings only: all are at the border and a server has arrivals
+    ENDED = 8  # run_openings only: all are at the border, and a participant has ended since ``note_ended``
 
 
 # Cells are int64, a cache line (8 cells) for each thing that is stored by somebody else.
@@ -64,6 +69,7 @@ _BORDER: Final = 8
 _WINDOWS: Final = 9
 _ABORT: Final = 16
 _BORDER_WORK: Final = 24
+_ENDED_KNOWN: Final = 25
 _OPENER: Final = 32
 _WAITERS: Final = 40
 _LIMIT: Final = 48
@@ -84,7 +90,7 @@ _WANT_GRANTED: Final = 4
 
 _NEVER: Final = NEVER_NS
 _FOREVER: Final = FOREVER_NS
-_DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS = (int(w) for w in Waited)
+_DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS, _ENDED = (int(w) for w in Waited)
 _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
@@ -281,6 +287,15 @@ def _earliest(page):
     return earliest
 
 
+@njit("int64(int64)", cache=True, nogil=True)
+def _ended(page):
+    ended = 0
+    for participant in range(load_i64(page)):
+        if load_i64(_slot(page, participant)) == _NEVER:
+            ended += 1
+    return ended
+
+
 @njit("int64(int64, int64)", cache=True, nogil=True)
 def _run_openings(page, window_ns):
     opener = _cell(page, _OPENER)
@@ -299,6 +314,8 @@ def _run_openings(page, window_ns):
         earliest = _earliest(page)
         if earliest >= _NEVER:
             return _FINISHED
+        if _ended(page) != load_i64(_cell(page, _ENDED_KNOWN)):
+            return _ENDED
         if load_i64(_cell(page, _BORDER_WORK)) <= border:
             return _WORK
         if _has_arrivals(page):
@@ -373,8 +390,8 @@ class ClockPage:
         return 8 * (_SLOTS + _LINE * (1 + SERVERS) * participants)
 
     @classmethod
-    def create(cls, path: Path, participants: int) -> ClockPage:
-        """Make the page at ``path``: all slots at 0, no window open."""
+    def create(cls, path: Path, participants: int, present: int | None = None) -> ClockPage:
+        """Make the page at ``path``: the slots of the first ``present`` (None: of all) at 0, no window open."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(fd, cls.size(participants))
@@ -384,6 +401,9 @@ class ClockPage:
         page._cells[_PARTICIPANTS] = participants
         page._cells[_BORDER_WORK] = NEVER_NS
         page._cells[_LIMIT] = NEVER_NS
+        for participant in range(participants if present is None else present, participants):
+            page._cells[_SLOTS + _LINE * participant] = NEVER_NS
+        page.note_ended()
         for entry in range(SERVERS * participants):
             page._cells[_SLOTS + _LINE * (participants + entry)] = NEVER_NS
             page._cells[_SLOTS + _LINE * (participants + entry) + _WANT_GRANTED] = NEVER_NS
@@ -470,6 +490,33 @@ class ClockPage:
         """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
         return Waited(_run_openings(self.address, window_ns))
 
+    # Coming and going -----------------------------------------------------------------------------------------------
+
+    def note_ended(self) -> None:
+        """The opener knows of all participants that have ended; called by it, at a border."""
+        self._cells[_ENDED_KNOWN] = _ended(self.address)
+
+    def has_ended(self, participants: range) -> bool:
+        """Whether all of these have ended, or are not there."""
+        return all(self.slot_ns(participant) == NEVER_NS for participant in participants)
+
+    def enter(self, participants: range, at_ns: int) -> None:
+        """Participants that were not there go on at ``at_ns``; called by the opener, at a border."""
+        for participant in participants:
+            line = _SLOTS + _LINE * participant
+            self._cells[line + _INTERRUPTIBLE : line + _TAKEN + 1] = 0
+            self._cells[line] = at_ns
+        self.note_ended()
+
+    def evict(self, participants: range, server: int) -> None:
+        """These participants and their ``server`` are dead, all their processes: nobody waits for them any more."""
+        entry = self.want_entry(server, participants.start)
+        self.withdraw(entry)
+        self.give_back(entry)
+        for participant in participants:
+            self.set_interruptible(participant, False)
+            self.publish(participant, NEVER_NS)
+
     # Interrupts -----------------------------------------------------------------------------------------------------
 
     def post(self, participant: int, at_ns: int) -> None:
@@ -492,6 +539,10 @@ class ClockPage:
     def announce_arrivals(self, entry: int) -> None:
         """The server of ``entry`` has something from outside: ask for the clock."""
         _set_arrivals(self.address, entry, 1)
+
+    def has_arrivals(self, entry: int) -> bool:
+        """Whether the server of ``entry`` asks for the clock."""
+        return bool(self._cells[_SLOTS + _LINE * (self.participants + entry) + _WANT_ARRIVALS])
 
     def granted_ns(self, entry: int) -> int | None:
         """The time for the arrivals of ``entry``, if the opener has granted it."""

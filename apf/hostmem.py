@@ -42,7 +42,7 @@ class Geometry:
     @classmethod
     def of(cls, scenario: Scenario) -> Geometry:
         """The geometry of the scenario's host."""
-        vms = scenario.host.vms
+        vms = scenario.host.places
         frames = vms * (scenario.vm.group_memory // PAGE_SIZE) + scenario.host.reserve_frames
         return cls(frames, (scenario.vm.guest_memory // PAGE_SIZE,) * vms)
 

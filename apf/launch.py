@@ -99,10 +99,10 @@ def vm_option(options: argparse.ArgumentParser) -> None:
 
 
 def vm_of(arguments: argparse.Namespace, scenario: Scenario) -> int:
-    """The VM that was asked for. Raises Failure if the scenario's host has none of that index."""
+    """The VM that was asked for. Raises Failure if the scenario's host has no place of that index."""
     vm: int = arguments.vm
-    if not 0 <= vm < scenario.host.vms:
-        raise Failure(f"--vm = {vm}: host.vms is {scenario.host.vms}, so 0 to {scenario.host.vms - 1}")
+    if not 0 <= vm < scenario.host.places:
+        raise Failure(f"--vm = {vm}: the host has {scenario.host.places} places, so 0 to {scenario.host.places - 1}")
     return vm
 
 

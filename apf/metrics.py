@@ -22,6 +22,8 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 | apf_virtual_wall_ratio            | G |                                      | virtual seconds a wall second, over    |
 |                                   |   |                                      | the last 5 wall s                      |
 | apf_windows_total                 | C |                                      | windows opened                         |
+| apf_host_vms                      | G |                                      | VMs on the host                        |
+| apf_host_vm_events_total          | C | kind (joined, ended, lost)           | VMs that have come and gone            |
 | apf_borders_total                 | C |                                      | borders at which the host had work     |
 | apf_host_memory_pages             | G | vm, state (resident, swap_cache,     | guest pages                            |
 |                                   |   | writeback, swapped, reading)         |                                        |
@@ -44,10 +46,13 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 | apf_sync_fallbacks_total          | C | vm, vcpu, reason                     | faults raised that were not allowed to |
 |                                   |   |                                      | be asynchronous: disabled (the guest   |
 |                                   |   |                                      | has not enabled APF: all in mode off), |
-|                                   |   |                                      | limit (64 work items), kernel (at CPL  |
-|                                   |   |                                      | 0)                                     |
+|                                   |   |                                      | limit (64 work items), ineligible (not |
+|                                   |   |                                      | to be interrupted), alloc (no memory), |
+|                                   |   |                                      | kernel (at CPL 0)                      |
 | apf_repeated_faults_total         | C | vm, vcpu                             | faults on a page whose work item       |
 |                                   |   |                                      | lives: the vCPU halts                  |
+| apf_halts_total                   | C | vm, vcpu                             | faults for which the vCPU halted in    |
+|                                   |   |                                      | KVM, repeated ones too                 |
 | apf_in_flight                     | G | vm, vcpu                             | work items, from set-up to page ready  |
 | apf_fault_latency_seconds         | H | vm, kind                             | EPT violation until the instruction    |
 |                                   |   |                                      | can go on; async: until page ready is  |

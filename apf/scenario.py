@@ -219,7 +219,7 @@ class Inject(_Model):
     what: InjectName
     vm: Annotated[int, Field(ge=0, le=15)] = 0
     vcpu: Annotated[int, Field(ge=0, le=63)] = 0
-    # At or, for those that happen to an event, in the first one after this time.
+    # Seconds after its VM's start: at that time or, for those that happen to an event, in the first one after it.
     at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
     # Which of the events from ``at_s`` on, from 1, and how many in a row.
     nth: Annotated[int, Field(ge=1, le=1 << 32)] = 1
@@ -256,9 +256,19 @@ class Host(_Model):
 
     # VMs of the scenario's kind, each with guests and a memory group of its own, on this host's memory and swap device.
     vms: Annotated[int, Field(ge=1, le=16)] = 1
+    # Places for VMs: those beyond the first ``vms``, and those of VMs that have left, are for VMs that join while it
+    # runs. 0: as many as ``vms``.
+    max_vms: Annotated[int, Field(ge=0, le=16)] = 0
+    # What the loss of a VM (a process of it died) does to the host: it ends with it, or goes on with the others.
+    on_vm_loss: Literal["end", "leave"] = "end"
     reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
     # Wall seconds without any progress of virtual time after which a process gives up on its peers.
     patience_s: Annotated[int, Field(ge=1, le=3600)] = 120
+
+    @property
+    def places(self) -> int:
+        """How many VMs there may be at a time."""
+        return self.max_vms or self.vms
 
 
 class Scenario(_Model):
@@ -311,9 +321,14 @@ class Scenario(_Model):
                         f"process.{process.name}.thread.vcpus = {list(thread.vcpus)}: vm.vcpus is {self.vm.vcpus}, so "
                         f"0 to {self.vm.vcpus - 1}"
                     )
+        if self.kvm.send_always and "pv2010" in self.apf:
+            raise ValueError(
+                f"kvm.send_always = true, apf = {list(self.apf)}: before 5.8 only a preemptible guest kernel asked for "
+                f"it, which this is not; modes other than pv2010"
+            )
         for number, inject in enumerate(self.inject):
             for field, value, there in (
-                ("vm", inject.vm, self.host.vms),
+                ("vm", inject.vm, self.host.places),
                 ("vcpu", inject.vcpu, self.vm.vcpus),
             ):
                 if value >= there:
@@ -323,6 +338,8 @@ class Scenario(_Model):
                 f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "
                 f"{GUEST_KERNEL_BYTES} are for its kernel and programs; at most {max(room, 0)} are left"
             )
+        if self.host.max_vms and self.host.max_vms < self.host.vms:
+            raise ValueError(f"host.max_vms = {self.host.max_vms}: 0, or at least host.vms, which is {self.host.vms}")
         if self.vm.group_memory < GROUP_BYTES_MIN:
             raise ValueError(f"vm.group_memory = {self.vm.group_memory}: at least {GROUP_BYTES_MIN}")
         if not self.process and self.bench.fault_threads + self.bench.work_threads == 0:

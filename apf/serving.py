@@ -8,13 +8,14 @@ which pokes the loop. The slots alone decide: at most one request at a time find
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Literal, NoReturn, Protocol, TypeVar
 
 import grpc
@@ -60,10 +61,13 @@ ResponseT = TypeVar("ResponseT")
 class TurnServer:
     """Attachment, order and the end of the run, for one server process. Made inside its event loop.
 
-    ``method``: the service and method of the vCPUs' streams, as ``calls`` is to name it.
+    ``method``: the service and method of the vCPUs' streams, as ``calls`` is to name it. ``ends_all``: a failure of this
+    server ends the run of all processes of the host, not just of its own VM.
     """
 
-    def __init__(self, server: int, scenario_digest: str, patience_s: int, method: str) -> None:
+    def __init__(
+        self, server: int, scenario_digest: str, patience_s: int, method: str, ends_all: bool = True
+    ) -> None:
         self._server = server
         self._scenario_digest = scenario_digest
         self._patience_s = patience_s
@@ -72,7 +76,12 @@ class TurnServer:
         self._clock: ClockPage | None = None
         self._entry = 0
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (time, participant, turn)
+        self._ends_all = ends_all
         self._attached: set[tuple[int, int]] = set()
+        self._attachments = 0
+        self._expected: frozenset[tuple[int, int]] = frozenset()
+        self._lost: Callable[[int, Failure], bool] = lambda vm, failure: False
+        self._detached: Callable[[int], None] = lambda vm: None
         self.messages: Counter[str] = Counter()  # "in.<kind>" and "out.<kind>", counted where they pass
         self.calls = CallCounter({method: self._stream_messages})
         self.all_attached = threading.Event()
@@ -81,11 +90,17 @@ class TurnServer:
         self._failure: Failure | None = None
         self.is_over = False
 
-    def open(self, clock: ClockPage, participants: dict[tuple[int, int], int]) -> None:
-        """Let vCPUs attach: ``participants`` maps (vm, vcpu) to its slot."""
+    def open(
+        self, clock: ClockPage, participants: dict[tuple[int, int], int], expected: Iterable[tuple[int, int]] = ()
+    ) -> None:
+        """Let vCPUs attach: ``participants`` maps (vm, vcpu) to its slot.
+
+        ``all_attached`` is set once ``expected`` have, all if none are given.
+        """
         self._clock = clock
         self._entry = clock.want_entry(self._server, min(participants.values()))
         self._participants = participants
+        self._expected = frozenset(expected) or frozenset(participants)
         poke = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._loop.add_reader(poke, self._poked, poke)
         threading.Thread(target=self._bridge, args=(clock, poke), name="turns", daemon=True).start()
@@ -96,7 +111,10 @@ class TurnServer:
             seen = clock.wait_passed(self._entry, seen, poke)
 
     def _poked(self, poke: int) -> None:
-        os.eventfd_read(poke)
+        with contextlib.suppress(
+            BlockingIOError
+        ):  # read already: a stop has come between that and the callback's end
+            os.eventfd_read(poke)
         self._pass_turn()
         clock = self._clock
         if self._granted is not None and clock is not None:
@@ -108,6 +126,28 @@ class TurnServer:
                     self.fail(Failure(f"{type(error).__name__}: {error}"))
                     raise
                 clock.give_back(self._entry)
+
+    # VMs that come and go --------------------------------------------------------------------------------------------
+
+    def survive(self, lost: Callable[[int, Failure], bool], detached: Callable[[int], None]) -> None:
+        """``lost(vm, why)`` is told of an attached vCPU that is lost; True: the others' run goes on.
+
+        ``detached(vm)`` is called whenever the last stream of a VM has ended.
+        """
+        self._lost, self._detached = lost, detached
+
+    def is_attached(self, vm: int) -> bool:
+        """Whether all vCPUs of a VM have a stream."""
+        return {key for key in self._participants if key[0] == vm} <= self._attached
+
+    def forget_waiting(self) -> None:
+        """Requests of vCPUs that are gone wait no more."""
+        self._pass_turn()
+
+    @property
+    def entry(self) -> int:
+        """This server's want entry on the clock page."""
+        return self._entry
 
     # What comes from outside the run ----------------------------------------------------------------------------------
 
@@ -136,7 +176,7 @@ class TurnServer:
         """End the run for everybody; the first reason stays."""
         if self._failure is None and not self.is_over:
             self._failure = failure
-        if self._clock is not None:
+        if self._clock is not None and self._ends_all:
             self._clock.abort()
         self.finish()
 
@@ -165,10 +205,12 @@ class TurnServer:
     async def serve_vcpu(
         self,
         context: grpc.aio.ServicerContext[RequestT, ResponseT],
-        attached: Callable[[int], ResponseT],
+        attached: Callable[[int, int, int], Awaitable[ResponseT]],
         take: Callable[[int, int, RequestT], tuple[int, ResponseT]],
     ) -> None:
         """The life of one stream. ``take(vm, vcpu, request)`` is called in order; returns (at_ns, response).
+
+        ``attached(vm, vcpu, seq)`` gives the answer to attach, once the VM is there.
 
         Until it is attached a peer can do nothing but be refused. From then on it is that vCPU: whatever it says against
         the contract (a message that is none, another number than the next, time that goes back, a field out of
@@ -183,7 +225,7 @@ class TurnServer:
         read, write = context.read, context.write
         create_task, call_soon = self._loop.create_task, self._loop.call_soon
         try:
-            await write(attached(first.seq))
+            await write(await attached(vm, vcpu, first.seq))
             seq, at_ns = first.seq, 0
             while True:
                 try:
@@ -211,8 +253,16 @@ class TurnServer:
                 call_soon(self._settle, clock, participant, time_ns, at_ns)
                 await sending
         finally:
-            if clock.slot_ns(participant) < NEVER_NS and not self.is_over:
-                self.fail(PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
+            self._attached.discard((vm, vcpu))
+            if not self.is_over:
+                if clock.slot_ns(participant) < NEVER_NS:
+                    self._lose(vm, PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
+                if not any(key[0] == vm for key in self._attached):
+                    self._detached(vm)
+
+    def _lose(self, vm: int, failure: Failure) -> None:
+        if not self._lost(vm, failure):
+            self.fail(failure)
 
     def _settle(self, clock: ClockPage, participant: int, asked_ns: int, at_ns: int) -> None:
         clock.settle(participant, asked_ns, at_ns)
@@ -258,7 +308,8 @@ class TurnServer:
             why = f"attach: vCPU {attach.vcpu} of VM {attach.vm} is attached already"
             await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, why)
         self._attached.add(key)
-        if len(self._attached) == len(self._participants):
+        self._attachments += 1
+        if self._expected <= self._attached:
             self.all_attached.set()
         return attach.vm, attach.vcpu, self._participants[key]
 
@@ -270,12 +321,12 @@ class TurnServer:
 
     async def _break_off(self, context: Any, vm: int, vcpu: int, code: grpc.StatusCode, why: str) -> NoReturn:
         """An attached vCPU has broken the contract."""
-        self.fail(Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
+        self._lose(vm, Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
         await self._refuse(context, code, why)
 
     def _stream_messages(self) -> tuple[int, int]:
         """Messages in and out of the vCPUs' streams, attachments included."""
-        counts, attached = list(self.messages.items()), len(self._attached)
+        counts, attached = list(self.messages.items()), self._attachments
         taken = sum(count for kind, count in counts if kind.startswith("in."))
         return taken + attached, sum(count for _, count in counts) - taken + attached
 

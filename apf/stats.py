@@ -35,10 +35,13 @@ FIELDS = (
     "repeated",  # faults on a page this vCPU waits for already
     "sync_disabled",  # user faults of a guest that has not enabled APF
     "sync_limit",  # user faults beyond the limit of work items
-    "sync_kernel",  # faults at CPL 0
+    "sync_ineligible",  # user faults where a vCPU may not be interrupted
+    "sync_alloc",  # user faults without memory for a work item
+    "sync_kernel",  # synchronous faults at CPL 0
     "in_flight",  # work items now: the only field that can go back
     "work",  # instructions retired in counting tasks
     "exits",
+    "halts",  # faults for which the vCPU halted in KVM
     *(f"{state}_ns" for state in STATES if state != "counting"),
 )
 HISTOGRAMS = (*(f"latency_{kind}" for kind in FAULT_KINDS), *(f"stage_{stage}" for stage in STAGES))

@@ -39,11 +39,13 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
 
 
-def make(directory: Path, hosts: Sequence[str] = HOSTS, days: int = 30) -> list[Path]:
-    """Write all of them; returns the files. Raises BadInput if some are there already."""
+def make(directory: Path, hosts: Sequence[str] = HOSTS, days: int = 30, *, keep: bool = False) -> list[Path]:
+    """Write all of them; returns the files. Raises BadInput if some are there already, or, to ``keep``, not all are."""
     names = (CA, *SERVERS, *(str(each) for each in Role))
     paths = [directory / f"{name}{suffix}" for name in names for suffix in (".pem", "-key.pem")]
     there = [path.name for path in paths if path.exists()]
+    if keep and len(there) == len(paths):
+        return paths
     if there:
         raise BadInput(f"DIR = {directory}: has {', '.join(there)} already; name a new directory")
     try:

@@ -460,12 +460,13 @@ def certs(
         typer.Option(metavar="NAME", help="Name or address of the servers; repeatable (default: the loopback's)."),
     ] = None,
     days: Annotated[int, typer.Option(metavar="N", help="How long they are good.", min=1, max=3650)] = 30,
+    keep: Annotated[bool, typer.Option("--keep", help="If all are there already, leave them as they are.")] = False,
 ) -> None:
     """Make an authority and one certificate for each role, to try certificates with."""
     with _told():
         from deploy import certs as maker
 
-        paths = maker.make(directory, host or maker.HOSTS, days)
+        paths = maker.make(directory, host or maker.HOSTS, days, keep=keep)
         for path in paths:
             print(path)
 
@@ -638,6 +639,21 @@ def down(
             print(f"cluster {name} has ended, and left no results")
         else:
             raise Failure(f"the run of cluster {name} failed: {ended.record.why}")
+
+
+@app.command()
+def join(
+    name: _Name = DEFAULT_NAME,
+    timeout: Annotated[float, typer.Option(metavar="S", help="How long it may take.", min=0.0)] = 60.0,
+) -> None:
+    """Let one more VM join a running cluster, at a free place of its host (host.max_vms)."""
+    from deploy import vms
+
+    with _told():
+        joined = vms.join(Clusters.of_user(), name, timeout)
+        print(f"VM {joined['vm']} has joined cluster {name}")
+        for role, address in sorted(joined["sockets"].items()):
+            print(f"  socket   {address.removeprefix('unix:')}  ({role})")
 
 
 @app.command()

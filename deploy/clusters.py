@@ -62,6 +62,10 @@ class Record(BaseModel):
     sockets: dict[str, str] = {}
     # Address of /metrics by daemon: hostd, guest-0, vcpud-0, guest-1, and so on.
     metrics: dict[str, str] = {}
+    # Its VMs: "here", "ended", or why one was lost.
+    vms: dict[str, str] = {}
+    # How many it may have at a time.
+    places: int = 1
     # Address of its Prometheus; empty: it has none.
     prometheus: str = ""
     # The run's two directories.

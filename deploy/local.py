@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -82,21 +82,46 @@ class LocalCluster:
         self._journals = journals
         self._began_s = time.monotonic()
         self.processes: list[ForkProcess] = []
+        self._vms: dict[int, list[ForkProcess]] = {}
+        """The processes of each VM; of the last that took its place."""
+        self.lost: dict[int, str] = {}
+        """VMs that are lost while the host goes on, and why."""
+        self._losses: dict[int, str] = {}  # also those whose place was taken again
+        self._late_s: float | None = None
         self._clock: ClockPage | None = None
-        self._stats: list[VcpuStats] | None = None
+        self._stats: dict[int, VcpuStats] = {}
 
     def __enter__(self) -> LocalCluster:
         try:
-            daemons: list[tuple[str, Callable[..., None], int]] = [("hostd", _hostd, 0)]
+            self._spawn("hostd", _hostd, 0)
             for vm in range(self.scenario.host.vms):
-                daemons += [(f"guest-{vm}", _guestsched, vm), (f"vcpud-{vm}", _vcpud, vm)]
-            for name, target, vm in daemons:
-                args = (self.scenario, self.run, vm, self._journals, self._api, self._security)
-                self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
+                self.join(vm)
         except BaseException:
             self.close()
             raise
         return self
+
+    def join(self, vm: int) -> None:
+        """Start VM ``vm``; on a host that runs already it joins as soon as its processes are up.
+
+        It may take the place of a VM that was lost.
+        """
+        for name in (
+            f"guest-{vm}",
+            f"vcpud-{vm}",
+            *(f"vcpu-{vm}-{index}" for index in range(self.scenario.vm.vcpus)),
+        ):
+            for left in (name, f"failed-{name}", f"metrics-{name}", f"api-{name}"):
+                self.run.report(left).unlink(missing_ok=True)
+        self.run.vcpu_stats(vm).unlink(missing_ok=True)
+        self._stats.pop(vm, None)
+        self.lost.pop(vm, None)
+        self._vms[vm] = [self._spawn(f"guest-{vm}", _guestsched, vm), self._spawn(f"vcpud-{vm}", _vcpud, vm)]
+
+    def _spawn(self, name: str, target: Callable[..., None], vm: int) -> ForkProcess:
+        args = (self.scenario, self.run, vm, self._journals, self._api, self._security)
+        self.processes.append(process.spawn(name, target, *args, run=self.run, report=name, heir=True))
+        return self.processes[-1]
 
     def __exit__(self, *exc: object) -> None:
         self.close()
@@ -112,26 +137,64 @@ class LocalCluster:
         finally:
             self.run.remove()
 
+    @property
+    def vms(self) -> list[int]:
+        """VMs that were started, also such as have ended or were lost since."""
+        return sorted(self._vms)
+
+    def is_alive(self, vm: int) -> bool:
+        """Whether a process of a VM runs."""
+        return any(child.is_alive() for child in self._vms[vm])
+
+    def free_places(self) -> list[int]:
+        """Places of the host that no VM has, as far as the processes tell."""
+        taken = {vm for vm in self._vms if self.is_alive(vm)}
+        return [vm for vm in range(self.scenario.host.places) if vm not in taken]
+
     def wait(self, progress: Progress | None = None) -> RunResult:
         """Wait for the end of the run. Raises Failure naming who failed first and why."""
-        alive = {child.sentinel: child for child in self.processes}
-        while alive:
+        ended: set[ForkProcess] = set()
+        while alive := {child.sentinel: child for child in self.processes if child not in ended}:
             for sentinel in connection.wait(list(alive), _POLL_S):
                 assert isinstance(sentinel, int)
-                child = alive.pop(sentinel)
+                child = alive[sentinel]
                 child.join()
+                ended.add(child)
                 if child.exitcode:
-                    raise Failure(self._why(child))
+                    self._ended_badly(child)
+                elif child is self.processes[0]:
+                    self._late_s = time.monotonic() + _GRACE_S
+            if self._late_s is not None and time.monotonic() > self._late_s:
+                self._end_late()
             if progress is not None and (snapshot := self.snapshot()) is not None:
                 progress(snapshot)
         return self._result(time.monotonic() - self._began_s)
 
+    def _ended_badly(self, child: ForkProcess) -> None:
+        """Raise Failure, unless the host goes on without the VM that this was a process of."""
+        vm = _vm_of(child)
+        if vm is None or self.scenario.host.on_vm_loss == "end":
+            raise Failure(self._why(child))
+        own = self._vms[vm]
+        if vm not in self.lost and child in own:
+            self.lost[vm] = self._why(child, own)
+            self._losses[vm] = self.lost[vm]
+            log.warning("VM %d is lost: %s", vm, self.lost[vm])
+
+    def _end_late(self) -> None:
+        """The host's run is over; end VMs that were to join it and are waiting for a host."""
+        for vm, own in self._vms.items():
+            late = [child for child in own if child.is_alive()]
+            if late:
+                self.lost.setdefault(vm, "the run was over before it could join")
+                process.stop(late, _GRACE_S)
+
     def snapshot(self) -> Snapshot | None:
         """How far the run is; None while the processes are still starting."""
         self._attach()
-        if self._clock is None or self._stats is None:
+        if self._clock is None or not self._stats:
             return None
-        stats = self._stats
+        stats = self._stats.values()
         faults = sum(each.total(f"faults_{kind}") for each in stats for kind in ("minor", "major", "async"))
         counting_ns = sum(each.total("counting_ns") for each in stats)
         now_ns = min(self._clock.virtual_ns(), self.scenario.end_ns)
@@ -141,24 +204,25 @@ class LocalCluster:
         try:
             if self._clock is None:
                 self._clock = ClockPage.attach(self.run.clock)
-            if self._stats is None:
-                vms, vcpus = range(self.scenario.host.vms), self.scenario.vm.vcpus
-                self._stats = [VcpuStats.attach(self.run.vcpu_stats(vm), vcpus) for vm in vms]
+            for vm in self._vms:
+                if vm not in self._stats:
+                    self._stats[vm] = VcpuStats.attach(self.run.vcpu_stats(vm), self.scenario.vm.vcpus)
         except (FileNotFoundError, ValueError):
             return
 
-    def _why(self, first: ForkProcess) -> str:
+    def _why(self, first: ForkProcess, among: Sequence[ForkProcess] | None = None) -> str:
         """Who is to blame: of those that ended badly, the one that did not just lose another."""
         deadline_s = time.monotonic() + _AFTERMATH_S
-        while (blamed := self._blamed()) is None and time.monotonic() < deadline_s:
-            connection.wait([child.sentinel for child in self.processes if child.is_alive()], _POLL_S)
+        among = self.processes if among is None else among
+        while (blamed := self._blamed(among)) is None and time.monotonic() < deadline_s:
+            connection.wait([child.sentinel for child in among if child.is_alive()], _POLL_S)
         return blamed or f"{first.name}: {process.describe_exit(first.exitcode)}{self._report_of(first.name)}"
 
-    def _blamed(self) -> str | None:
-        for child in self.processes:
+    def _blamed(self, among: Sequence[ForkProcess]) -> str | None:
+        for child in among:
             if child.exitcode is not None and child.exitcode < 0:
                 return f"{child.name} (pid {child.pid}) {process.describe_exit(child.exitcode)}"
-        for child in self.processes:
+        for child in among:
             report = self.run.read_report(f"failed-{child.name}")
             if report is not None and not report["secondary"]:
                 return f"{child.name}: {report['why']}"
@@ -169,12 +233,22 @@ class LocalCluster:
         return f": {report['why']}" if report else ""
 
     def _result(self, wall_seconds: float) -> RunResult:
-        vms = range(self.scenario.host.vms)
-        host, guests = self._read("hostd"), [self._read(f"guest-{vm}") for vm in vms]
-        vcpus = [self._read(f"vcpu-{vm}-{index}") for vm in vms for index in range(self.scenario.vm.vcpus)]
-        messages = _messages(host, guests, vcpus)
+        vms = [vm for vm in sorted(self._vms) if vm not in self.lost]
+        host, guests = self._read("hostd"), {vm: self._read(f"guest-{vm}") for vm in vms}
+        count = range(self.scenario.vm.vcpus)
+        vcpus = {(vm, index): self._read(f"vcpu-{vm}-{index}") for vm in vms for index in count}
+        messages = {} if self._losses else _messages(host, guests.values(), vcpus.values())
+        windows = host["windows"]
         return RunResult.of(
-            self.scenario, window_ns(self.scenario), host["windows"], host, guests, vcpus, wall_seconds, messages
+            self.scenario,
+            window_ns(self.scenario),
+            windows,
+            host,
+            guests,
+            vcpus,
+            wall_seconds,
+            messages=messages,
+            lost=self._losses,
         )
 
     def _read(self, name: str) -> dict[str, Any]:
@@ -203,7 +277,7 @@ class LocalCluster:
 
 
 def _messages(
-    host: dict[str, Any], guests: list[dict[str, Any]], vcpus: list[dict[str, Any]]
+    host: dict[str, Any], guests: Iterable[dict[str, Any]], vcpus: Iterable[dict[str, Any]]
 ) -> dict[str, dict[str, int]]:
     """Messages by kind and direction, as counted by the vCPUs and by the servers. Raises Failure if they differ."""
     sent: dict[str, int] = {}
@@ -219,6 +293,12 @@ def _messages(
     if sent != taken:
         raise Failure(f"messages got lost: vCPUs counted {sent}, servers {taken}")
     return {"vcpus": dict(sorted(sent.items())), "servers": dict(sorted(taken.items()))}
+
+
+def _vm_of(child: ForkProcess) -> int | None:
+    """The VM a process belongs to; None: the host's."""
+    kind, _, vm = child.name.partition("-")
+    return int(vm) if kind in ("guest", "vcpud") else None
 
 
 def _hostd(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None, security: Security) -> None:

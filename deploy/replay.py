@@ -27,7 +27,8 @@ def run(paths: Sequence[Path], keep: Keep | None = None) -> tuple[RunResult, lis
             raise ScenarioError(f"{path}: of another run than {paths[0]}, or of the same VM as another log")
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
-        twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if keep is not None else None)
+        joins = {log.vm: log.boot_ns for log in logs if log.vm >= scenario.host.vms}
+        twin = Twin(scenario, Path(scratch) / "swap", Path(scratch) if keep is not None else None, joins)
         try:
             for log in logs:
                 twin.arrivals[log.vm] = log.arrivals
@@ -39,4 +40,4 @@ def run(paths: Sequence[Path], keep: Keep | None = None) -> tuple[RunResult, lis
             twin.close()
         if keep is not None:
             keep(result, {file.stem: file for file in Path(scratch).glob("*.journal")})
-        return result, [(log.digest, twin.guests[log.vm].core_digest()) for log in logs]
+        return result, [(log.digest, twin.guest_of(log.vm).core_digest()) for log in logs]

@@ -35,6 +35,8 @@ class RunResult:
     """Rows of symbol, program (empty: the guest kernel's) and samples, most samples first."""
     folded: str = ""
     end_ns: int = 0
+    lost: dict[int, str] = field(default_factory=dict)
+    """VMs that were lost while the host went on, and why. What they did is not in the rest of the result."""
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     pressure_ns: dict[str, dict[str, int]] = field(default_factory=dict)
     """Memory pressure (some, full) of each VM's group and of the root group."""
@@ -49,25 +51,26 @@ class RunResult:
         window_ns: int,
         windows: int,
         host: dict[str, Any],
-        guests: list[dict[str, Any]],
-        vcpus: list[dict[str, Any]],
+        guests: dict[int, dict[str, Any]],
+        vcpus: dict[tuple[int, int], dict[str, Any]],
         wall_seconds: float,
+        *,
         messages: dict[str, dict[str, int]] | None = None,
+        lost: dict[int, str] | None = None,
     ) -> RunResult:
-        """From the reports of one host, its guests, and their vCPUs, VM after VM."""
+        """From the reports of one host, its guests by VM, and their vCPUs by VM and number, both in order."""
         digests = {"host": host["digest"]}
-        digests |= {f"guest-{vm}": guest["digest"] for vm, guest in enumerate(guests)}
-        for index, vcpu in enumerate(vcpus):
-            digests["vcpu-{}-{}".format(*divmod(index, scenario.vm.vcpus))] = vcpu["digest"]
-        several = len(guests) > 1
-        tasks = [
-            {**task, "vm": vm} if several else task for vm, guest in enumerate(guests) for task in guest["tasks"]
-        ]
-        told = [f"VM {vm}: {line}" if several else line for vm, guest in enumerate(guests) for line in guest["told"]]
+        digests |= {f"guest-{vm}": guest["digest"] for vm, guest in guests.items()}
+        digests |= {f"vcpu-{vm}-{vcpu}": report["digest"] for (vm, vcpu), report in vcpus.items()}
+        several = scenario.host.places > 1
+        tasks = [{**task, "vm": vm} if several else task for vm, guest in guests.items() for task in guest["tasks"]]
+        told = [f"VM {vm}: {line}" if several else line for vm, guest in guests.items() for line in guest["told"]]
+        told += [f"VM {vm} was lost: {why}" for vm, why in (lost or {}).items()]
         counting = [task["values"]["count"] for task in tasks if "count" in task["values"]]
         profile: Counter[tuple[str, str]] = Counter()
-        for guest in guests:
+        for guest in guests.values():
             profile.update({(row["symbol"], row["program"]): row["samples"] for row in guest["profile"]})
+        names = next(iter(guests.values()))["counters"] if guests else ()
         rows = sorted(profile.items(), key=lambda item: (-item[1], item[0]))
         return cls(
             scenario=scenario,
@@ -75,15 +78,16 @@ class RunResult:
             window_ns=window_ns,
             windows=windows,
             workers=tuple(counting),
-            vcpus=tuple(vcpus),
+            vcpus=tuple(vcpus.values()),
             tasks=tuple(tasks),
             told=tuple(told),
             host_counters=host["counters"],
-            guest_counters={name: sum(guest["counters"][name] for guest in guests) for name in guests[0]["counters"]},
+            guest_counters={name: sum(each["counters"][name] for each in guests.values()) for name in names},
             audit=host["audit"],
             profile=tuple({"symbol": s, "program": program, "samples": n} for (s, program), n in rows),
-            folded="".join(guest["folded"] for guest in guests),
-            end_ns=max(int(guest["end_ns"]) for guest in guests),
+            folded="".join(guest["folded"] for guest in guests.values()),
+            end_ns=max((int(guest["end_ns"]) for guest in guests.values()), default=0),
+            lost=lost or {},
             messages=messages or {},
             pressure_ns=host.get("pressure_ns", {}),
             wall_seconds=wall_seconds,
@@ -192,6 +196,7 @@ class RunResult:
             "tasks": list(self.tasks),
             "profile": list(self.profile),
             "told": list(self.told),
+            "lost_vms": {str(vm): why for vm, why in self.lost.items()},
         }
 
 

@@ -33,6 +33,7 @@ from deploy.clusters import Clusters, Record, started_ticks
 from deploy.local import LocalCluster
 from deploy.pidfd import STOP_S, end_process
 from deploy.scraper import Prometheus, Scraping
+from deploy.vms import VmWatch
 
 _POLL_S = 0.1
 _FORK_S = 10.0
@@ -99,10 +100,12 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
                 record = record.model_copy(update={"prometheus": prometheus.address})
             clusters.replace(record)
             tell(record)
+            watch = VmWatch(cluster, record, clusters.replace)
             try:
-                document = bench.document(order.scenario, [cluster.wait()])
+                document = bench.document(order.scenario, [cluster.wait(watch)])
             finally:
-                for vm in range(order.scenario.host.vms if order.arrivals is not None else 0):
+                record = watch.record
+                for vm in cluster.vms:
                     if order.arrivals is not None and cluster.arrivals(vm).exists():
                         target = order.arrivals.with_name(f"{order.arrivals.name}.{vm}") if vm else order.arrivals
                         shutil.copyfile(cluster.arrivals(vm), target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TextIO
@@ -59,43 +59,85 @@ class Twin:
     """A host with its VMs, stepped by hand: ``start``, then ``run_window`` until it returns False.
 
     Participants are numbered as on the clock page: vCPU v of VM m is m * vcpus + v. ``guest`` is the first VM's.
+    ``joins``: when VMs join that are not there from the start, and which; a VM is there once at most.
     """
 
-    def __init__(self, scenario: Scenario, swap_path: Path, journals: Path | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        swap_path: Path,
+        journals: Path | None = None,
+        joins: Mapping[int, int] | None = None,
+    ) -> None:
         self.scenario = scenario
         self.window_ns = window_ns(scenario)
         self.memory = HostMemory.anonymous(Geometry.of(scenario))
         self._sinks: list[TextIO] = []
         self._journals = journals
         self.host_journal = self._journal("host")
-        vms, self._vcpus = range(scenario.host.vms), scenario.vm.vcpus
-        self._guest_journals = [self._journal(f"guest-{vm}") for vm in vms]
+        self._vcpus = scenario.vm.vcpus
         self.swap = SwapFile(swap_path)
         self.host = HostShell(host_core(scenario, self.host_journal), self.memory, self.swap)
         self.border_ns = 0
-        self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in vms]
+        places = range(scenario.host.places)
+        self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in places]
         """What is to arrive at each VM from outside, and when, in order (see ``deploy.replay``)."""
-        self._posts = [_Posts() for _ in range(len(vms) * self._vcpus)]
+        self._joins = deque(sorted((at_ns, vm) for vm, at_ns in (joins or {}).items()))
+        self._posts = [_Posts() for _ in range(len(places) * self._vcpus)]
         self.answers: list[Answer] = []
-        self.guests = [
-            GuestShell(scenario, self._guest_journals[vm], partial(self._post, vm), self.answers.append, vm)
-            for vm in vms
-        ]
-        for vm in vms:
-            self.host.load(vm, self.guests[vm].core.segments())
-        self.machines = [self._machine(vm, vcpu) for vm in vms for vcpu in range(self._vcpus)]
+        self._guest_journals: dict[int, Journal] = {}
+        self._guests: dict[int, GuestShell] = {}
+        self._machines: dict[int, Machine] = {}  # by participant
+        self._present: set[int] = set()
+        for vm in range(scenario.host.vms):
+            self._make(vm, 0)
         self.windows = 0
-        self._needs: list[Need] = []
+        self._needs: dict[int, Need] = {}
 
-    def _machine(self, vm: int, vcpu: int) -> Machine:
-        participant = vm * self._vcpus + vcpu
-        journal, posts = self._journal(f"vcpu-{vm}-{vcpu}"), self._posts[participant]
-        return vcpu_machine(self.scenario, vm, vcpu, self.memory, journal, None, participant, posts.take)
+    def _make(self, vm: int, start_ns: int) -> None:
+        """VM ``vm`` joins the host at a border, or is there from the start."""
+        journal = self._guest_journals[vm] = self._journal(f"guest-{vm}")
+        post = partial(self._post, vm)
+        guest = GuestShell(self.scenario, journal, post, self.answers.append, vm, start_ns)
+        self._guests[vm] = guest
+        self.host.load(vm, guest.core.segments(), start_ns)
+        for participant in self._participants(vm):
+            vcpu = participant - vm * self._vcpus
+            machine = vcpu_machine(
+                self.scenario,
+                vm,
+                vcpu,
+                self.memory,
+                self._journal(f"vcpu-{vm}-{vcpu}"),
+                None,
+                participant,
+                self._posts[participant].take,
+                start_ns,
+            )
+            self._machines[participant] = machine
+        self._present.add(vm)
+
+    def _participants(self, vm: int) -> range:
+        return range(vm * self._vcpus, (vm + 1) * self._vcpus)
+
+    @property
+    def guests(self) -> list[GuestShell]:
+        """The guest kernels, in the order of their VMs."""
+        return [self._guests[vm] for vm in sorted(self._guests)]
+
+    def guest_of(self, vm: int) -> GuestShell:
+        """The guest kernel of a VM that has joined."""
+        return self._guests[vm]
+
+    @property
+    def machines(self) -> list[Machine]:
+        """The vCPUs, in the order of their participants."""
+        return [self._machines[participant] for participant in sorted(self._machines)]
 
     @property
     def guest(self) -> GuestShell:
         """The guest kernel of the first VM."""
-        return self.guests[0]
+        return self._guests[0]
 
     @property
     def guest_journal(self) -> Journal:
@@ -104,30 +146,48 @@ class Twin:
 
     def start(self) -> None:
         """Boot every vCPU."""
-        for machine in self.machines:
-            machine.start()
-        self._needs = [machine.proceed(self.border_ns) for machine in self.machines]
+        for participant in sorted(self._machines):
+            self._begin(participant)
+
+    def _begin(self, participant: int) -> None:
+        machine = self._machines[participant]
+        machine.start()
+        self._needs[participant] = machine.proceed(self.border_ns)
 
     def run_window(self) -> bool:
         """Open the next window and run it to its border; False if all vCPUs have finished."""
-        if all(need.kind is NeedKind.NOTHING for need in self._needs):
+        if all(need.kind is NeedKind.NOTHING for need in self._needs.values()):
             return False
-        due_ns = self.host.core.border_due_ns()
-        if due_ns is not None and due_ns <= self.border_ns:
-            self.host.border(self.border_ns)
+        self._border_work()
         earliest_ns = self._take_arrivals()
         if earliest_ns >= FOREVER_NS:
             raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
         self.border_ns = next_border_ns(earliest_ns, self.window_ns)
         self.windows += 1
-        needs, machines, border_ns = self._needs, self.machines, self.border_ns
-        for vcpu in range(len(needs)):
-            if self._bound_ns(vcpu) < border_ns:
-                needs[vcpu] = machines[vcpu].proceed(border_ns)
+        needs, machines, border_ns = self._needs, self._machines, self.border_ns
+        for participant in needs:
+            if self._bound_ns(participant) < border_ns:
+                needs[participant] = machines[participant].proceed(border_ns)
         while (asking := self._earliest_request()) is not None:
             self._answer(asking, needs[asking], machines[asking])
             needs[asking] = machines[asking].proceed(border_ns)
         return True
+
+    def _border_work(self) -> None:
+        """The host's work at the border that was reached: its own, and VMs that leave."""
+        leaving = [vm for vm in sorted(self._present) if self._has_ended(vm)] if self._may_leave() else []
+        due_ns = self.host.core.border_due_ns()
+        if leaving or (due_ns is not None and due_ns <= self.border_ns):
+            self.host.border(self.border_ns)
+        for vm in leaving:
+            self.host.leave(vm, self.border_ns)
+            self._present.remove(vm)
+
+    def _may_leave(self) -> bool:
+        return self.border_ns < self.scenario.end_ns
+
+    def _has_ended(self, vm: int) -> bool:
+        return all(self._needs[participant].kind is NeedKind.NOTHING for participant in self._participants(vm))
 
     def _bound_ns(self, vcpu: int) -> int:
         """When the vCPU goes on: what its slot on the clock page would stand for."""
@@ -139,25 +199,32 @@ class Twin:
     def _take_arrivals(self) -> int:
         """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
         while True:
-            earliest_ns = min(self._bound_ns(vcpu) for vcpu in range(len(self._needs)))
-            waiting = [vm for vm, arrivals in enumerate(self.arrivals) if arrivals]
+            earliest_ns = min(self._bound_ns(participant) for participant in self._needs)
+            latest_ns = earliest_ns // self.window_ns * self.window_ns if earliest_ns < FOREVER_NS else NEVER_NS
+            if self._joins and self._joins[0][0] <= latest_ns:
+                at_ns, vm = self._joins.popleft()
+                self._make(vm, at_ns)
+                for participant in self._participants(vm):
+                    self._begin(participant)
+                continue
+            waiting = [vm for vm in self._present if self.arrivals[vm]]
             if not waiting:
                 return earliest_ns
-            vm = min(waiting, key=lambda vm: self.arrivals[vm][0][0])
+            vm = min(waiting, key=lambda vm: (self.arrivals[vm][0][0], vm))
             at_ns, arrivals = self.arrivals[vm][0]
-            if earliest_ns < FOREVER_NS and at_ns > earliest_ns // self.window_ns * self.window_ns:
+            if at_ns > latest_ns:
                 return earliest_ns
             self.arrivals[vm].popleft()
-            self.guests[vm].arrive(arrivals, at_ns)
+            self._guests[vm].arrive(arrivals, at_ns)
 
     def _post(self, vm: int, vcpu: int, at_ns: int | None) -> None:
         self._posts[vm * self._vcpus + vcpu].post(self.border_ns if at_ns is None else at_ns)
 
     def _earliest_request(self) -> int | None:
         best: int | None = None
-        for vcpu, need in enumerate(self._needs):
+        for vcpu, need in self._needs.items():
             asks = need.kind is NeedKind.HOST or need.kind is NeedKind.GUEST
-            if asks and (best is None or need.time_ns < self._needs[best].time_ns):
+            if asks and (best is None or (need.time_ns, vcpu) < (self._needs[best].time_ns, best)):
                 best = vcpu
         return best
 
@@ -165,7 +232,7 @@ class Twin:
         request = need.request
         vm, vcpu = divmod(participant, self._vcpus)
         if isinstance(request, TrapRaised):
-            machine.guest_replied(self.guests[vm].take(vcpu, request, need.time_ns))
+            machine.guest_replied(self._guests[vm].take(vcpu, request, need.time_ns))
         else:
             assert isinstance(request, FaultRaised | PrefaultRaised)
             machine.host_replied(self.host.take(vm, vcpu, request, need.time_ns))
@@ -190,14 +257,15 @@ class Twin:
 
     def result(self, wall_seconds: float) -> RunResult:
         """Finish all cores and say what it came to."""
-        vcpus = []
-        for machine in self.machines:
+        vcpus = {}
+        for participant, machine in sorted(self._machines.items()):
             machine.core.finish()
-            vcpus.append({"digest": machine.core.journal.digest(), **vcpu_report(machine)})
-        guests = [
-            {**guest_report(guest), "digest": journal.digest()}
-            for guest, journal in zip(self.guests, self._guest_journals, strict=True)
-        ]
+            report = {"digest": machine.core.journal.digest(), **vcpu_report(machine)}
+            vcpus[divmod(participant, self._vcpus)] = report
+        guests = {
+            vm: {**guest_report(guest), "digest": self._guest_journals[vm].digest()}
+            for vm, guest in sorted(self._guests.items())
+        }
         self.host.core.finish(self.scenario.duration_ns or self.border_ns)
         host = {**host_report(self.host), "digest": self.host_journal.digest()}
         return RunResult.of(self.scenario, self.window_ns, self.windows, host, guests, vcpus, wall_seconds)
@@ -217,14 +285,21 @@ class Twin:
         return Journal(self._sinks[-1])
 
 
-def run(scenario: Scenario, *, journals: Path | None = None, progress: Progress | None = None) -> RunResult:
+def run(
+    scenario: Scenario,
+    *,
+    journals: Path | None = None,
+    progress: Progress | None = None,
+    joins: Mapping[int, int] | None = None,
+) -> RunResult:
     """Run ``scenario`` (of one mode) to its end in this process.
 
     ``journals``: a directory to leave the cores' journals in. ``progress(now_ns, twin)`` is called at every window.
+    ``joins``: when which VMs join that are not there from the start.
     """
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
-        twin = Twin(scenario, Path(scratch) / "swap", journals)
+        twin = Twin(scenario, Path(scratch) / "swap", journals, joins)
         try:
             twin.start()
             while twin.run_window():

@@ -20,8 +20,10 @@ from rich.table import Table
 from apf import process, roles
 from apf.listen import API_ON_SOCKETS, PLAIN, ListenError, Security, listener
 from apf.process import Failure
+from apf.roles import Role
+from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError, load
-from deploy import scraper
+from deploy import scraper, vms
 from deploy.clusters import BadInput, Clusters, Record, check_name, started_ticks
 from deploy.pidfd import end_process
 from deploy.result import CAUSES
@@ -106,6 +108,8 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
         started_ticks=started_ticks(os.getpid()),
         since_s=time.time(),
         mode=scenario.apf[0],
+        vms={str(vm): vms.HERE for vm in range(scenario.host.vms)},
+        places=scenario.host.places,
         scenario="the defaults" if source is None else str(source),
         fingerprint=scenario.fingerprint(),
         log=str(clusters.log(name)),
@@ -207,6 +211,7 @@ def show_up(console: Console, record: Record) -> None:
         f"  apf spawn{option} --process mem --memory 64MiB --access-threads 4",
         f"  apf load{option} --process mem --iodepth 16 --duration 10",
         f"  apf top{option}",
+        *([f"  apf join{option}"] if len(record.vms) < record.places else []),
         f"  apf down{option}",
     ]
     for line in lines:
@@ -248,6 +253,11 @@ def show_status(console: Console, told: list[dict[str, Any]]) -> None:
         table.add_row(*cells, entry["scenario"])
     console.print(table)
     for entry in told:
+        for vm, state in entry["vms"].items():
+            if state == vms.ENDED:
+                console.print(f"{entry['name']}: VM {vm} has ended", markup=False, highlight=False)
+            elif state != vms.HERE:
+                console.print(f"{entry['name']}: VM {vm} was lost: {state}", markup=False, highlight=False)
         if entry["why"]:
             console.print(f"{entry['name']}: {entry['why']}", markup=False, highlight=False)
 
@@ -279,16 +289,21 @@ def down(clusters: Clusters, name: str, deadline_s: float) -> Ended:
 
 
 def _shut_down(record: Record) -> bool:
-    """Ask for the end of the run; False if nobody heard it."""
+    """Ask all VMs for the end of the run; False if nobody heard it."""
     from apf.v1 import load_pb2
     from deploy import client
 
-    try:
-        with client.load_service(record.address) as service:
-            service.Shutdown(load_pb2.ShutdownRequest(), timeout=client.CALL_S)
-    except (Failure, BadInput):
-        return False
-    return True
+    run = RunDir(Path(record.run_memory), Path(record.run_files))
+    heard = False
+    for vm in [vm for vm, state in record.vms.items() if state == vms.HERE] or ["0"]:
+        address = run.address(Role.OPERATOR, f"guestsched-{vm}") if vm != "0" else record.address
+        try:
+            with client.load_service(address) as service:
+                service.Shutdown(load_pb2.ShutdownRequest(), timeout=client.CALL_S)
+                heard = True
+        except (Failure, BadInput):
+            continue  # that one has ended already, or its API is gone
+    return heard
 
 
 def _end(clusters: Clusters, record: Record, grace_s: float) -> Record | None:

@@ -3,7 +3,7 @@
 A JSON document a line: first the scenario, then every group of arrivals with the time it was granted, then, if the run
 came to its end, the digest of the guest's journal.
 
-    {"scenario": {...}, "vm": 0}
+    {"scenario": {...}, "vm": 0, "boot_ns": 0}
     {"at_ns": 40000, "arrivals": [["access", 1, 1, 4096, 1, false], ...]}
     {"digest": "..."}
 """
@@ -37,9 +37,9 @@ Arrivals = deque[tuple[int, tuple[Arrival, ...]]]
 class ArrivalLog:
     """Writes the log. ``wishes``: what the plans of SpawnArrived were made from, by ticket."""
 
-    def __init__(self, sink: TextIO, scenario: Scenario, vm: int) -> None:
+    def __init__(self, sink: TextIO, scenario: Scenario, vm: int, boot_ns: int = 0) -> None:
         self._sink = sink
-        self._write({"scenario": scenario.model_dump(mode="json"), "vm": vm})
+        self._write({"scenario": scenario.model_dump(mode="json"), "vm": vm, "boot_ns": boot_ns})
 
     def _write(self, line: dict[str, Any]) -> None:
         self._sink.write(json.dumps(line, separators=(",", ":")) + "\n")
@@ -76,18 +76,22 @@ def _out(arrival: Arrival, wishes: dict[int, SpawnWish]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """A log that was read. ``digest``: of the guest's journal, None if the run was cut short."""
+    """A log that was read. ``digest``: of the guest's journal, None if the run was cut short.
+
+    ``boot_ns``: when the VM joined its host, 0 if it was there from the start.
+    """
 
     scenario: Scenario
     vm: int
     arrivals: Arrivals
     digest: str | None
+    boot_ns: int = 0
 
 
 def read(path: Path) -> Recorded:
     """Read a log. Raises ScenarioError."""
     scenario: Scenario | None = None
-    vm = 0
+    vm = boot_ns = 0
     arrivals: Arrivals = deque()
     digest = None
     try:
@@ -97,6 +101,7 @@ def read(path: Path) -> Recorded:
                     line = json.loads(text)
                     if "scenario" in line:
                         scenario, vm = Scenario.model_validate(line["scenario"]), int(line["vm"])
+                        boot_ns = int(line.get("boot_ns", 0))
                     elif "digest" in line:
                         digest = str(line["digest"])
                     else:
@@ -109,7 +114,7 @@ def read(path: Path) -> Recorded:
         raise ScenarioError(f"{path}: {error.strerror}") from error
     if scenario is None:
         raise ScenarioError(f"{path}: not a log of arrivals: its first line names no scenario")
-    return Recorded(scenario, vm, arrivals, digest)
+    return Recorded(scenario, vm, arrivals, digest, boot_ns)
 
 
 def _in(fields: list[Any], scenario: Scenario, vm: int) -> Arrival:

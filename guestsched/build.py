@@ -11,12 +11,15 @@ from guestsched.core.process import OutOfMemory
 from guestsched.plan import MEMORY_GVA, plans, vm_seed
 
 
-def guest_core(scenario: Scenario, journal: Journal, vm: int = 0) -> GuestCore:
-    """The guest kernel of VM ``vm`` with its processes at boot. Raises ScenarioError if something of them cannot be."""
+def guest_core(scenario: Scenario, journal: Journal, vm: int = 0, boot_ns: int = 0) -> GuestCore:
+    """The guest kernel of VM ``vm`` with its processes at boot, which is at ``boot_ns``.
+
+    Raises ScenarioError if something of them cannot be.
+    """
     policy = schedulers.load(scenario.sched.policy)
     own = scenario.model_copy(update={"seed": vm_seed(scenario.seed, vm)})
     try:
-        return GuestCore(scenario, plans(own), policy, journal)
+        return GuestCore(scenario, plans(own), policy, journal, boot_ns)
     except OutOfMemory as error:
         raise ScenarioError(f"vm.guest_memory = {scenario.vm.guest_memory}: {error}") from error
 

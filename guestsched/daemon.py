@@ -24,6 +24,7 @@ from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer
 from apf.v1.host_pb2_grpc import HostServiceStub
 from guestsched.api import ApiServer, LoadApi
 from guestsched.arrival_log import ArrivalLog
+from guestsched.build import guest_core
 from guestsched.metrics import GuestMetrics
 from guestsched.shell import GuestShell, guest_report
 
@@ -71,11 +72,15 @@ class GuestschedConfig:
 
 
 class GuestService(GuestServiceServicer):
-    """The gRPC face of one guest kernel."""
+    """The gRPC face of one guest kernel. It answers before there is one: vCPUs that attach wait until it boots."""
 
-    def __init__(self, turns: TurnServer, shell: GuestShell) -> None:
+    def __init__(self, turns: TurnServer) -> None:
         self._turns = turns
-        self._shell = shell
+        self._shell: asyncio.Future[GuestShell] = asyncio.get_running_loop().create_future()
+
+    def boot(self, shell: GuestShell) -> None:
+        """The VM is on its host."""
+        self._shell.set_result(shell)
 
     async def TakeTraps(  # noqa: N802, D102 - the generated base names and documents it
         self,
@@ -84,14 +89,15 @@ class GuestService(GuestServiceServicer):
     ) -> None:
         await self._turns.serve_vcpu(context, self._attached, self._take)
 
-    def _attached(self, seq: int) -> guest_pb2.TakeTrapsResponse:
+    async def _attached(self, vm: int, vcpu: int, seq: int) -> guest_pb2.TakeTrapsResponse:
+        await asyncio.shield(self._shell)
         return guest_pb2.TakeTrapsResponse(seq=seq, attached=types_pb2.Attached())
 
     def _take(
         self, vm: int, vcpu: int, message: guest_pb2.TakeTrapsRequest
     ) -> tuple[int, guest_pb2.TakeTrapsResponse]:
         raised: TrapRaised = wire.trap_in(message)
-        dispatch = self._shell.take(vcpu, raised, message.time_ns)
+        dispatch = self._shell.result().take(vcpu, raised, message.time_ns)
         counts = self._turns.messages
         counts[f"in.{message.WhichOneof('trap')}"] += 1
         counts["out.dispatch"] += 1
@@ -104,24 +110,17 @@ def main(config: GuestschedConfig) -> None:
 
 
 async def _serve(config: GuestschedConfig) -> None:
+    """Listen, load the VM into its host, which lets it join, and boot."""
     scenario, run = config.scenario, config.run
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
+    ends_all = scenario.host.on_vm_loss == "end"
+    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD, ends_all)
     sink = run.journal(config.name).open("w") if config.journal else None
 
     def post(vcpu: int, at_ns: int | None) -> None:
         turns.post(config.first_participant + vcpu, at_ns)
 
-    api = None
-    if config.api is not None:
-        arrivals = ArrivalLog(run.arrivals(config.vm).open("w"), scenario, config.vm)
-        api = LoadApi(scenario, run, config.vm, turns, arrivals)
-    shell = GuestShell(scenario, Journal(sink), post, api.answered if api else None, config.vm)
-    host = _Host(config)
-    await host.load(shell.core.segments())
-    clock = _clock(run)
+    service = GuestService(turns)
     vcpus = range(scenario.vm.vcpus)
-    turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
-    service = GuestService(turns, shell)
     servers = Servers(
         config.listen or sockets(run, config.daemon, roles.GUESTSCHED),
         config.security,
@@ -129,18 +128,9 @@ async def _serve(config: GuestschedConfig) -> None:
         len(vcpus),
         turns.calls,
     )
-    await servers.start()
+    segments = guest_core(scenario, Journal(), config.vm).segments()
+    host = _Host(config)
     api_server = None
-    if api is not None and config.api is not None:
-        api.serve(shell)
-        found = _api_listeners(config, config.api)
-        api_server = ApiServer(api, found, config.security, turns.calls, config.name)
-        addresses = await api_server.start()
-        by_role = {next(iter(each.roles)): each.address for each in found if each.path is not None}
-        run.write_report(f"api-guest-{config.vm}", {"address": addresses[-1], "sockets": by_role})
-    gc.freeze()
-    collects = (GuestMetrics(shell, config.vm, clock), turns.calls)
-    metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
 
     def poll() -> None:
         if shell.all_stopped:
@@ -152,6 +142,27 @@ async def _serve(config: GuestschedConfig) -> None:
             raise PeerLost("lost hostd: it does not answer any more")
 
     try:
+        await host.connect()
+        clock = _clock(run)
+        turns.open(clock, {(config.vm, vcpu): config.first_participant + vcpu for vcpu in vcpus})
+        await servers.start()
+        boot_ns = await host.load(segments)
+        api = None
+        if config.api is not None:
+            arrivals = ArrivalLog(run.arrivals(config.vm).open("w"), scenario, config.vm, boot_ns)
+            api = LoadApi(scenario, run, config.vm, turns, arrivals)
+        shell = GuestShell(scenario, Journal(sink), post, api.answered if api else None, config.vm, boot_ns)
+        if api is not None and config.api is not None:
+            api.serve(shell)
+            found = _api_listeners(config, config.api)
+            api_server = ApiServer(api, found, config.security, turns.calls, config.name)
+            addresses = await api_server.start()
+            by_role = {next(iter(each.roles)): each.address for each in found if each.path is not None}
+            run.write_report(f"api-guest-{config.vm}", {"address": addresses[-1], "sockets": by_role})
+        gc.freeze()
+        collects = (GuestMetrics(shell, config.vm, clock), turns.calls)
+        metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
+        service.boot(shell)
         await turns.wait_over(poll)
         turns.raise_failure()
         await servers.stop(_STOP_S)
@@ -196,12 +207,15 @@ class _Host:
         options = (("grpc.max_send_message_length", limits.request_bytes_max("/apf.v1.HostService/LoadVm")),)
         self._channel = tls.channel(config.host_address, config.security.tls, options)
 
-    async def load(self, segments: tuple[Segment, ...]) -> None:
-        """Fill the VM's memory. Raises Failure or PeerLost."""
+    async def connect(self) -> None:
+        """Wait for hostd. Raises Failure."""
         try:
             await asyncio.wait_for(self._channel.channel_ready(), _CONNECT_S)
         except TimeoutError:
             raise Failure(f"hostd did not answer within {_CONNECT_S} s") from None
+
+    async def load(self, segments: tuple[Segment, ...]) -> int:
+        """Fill the VM's memory; returns when it starts, 0 if it is there from the start. Raises Failure or PeerLost."""
         request = wire.segments_out(self._vm, list(segments))
         try:
             loaded = await HostServiceStub(self._channel).LoadVm(request, timeout=_LOAD_S)
@@ -211,11 +225,13 @@ class _Host:
                 raise PeerLost(f"lost hostd while it loaded VM {self._vm}: {said}") from error
             raise Failure(f"hostd refused to load VM {self._vm}: {said}") from error
         log.info(
-            "VM %d is loaded: %d pages resident; the host has swapped %d",
+            "VM %d is loaded: %d pages resident; the host has swapped %d; it starts at %d ns",
             self._vm,
             loaded.resident_pages,
             loaded.swapped_pages,
+            loaded.start_ns,
         )
+        return int(loaded.start_ns)
 
     @property
     def lost(self) -> bool:

@@ -33,13 +33,14 @@ class GuestShell:
         post: Callable[[int, int | None], None],
         answered: Callable[[Answer], None] | None = None,
         vm: int = 0,
+        boot_ns: int = 0,
     ) -> None:
         self._vcpus = scenario.vm.vcpus
         self._journal = journal
         self._post = post
         self._answered = answered
         self._stopped = 0
-        self.core: GuestCore = guest_core(scenario, journal, vm)
+        self.core: GuestCore = guest_core(scenario, journal, vm, boot_ns)
         self.told: list[str] = []
         self._untold = 0
         # Counted for whoever watches: accesses from outside by what they met (None: a hit), replays' included.
@@ -120,6 +121,7 @@ def guest_report(shell: GuestShell) -> dict[str, Any]:
         "counters": shell.counters(),
         "profile": profile,
         "folded": core.profile.folded(),
+        "boot_ns": core.boot_ns,
         "end_ns": core.now_ns,
     }
 

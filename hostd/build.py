@@ -20,4 +20,4 @@ def window_ns(scenario: Scenario) -> int:
 
 
 def _config(scenario: Scenario) -> HostConfig:
-    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), scenario.host.vms)
+    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), scenario.host.places)

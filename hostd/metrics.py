@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -54,7 +54,16 @@ class WallRatio:
 class HostMetrics:
     """Collects for one host."""
 
-    def __init__(self, core: HostCore, clock: ClockPage) -> None:
+    def __init__(
+        self,
+        core: HostCore,
+        clock: ClockPage,
+        present: Collection[int] = (),
+        vm_events: Mapping[str, int] | None = None,
+    ) -> None:
+        """``present``: VMs that are on the host; ``vm_events``: how many have joined, ended and been lost so far."""
+        self._present = present
+        self._vm_events = vm_events if vm_events is not None else {}
         self._core = core
         self._clock = clock
         self._ratio = WallRatio()
@@ -72,6 +81,11 @@ class HostMetrics:
             if name != "border":
                 text = f"Counter {name} of the host's memory management."
                 yield CounterMetricFamily(f"apf_host_{name}", text, value=counters[name])
+        yield GaugeMetricFamily("apf_host_vms", "VMs on the host.", value=len(self._present))
+        events = CounterMetricFamily("apf_host_vm_events", "VMs that have come and gone, by how.", labels=["kind"])
+        for kind in ("joined", "ended", "lost"):
+            events.add_metric([kind], self._vm_events.get(kind, 0))
+        yield events
         yield from _memory(mm)
         yield from _io(mm)
         yield _pressure(mm, now_ns)

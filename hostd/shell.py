@@ -5,6 +5,7 @@ Used by the daemon and by the twin alike; neither gRPC nor clocks come in here.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import assert_never
 
 import numpy as np
@@ -17,6 +18,7 @@ from hostd.contents import Audit, fill
 from hostd.core.events import (
     BorderReached,
     ClearEpt,
+    ClearVm,
     FillPages,
     HostEffect,
     ReadSlot,
@@ -24,6 +26,7 @@ from hostd.core.events import (
     RequestTaken,
     SegmentsLoaded,
     SetEpt,
+    VmLeft,
     WriteSlot,
     ZeroFrame,
 )
@@ -44,11 +47,19 @@ class HostShell:
         self._swap = swap
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         self._found = np.empty(len(memory.accessed), np.int64)
+        self._audited = Audit()
 
-    def load(self, vm: int, segments: tuple[Segment, ...]) -> None:
-        """Fill a VM's memory before window 0."""
+    def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
+        """Fill a VM's memory: before window 0, or at the border at which it joins."""
+        self._carry_out(self.core.step(SegmentsLoaded(vm, segments), now_ns))
         self._loaded[vm] = segments
-        self._carry_out(self.core.step(SegmentsLoaded(vm, segments), 0))
+
+    def leave(self, vm: int, now_ns: int, intact: bool = True) -> None:
+        """VM ``vm`` leaves at a border, whose own work is done. ``intact``: its vCPUs ended well, so audit its pages."""
+        segments = self._loaded.pop(vm)
+        if intact:
+            self._audit_vm(self._audited, vm, segments)
+        self._carry_out(self.core.step(VmLeft(vm), now_ns))
 
     def take(self, vm: int, vcpu: int, request: HostRequest, now_ns: int) -> HostReply:
         """Answer a vCPU's request, whose turn it is."""
@@ -67,15 +78,18 @@ class HostShell:
         return self._found[: _take_set(flags, self._found)].copy()
 
     def audit(self) -> Audit:
-        """Check the stamps of every page of every VM, wherever it is. Changes nothing."""
-        audit = Audit()
+        """Check the stamps of every page of every VM, wherever it is, also of VMs when they left. Changes nothing."""
+        audit = deepcopy(self._audited)
         for vm, segments in self._loaded.items():
-            for segment in segments:
-                for first in range(0, segment.pages, _BULK_PAGES):
-                    numbers = np.arange(first, min(first + _BULK_PAGES, segment.pages), dtype=np.int64)
-                    if segment.stamps:
-                        self._audit_pages(audit, vm, segment, numbers)
+            self._audit_vm(audit, vm, segments)
         return audit
+
+    def _audit_vm(self, audit: Audit, vm: int, segments: tuple[Segment, ...]) -> None:
+        for segment in segments:
+            for first in range(0, segment.pages, _BULK_PAGES):
+                numbers = np.arange(first, min(first + _BULK_PAGES, segment.pages), dtype=np.int64)
+                if segment.stamps:
+                    self._audit_pages(audit, vm, segment, numbers)
 
     def _audit_pages(self, audit: Audit, vm: int, segment: Segment, numbers: npt.NDArray[np.int64]) -> None:
         pfns, slots = self.core.locate(vm, numbers + segment.gfn)
@@ -110,6 +124,8 @@ class HostShell:
                     memory.generation[pfn] += 1
                 case FillPages():
                     self._fill_pages(effect)
+                case ClearVm(vm=vm):
+                    memory.epts[vm][:] = 0
                 case _:
                     assert_never(effect)
         return reply

@@ -100,3 +100,16 @@ def changed(overrides: dict[str, Any]) -> Scenario:
         else:
             data[section] = values
     return load(None, data | overrides)
+
+
+def test_the_protocol_since_5_8_is_told_in_its_own_words() -> None:
+    steps = walk.walk(small(1).model_copy(update={"apf": ("pv",)}))
+    names = {name for step in steps for name in step.functions}
+    assert {"__kvm_handle_async_pf", "sysvec_kvm_asyncpf_interrupt"} <= names and "do_async_page_fault" not in names
+    told = " ".join(step.text for step in steps)
+    assert "1 in the flags word" in told and "in the token word" in told and "reason word" not in told
+
+
+def test_a_guest_that_is_told_nothing_has_no_story() -> None:
+    with pytest.raises(ScenarioError, match="told nothing in halt"):
+        walk.walk(small(1).model_copy(update={"apf": ("off", "halt")}))

@@ -27,8 +27,12 @@ def vcpu_machine(
     clock: ClockPage | None,
     participant: int,
     take_interrupt: Callable[[int], int],
+    start_ns: int = 0,
 ) -> Machine:
-    """VCPU ``vcpu`` of VM ``vm``. With a clock page, the engine publishes the vCPU's time while it runs."""
+    """VCPU ``vcpu`` of VM ``vm``, which joins its host at ``start_ns``.
+
+    With a clock page, the engine publishes the vCPU's time while it runs.
+    """
     period_ns = NS_PER_S // scenario.profile_hz if scenario.profile_hz else 0
     phase = stream_key(scenario.seed, f"profile.phase.{vm}.{vcpu}")
     config = VcpuConfig(
@@ -43,11 +47,12 @@ def vcpu_machine(
         hlt_exits=scenario.kvm.hlt_exits,
         shadow=scenario.kvm.mmu == "shadow",
         injections=tuple(
-            Injection(Injected(one.what), one.at_ns, one.nth, one.count, one.for_ns)
+            Injection(Injected(one.what), start_ns + one.at_ns, one.nth, one.count, one.for_ns)
             for one in scenario.inject
             if (one.vm, one.vcpu) == (vm, vcpu)
         ),
         guest_bytes=scenario.vm.guest_memory,
+        start_ns=start_ns,
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
     engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher, shadow=config.shadow)

@@ -99,7 +99,7 @@ def _watch(config: VcpudConfig, workers: list[ForkProcess]) -> None:
 
 def _failure(config: VcpudConfig, workers: list[ForkProcess], first: ForkProcess) -> Failure:
     """Who is to blame: the worker that did not just lose another process, else whoever that is."""
-    if config.run.clock.exists():
+    if config.run.clock.exists() and config.scenario.host.on_vm_loss == "end":
         ClockPage.attach(config.run.clock).abort()
     deadline_s = time.monotonic() + _AFTERMATH_S
     while True:

@@ -93,7 +93,7 @@ class Machine:
 
     def start(self) -> None:
         """Both servers know the vCPU."""
-        self._todo.extend(self.core.step(Attached(), 0))
+        self._todo.extend(self.core.step(Attached(), self.core.now_ns))
 
     def host_replied(self, reply: HostReply) -> None:
         """Hostd has answered the last need."""

@@ -13,15 +13,17 @@ from apf.messages import ApfMode
 from apf.metrics import add_histogram, seconds
 from apf.stats import FAULT_KINDS, FIELDS, STAGES, STATES, VcpuStats
 
+_REASONS = ("disabled", "limit", "ineligible", "alloc", "kernel")
 # Family, help, and its fields by the value of its third label; without a third label "" is the key.
 _COUNTERS: tuple[tuple[str, str, str, dict[str, str]], ...] = (
     ("apf_faults", "Faults that hostd has settled.", "kind", {kind: f"faults_{kind}" for kind in FAULT_KINDS}),
     ("apf_events", "APF events delivered.", "kind", {"not_present": "not_present", "ready": "ready"}),
     (
         *("apf_sync_fallbacks", "Faults that were not allowed to be asynchronous.", "reason"),
-        {reason: f"sync_{reason}" for reason in ("disabled", "limit", "kernel")},
+        {reason: f"sync_{reason}" for reason in _REASONS},
     ),
     ("apf_repeated_faults", "Faults on a page that this vCPU waits for already.", "", {"": "repeated"}),
+    ("apf_halts", "Faults for which the vCPU halted in KVM.", "", {"": "halts"}),
     ("apf_guest_instructions", "Guest instructions retired.", "", {"": "retired"}),
     ("apf_work_counted", "Guest instructions retired in counting tasks.", "", {"": "work"}),
     ("apf_vcpu_exits", "Exits from guest mode.", "", {"": "exits"}),

@@ -13,6 +13,8 @@ import statistics
 import struct
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,19 @@ def main(config: WorkerConfig) -> None:
     asyncio.run(_Worker(config).run())
 
 
+@contextmanager
+def _broken_streams() -> Iterator[None]:
+    """What gRPC raises when a server goes away, as PeerLost."""
+    import grpc
+
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
+    except asyncio.InvalidStateError as error:  # gRPC's own, of a stream that breaks while it is read
+        raise PeerLost("lost its server: the stream broke") from error
+
+
 class _Worker:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
@@ -88,6 +103,9 @@ class _Worker:
         ):
             await self._connect(host_channel, "hostd")
             await self._connect(guest_channel, "guestsched")
+            self._host = HostServiceStub(host_channel).RunVcpu()
+            start_ns = await self._attach_to_host()
+            self._guest = GuestServiceStub(guest_channel).TakeTraps()
             self._clock = ClockPage.attach(config.run.clock)
             memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
@@ -103,18 +121,14 @@ class _Worker:
                 clock,
                 participant,
                 lambda border_ns: clock.take_interrupt(participant, border_ns),
+                start_ns,
             )
             self._machine.core.observed.share(stats.histograms(config.vcpu))
-            self._host = HostServiceStub(host_channel).RunVcpu()
-            self._guest = GuestServiceStub(guest_channel).TakeTraps()
             watchdog = asyncio.create_task(self._watch())
             try:
-                await self._attach()
-                await self._go()
-            except grpc.aio.AioRpcError as error:
-                raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
-            except asyncio.InvalidStateError as error:  # gRPC's own, of a stream that breaks while it is read
-                raise PeerLost("lost its server: the stream broke") from error
+                with _broken_streams():
+                    await self._attach_to_guest()
+                    await self._go()
             finally:
                 watchdog.cancel()
                 self._count()
@@ -128,15 +142,27 @@ class _Worker:
         except TimeoutError:
             raise Failure(f"{name} did not answer within {_CONNECT_S} s") from None
 
-    async def _attach(self) -> None:
-        from apf.v1 import guest_pb2, host_pb2, types_pb2
+    async def _attach_to_host(self) -> int:
+        """Returns when the vCPU starts; hostd answers once its VM has joined the host."""
+        from apf.v1 import host_pb2
+
+        with _broken_streams():
+            await self._host.write(host_pb2.RunVcpuRequest(attach=self._who()))
+            response = await self._read(self._host)
+            self._check_seq(response, 0)
+            return int(response.attached.start_ns)
+
+    async def _attach_to_guest(self) -> None:
+        from apf.v1 import guest_pb2
+
+        await self._guest.write(guest_pb2.TakeTrapsRequest(attach=self._who()))
+        self._check_seq(await self._read(self._guest), 0)
+
+    def _who(self) -> Any:
+        from apf.v1 import types_pb2
 
         config = self._config
-        attach = types_pb2.Attach(vm=config.vm, vcpu=config.vcpu, scenario_digest=config.scenario.fingerprint())
-        await self._host.write(host_pb2.RunVcpuRequest(attach=attach))
-        self._check_seq(await self._read(self._host), 0)
-        await self._guest.write(guest_pb2.TakeTrapsRequest(attach=attach))
-        self._check_seq(await self._read(self._guest), 0)
+        return types_pb2.Attach(vm=config.vm, vcpu=config.vcpu, scenario_digest=config.scenario.fingerprint())
 
     async def _go(self) -> None:
         """The vCPU's life: proceed, say how far one is, get what is needed."""
@@ -246,8 +272,8 @@ class _Worker:
             *(retired, spent_ns[Cause.COUNTING]),
             *(counters.faults_minor, counters.faults_major, counters.faults_async),
             *(counters.not_present, counters.ready, self._messages.total(), counters.repeated),
-            *(observed.sync_disabled, counters.sync_limit, counters.kernel_faults),
-            *(len(core.async_pf), core.work(retired), counters.exits),
+            *(observed.sync_disabled, counters.sync_limit, counters.sync_ineligible, counters.sync_alloc),
+            *(counters.sync_kernel, len(core.async_pf), core.work(retired), counters.exits, counters.halts),
             *(spent_ns[cause] for cause in _OTHER_CAUSES),
         )
 

@@ -135,9 +135,11 @@ class Stamp(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., base: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
 
 class LoadVmResponse(_message.Message):
-    __slots__ = ("resident_pages", "swapped_pages")
+    __slots__ = ("resident_pages", "swapped_pages", "start_ns")
     RESIDENT_PAGES_FIELD_NUMBER: _ClassVar[int]
     SWAPPED_PAGES_FIELD_NUMBER: _ClassVar[int]
+    START_NS_FIELD_NUMBER: _ClassVar[int]
     resident_pages: int
     swapped_pages: int
-    def __init__(self, resident_pages: _Optional[int] = ..., swapped_pages: _Optional[int] = ...) -> None: ...
+    start_ns: int
+    def __init__(self, resident_pages: _Optional[int] = ..., swapped_pages: _Optional[int] = ..., start_ns: _Optional[int] = ...) -> None: ...

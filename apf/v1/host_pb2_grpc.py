@@ -62,8 +62,10 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LoadVm(self, request, context):
-        """Fill a VM's memory before its run starts, as if its guest had written page after page.
-        INVALID_ARGUMENT: segments outside the VM. FAILED_PRECONDITION: the run has started, or the VM is loaded.
+        """Fill a VM's memory before it starts, as if its guest had written page after page. Of a host that runs already,
+        this joins the VM: the answer comes once its vCPUs have attached too, and a border is reached.
+        INVALID_ARGUMENT: segments outside the VM, or no place of this number. FAILED_PRECONDITION: the VM is loaded, or
+        the run is at its end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

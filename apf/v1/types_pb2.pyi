@@ -27,5 +27,7 @@ class Attach(_message.Message):
     def __init__(self, vm: _Optional[int] = ..., vcpu: _Optional[int] = ..., scenario_digest: _Optional[str] = ...) -> None: ...
 
 class Attached(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("start_ns",)
+    START_NS_FIELD_NUMBER: _ClassVar[int]
+    start_ns: int
+    def __init__(self, start_ns: _Optional[int] = ...) -> None: ...

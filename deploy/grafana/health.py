@@ -123,6 +123,21 @@ def page() -> Page:
             ),
             graph(
                 Look(
+                    "VMs on the host",
+                    "VMs join and leave at borders. A rise of those lost is a VM one of whose processes died; "
+                    "the others go on, with one group less on the device.",
+                    "short",
+                ),
+                [
+                    Query(f"max by (cluster) (apf_host_vms{{{q.CLUSTER}}})", "{{cluster}} here"),
+                    Query(
+                        f'sum by (cluster) (apf_host_vm_events_total{{{q.CLUSTER}, kind="lost"}})', "{{cluster}} lost"
+                    ),
+                ],
+                8,
+            ),
+            graph(
+                Look(
                     "Guest instructions a wall second",
                     "What Unicorn and its hooks get done, for all vCPUs of a VM: up to some 2,500 MIPS a core in a "
                     "counting loop, a few hundred in loops that touch memory. Far below: vCPUs wait for each other "

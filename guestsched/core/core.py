@@ -119,11 +119,16 @@ class GuestCore:
     """The guest kernel of one VM: a ``Core[TrapTaken | ArrivalsTaken, Effect]``.
 
     ``plans``: the processes there are at boot. ``policy``: the class of the run queues. Raises OutOfMemory if the plans
-    do not fit into the guest's memory.
+    do not fit into the guest's memory. ``boot_ns``: when the VM joined its host; tasks' start times count from there.
     """
 
     def __init__(
-        self, scenario: Scenario, plans: tuple[ProcessPlan, ...], policy: type[RunQueue], journal: Journal
+        self,
+        scenario: Scenario,
+        plans: tuple[ProcessPlan, ...],
+        policy: type[RunQueue],
+        journal: Journal,
+        boot_ns: int = 0,
     ) -> None:
         vcpus, pages = scenario.vm.vcpus, scenario.vm.guest_memory >> PAGE_SHIFT
         self._costs = scenario.costs
@@ -134,13 +139,13 @@ class GuestCore:
         self._kernel = Kernel(scenario.costs, vcpus, scenario.vm.hz, policy, Memory(vcpus, pages), journal)
         self._feed = Feed(self._kernel)
         self._syscalls = Syscalls(self._kernel, self._feed)
-        self._now_ns = 0
+        self._now_ns = self._boot_ns = boot_ns
         self._shutdown = False
         self._finished = False
         for plan in plans:
-            self._kernel.make(plan, 0)
+            self._kernel.make(plan, boot_ns)
         for task in self._kernel.tasks.values():
-            self._start(task, 0, None)
+            self._start(task, boot_ns, None)
         self._kernel.effects.clear()
 
     # What there is, to be read only ----------------------------------------------------------------------------------
@@ -149,6 +154,11 @@ class GuestCore:
     def now_ns(self) -> int:
         """Time of the last step."""
         return self._now_ns
+
+    @property
+    def boot_ns(self) -> int:
+        """When the VM joined its host."""
+        return self._boot_ns
 
     @property
     def processes(self) -> dict[int, Process]:
@@ -410,9 +420,9 @@ class GuestCore:
 
     def _start(self, task: Task, now_ns: int, here: Cpu | None) -> None:
         """Start a task, or set the timer that does."""
-        if task.spec.start_ns > now_ns:
-            cpu = self._kernel.cpus[task.cpu]
-            self._kernel.arm(cpu, task.spec.start_ns, TimerKind.START, task, here)
+        start_ns = self._boot_ns + task.spec.start_ns
+        if start_ns > now_ns:
+            self._kernel.arm(self._kernel.cpus[task.cpu], start_ns, TimerKind.START, task, here)
         else:
             self._kernel.start(task, now_ns, here)
 

@@ -62,6 +62,10 @@ def _check_groups(mm: Mm) -> None:
     assert ((listed == 1) == ((flags & LRU) != 0)).all(), "LRU flag and lists disagree"
     assert (state[listed == 1] == PageState.RESIDENT).all(), "a page on an LRU list is not resident"
     assert (listed[(state == PageState.RESIDENT) & (pins == 0)] == 1).all(), "a resident page is on no list"
+    for vm in mm.left:
+        own = slice(pages.first_key[vm], pages.first_key[vm] + mm.config.vms[vm].guest_pages)
+        kept = (state[own] == PageState.NONE) | (pins[own] > 0) | (state[own] == PageState.READING)
+        assert kept.all(), f"VM {vm} has left, and pages of it are in nobody's hands"
     evicting = np.flatnonzero(state == PageState.EVICTING)
     assert sorted(mm.evicting) == evicting.tolist(), "pages picked and pages in state EVICTING differ"
     assert (pins[evicting] == 0).all(), "a pinned page was picked"

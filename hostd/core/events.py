@@ -3,7 +3,9 @@
 The order of a step's effects is a contract; a shell carries them out in that order, as if one by one:
 
 - a request step gives at most one ``ZeroFrame`` or ``ReadSlot``, then exactly one ``Reply``, which is the last;
-- a border step gives all ``ClearEpt``, then all ``WriteSlot``, then all ``SetEpt``; no other step touches an EPT;
+- a border step gives all ``ClearEpt``, then all ``WriteSlot``, then all ``SetEpt``; between
+  borders nothing touches an EPT;
+- a step with VmLeft gives one ``ClearVm``;
 - a population step gives one ``FillPages`` for each segment that is not demand-zero.
 
 Three rules let real I/O run beside the core. (1) The bytes of a ``ZeroFrame`` or ``ReadSlot`` are in the frame
@@ -54,13 +56,23 @@ class BorderReached:
 
 @dataclass(frozen=True, slots=True)
 class SegmentsLoaded:
-    """What VM ``vm`` holds before window 0, in the order its pages were written. Once a VM at most."""
+    """What VM ``vm`` holds before its first window, in the order its pages were written; no page of it is there yet.
+
+    Before window 0, or at a border.
+    """
 
     vm: int
     segments: tuple[Segment, ...]
 
 
-HostEvent = RequestTaken | BorderReached | SegmentsLoaded
+@dataclass(frozen=True, slots=True)
+class VmLeft:
+    """VM ``vm`` is no more: none of its vCPUs will ask again. At a border, behind its BorderReached."""
+
+    vm: int
+
+
+HostEvent = RequestTaken | BorderReached | SegmentsLoaded | VmLeft
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,4 +141,11 @@ class FillPages:
     slots: Numbers
 
 
-HostEffect = ZeroFrame | ReadSlot | WriteSlot | SetEpt | ClearEpt | Reply | FillPages
+@dataclass(frozen=True, slots=True)
+class ClearVm:
+    """Empty the EPT of ``vm``."""
+
+    vm: int
+
+
+HostEffect = ZeroFrame | ReadSlot | WriteSlot | SetEpt | ClearEpt | Reply | FillPages | ClearVm

@@ -95,6 +95,10 @@ class FaultPath:
         self._record("prefault", vm, vcpu, request.gfn, request.work, effects, now_ns)
         return effects
 
+    def forget(self, vm: int) -> None:
+        """The work items of a VM that has left."""
+        self._works = {work: told for work, told in self._works.items() if work[0] != vm}
+
     def _key(self, vm: int, gfn: int) -> int:
         vms = self._mm.config.vms
         if not 0 <= vm < len(vms) or not 0 <= gfn < vms[vm].guest_pages:

@@ -19,8 +19,9 @@ from apf.messages import FaultRaised
 from hostd.core import audit
 from hostd.core.border import Border
 from hostd.core.config import HostConfig
-from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken, SegmentsLoaded
+from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken, SegmentsLoaded, VmLeft
 from hostd.core.fault import FaultPath
+from hostd.core.leave import gone_ns, leave
 from hostd.core.mm import Mm
 from hostd.core.population import populate
 from hostd.core.pressure import Totals
@@ -53,6 +54,9 @@ class HostCore:
                 return self._border.step(event, now_ns)
             case SegmentsLoaded():
                 return populate(self._mm, event, now_ns)
+            case VmLeft(vm=vm):
+                self._fault_path.forget(vm)
+                return leave(self._mm, vm, now_ns)
             case _:
                 assert_never(event)
 
@@ -75,6 +79,10 @@ class HostCore:
         if mm.evicting or mm.publish:
             return self._now_ns
         return mm.mapping_times[0] if mm.mapping_times else None
+
+    def gone_ns(self, vm: int) -> int:
+        """When the place of ``vm``, which has left, is free for a VM to join; the core's time if it is already."""
+        return gone_ns(self._mm, vm, self._now_ns)
 
     def resident_pages(self, vm: int) -> int:
         """Pages charged to the group of ``vm`` (memory.current)."""

@@ -19,7 +19,7 @@ from hostd.core.config import HostConfig
 from hostd.core.device import Device, Op
 from hostd.core.frames import Frames
 from hostd.core.group import SWAP_CLUSTER_MAX, MemoryGroup
-from hostd.core.page import DIRTY, LRU, WRITING, PageEvent, Pages, PageState
+from hostd.core.page import CHARGED, DIRTY, LRU, WRITING, PageEvent, Pages, PageState
 from hostd.core.pressure import Pressure
 from hostd.core.swap import SwapArea
 
@@ -48,7 +48,18 @@ class Mm:
 
     __slots__ = (
         *("_order", "agenda", "config", "counters", "device", "evicting", "frames", "groups", "journal"),
-        *("io", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure", "swap", "window_ns"),
+        *(
+            "io",
+            "left",
+            "mapping_times",
+            "pages",
+            "pressure",
+            "publish",
+            "reads",
+            "root_pressure",
+            "swap",
+            "window_ns",
+        ),
     )
 
     def __init__(self, config: HostConfig, journal: Journal) -> None:
@@ -71,6 +82,8 @@ class Mm:
         """Pages under read, with the time the read is done."""
         self.agenda: list[tuple[int, int, Own, int, int, bool]] = []
         """Heap of (time, order, what, page, VM, write)."""
+        self.left: set[int] = set()
+        """VMs that are no more; pages of theirs that an I/O or a worker still has are freed when it lets go."""
         self._order = 0
         self.counters = dict.fromkeys(COUNTERS, 0)
         # Not journaled and never asked by the core: for whoever watches.
@@ -98,29 +111,39 @@ class Mm:
             if what is Own.READ_DONE:
                 del self.reads[key]
                 pages.move(key, PageEvent.READ_DONE, at_ns)
+                if vm in self.left and not pages.pins[key]:
+                    self.free_page(key, vm, at_ns)
                 continue
             if what is Own.WRITE_DONE:
                 self._write_done(key, at_ns)
             elif what is Own.MAPPING_MADE:
                 heappop(self.mapping_times)
-                self.map_page(key, write, at_ns)
-                self.publish[key] = vm
+                if vm not in self.left:
+                    self.map_page(key, write, at_ns)
+                    self.publish[key] = vm
             else:
                 self._worker_done(key, vm, at_ns)
-            self._unpin(key, vm)
+            self._unpin(key, vm, at_ns)
 
     def _worker_done(self, key: int, vm: int, at_ns: int) -> None:
-        """The worker's get_user_pages, a write fault, is over: the host maps the page, the EPT does not yet (E44)."""
-        self.counters["pgfault"] += self.pages.state[key] != PageState.RESIDENT
+        """The worker's get_user_pages, a write fault, is over: the host maps the page, the EPT does not yet (E44).
+
+        Of a VM that has left it finds no mm, and completes its item without a page (E55).
+        """
+        if vm not in self.left:
+            self.counters["pgfault"] += self.pages.state[key] != PageState.RESIDENT
+            self.map_page(key, True, at_ns)
         self.counters["kvm_async_pf_completed"] += 1
-        self.map_page(key, True, at_ns)
         self.journal.record(at_ns, "completed", vm, key - self.pages.first_key[vm])
 
-    def _unpin(self, key: int, vm: int) -> None:
+    def _unpin(self, key: int, vm: int, at_ns: int) -> None:
         pages, group = self.pages, self.groups[vm]
         pages.pins[key] -= 1
         group.pinned -= 1
-        if not pages.pins[key] and pages.state[key] == PageState.RESIDENT and not pages.flags[key] & LRU:
+        if vm in self.left:
+            if not pages.pins[key] and pages.state[key] != PageState.READING:
+                self.free_page(key, vm, at_ns)
+        elif not pages.pins[key] and pages.state[key] == PageState.RESIDENT and not pages.flags[key] & LRU:
             group.add(key)
 
     def _write_done(self, key: int, at_ns: int) -> None:
@@ -144,6 +167,18 @@ class Mm:
             # A slot that is being written stays (folio_free_swap refuses under writeback): _write_done frees it.
             if not pages.flags[key] & WRITING:
                 self.free_slot(key)
+
+    def free_page(self, key: int, vm: int, now_ns: int) -> None:
+        """Take all from page ``key`` of a VM that has left (zap_pte_range: put_page, free_swap_and_cache)."""
+        pages = self.pages
+        if pages.state[key] in CHARGED:
+            self.groups[vm].usage -= 1
+        if pages.pfn[key] >= 0:
+            self.release_frame(key)
+        if pages.slot[key] >= 0:
+            self.free_slot(key)
+        pages.flags[key] = 0
+        pages.move(key, PageEvent.FREED, now_ns)
 
     def free_slot(self, key: int) -> None:
         """Take page ``key``'s slot away."""

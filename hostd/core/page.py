@@ -56,6 +56,7 @@ class PageEvent(IntEnum):
     RELEASED = 8
     READ_SUBMITTED = 9
     READ_DONE = 10
+    FREED = 11
 
 
 TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
@@ -73,6 +74,10 @@ TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
     (PageState.CACHED, PageEvent.RELEASED): PageState.SWAPPED,
     (PageState.SWAPPED, PageEvent.READ_SUBMITTED): PageState.READING,
     (PageState.READING, PageEvent.READ_DONE): PageState.CACHED,
+    # Its VM has left (mm/memory.c:zap_pte_range): at once, or as soon as no I/O or worker has the page any more.
+    (PageState.RESIDENT, PageEvent.FREED): PageState.NONE,
+    (PageState.CACHED, PageEvent.FREED): PageState.NONE,
+    (PageState.SWAPPED, PageEvent.FREED): PageState.NONE,
 }
 
 CHARGED = (PageState.RESIDENT, PageState.CACHED, PageState.READING)

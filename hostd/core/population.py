@@ -4,6 +4,8 @@ As if each page had been faulted in once, on a host with all the time in the wor
 was evicted, oldest first, and its writes are done. So the first pages are in slots, in order; the last ones are
 resident, dirty, mapped writable in the EPT and on the inactive list in order. Nothing of this takes guest time.
 
+A VM that joins a host that runs is loaded the same way, at the border at which it joins.
+
 A segment that is ``demand_zero`` is only looked at: its pages stay NONE until the guest touches them.
 """
 
@@ -21,10 +23,11 @@ from hostd.core.page import DIRTY, LRU, PageState
 
 def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
     """Load the segments of one VM; CoreError if it has pages already or a segment does not fit."""
-    _verify(mm, event)
+    _verify(mm, event, now_ns)
+    mm.left.discard(event.vm)
     group = mm.groups[event.vm]
     loaded = [segment for segment in event.segments if not segment.demand_zero]
-    excess = max(0, sum(segment.pages for segment in loaded) - group.limit)
+    excess = max(0, sum(segment.pages for segment in loaded) - min(group.limit, len(mm.frames.free)))
     effects: list[HostEffect] = []
     for segment in loaded:
         swapped = min(excess, segment.pages)
@@ -39,9 +42,7 @@ def _fill(mm: Mm, vm: int, segment: Segment, swapped: int) -> FillPages:
     pages, group = mm.pages, mm.groups[vm]
     first = pages.first_key[vm] + segment.gfn
     middle, end = first + swapped, first + segment.pages
-    slots = np.arange(swapped, dtype=np.int64)
-    if swapped:
-        slots += mm.swap.allocate_run(swapped)
+    slots = mm.swap.allocate_many(swapped)
     pfns = np.array(mm.frames.take_many(middle, end - middle), dtype=np.int64)
     pages.view_i64(pages.slot)[first:middle] = slots
     pages.view_i64(pages.pfn)[middle:end] = pfns
@@ -55,11 +56,12 @@ def _fill(mm: Mm, vm: int, segment: Segment, swapped: int) -> FillPages:
     return FillPages(vm, segment, numbers[swapped:], pfns, numbers[:swapped], slots)
 
 
-def _verify(mm: Mm, event: SegmentsLoaded) -> None:
+def _verify(mm: Mm, event: SegmentsLoaded, now_ns: int) -> None:
     if not 0 <= event.vm < len(mm.groups):
         raise CoreError(f"segments for VM {event.vm}: no such VM")
-    if mm.groups[event.vm].usage:
-        raise CoreError(f"segments for VM {event.vm}: it has pages already")
+    first = mm.pages.first_key[event.vm]
+    if any(mm.pages.state[first : first + mm.config.vms[event.vm].guest_pages]):
+        raise CoreError(f"segments for VM {event.vm} at {now_ns}: it has pages already")
     guest_pages = mm.config.vms[event.vm].guest_pages
     end = 0
     for segment in sorted(event.segments, key=lambda one: one.gfn):

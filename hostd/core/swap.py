@@ -7,6 +7,9 @@ area has at least one for every guest page, so it never runs full.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
 
 class SwapArea:
     """``total`` slots, numbered from 0."""
@@ -30,14 +33,16 @@ class SwapArea:
         self.in_use += 1
         return slot
 
-    def allocate_run(self, count: int) -> int:
-        """``count`` adjacent slots from the cursor on, which must be free; returns the first."""
-        first = self._cursor
-        assert first + count <= self.total and self._used.find(1, first, first + count) < 0, "no such run of slots"
-        self._used[first : first + count] = b"\1" * count
-        self._cursor = first + count
+    def allocate_many(self, count: int) -> npt.NDArray[np.int64]:
+        """The next ``count`` free slots, in the order in which ``allocate`` would give them."""
+        free = np.flatnonzero(np.frombuffer(self._used, dtype=np.uint8) == 0)
+        assert len(free) >= count, "swap area full, though it has a slot for every page"
+        slots = np.roll(free, -int(np.searchsorted(free, self._cursor)))[:count].astype(np.int64)
+        np.frombuffer(self._used, dtype=np.uint8)[slots] = 1
+        if count:
+            self._cursor = int(slots[-1]) + 1
         self.in_use += count
-        return first
+        return slots
 
     def free(self, slot: int) -> None:
         """Give ``slot`` back; it must be in use."""

@@ -38,7 +38,7 @@ class Witness(Twin):
         self._used: dict[int, set[int]] = defaultdict(set)  # vCPU -> frames
         self._picked_by: dict[int, int] = {}
         self.used_by_another = 0
-        self.machines = [self._watched(vcpu, machine) for vcpu, machine in enumerate(self.machines)]
+        self._machines = {vcpu: self._watched(vcpu, machine) for vcpu, machine in self._machines.items()}
 
     def _watched(self, vcpu: int, machine: Machine) -> Machine:
         accessed, used, proceed = self.memory.accessed, self._used, machine.proceed

@@ -140,7 +140,7 @@ def test_what_the_vcpus_did(held: Held) -> None:
     reasons = {
         reason: vcpus.sum("apf_sync_fallbacks_total", reason=reason) for reason in ("disabled", "limit", "kernel")
     }
-    assert reasons["kernel"] == counters.get("kernel_faults", 0) and reasons["limit"] == counters.get("sync_limit", 0)
+    assert reasons["kernel"] == counters.get("sync_kernel", 0) and reasons["limit"] == counters.get("sync_limit", 0)
     assert (
         (reasons["disabled"] == 0)
         if apf

@@ -228,7 +228,7 @@ def test_two_requests_swapped(n: int, published: str, monkeypatch: pytest.Monkey
     def second(self: Twin) -> int | None:
         nonlocal left, done
         best = original(self)
-        asking = [v for v, need in enumerate(self._needs) if need.kind in (NeedKind.HOST, NeedKind.GUEST)]
+        asking = [v for v, need in self._needs.items() if need.kind in (NeedKind.HOST, NeedKind.GUEST)]
         if len(asking) >= 2:
             left -= 1
             if left == 0:

@@ -119,10 +119,47 @@ class Server:
             turns.close()
 
     def _open(self) -> None:
-        while (waited := self.clock.run_openings(self._window_ns)) is not Waited.FINISHED:
+        while (waited := openings(self.clock, self._window_ns)) is not Waited.FINISHED:
             if waited is Waited.ABORTED:
                 return
             self.borders.append(self.clock.border_ns)
+
+
+def openings(clock: ClockPage, window_ns: int) -> Waited:
+    """What the opener has to do; that participants have ended it notes."""
+    while (waited := clock.run_openings(window_ns)) is Waited.ENDED:
+        clock.note_ended()
+    return waited
+
+
+def test_the_opener_is_told_once_that_a_participant_has_ended(tmp_path: Path) -> None:
+    clock = page(2, tmp_path)
+    clock.publish(0, 5)
+    clock.publish(1, NEVER_NS)
+    assert clock.run_openings(1000) is Waited.ENDED and clock.border_ns == 0
+    assert clock.has_ended(range(1, 2)) and not clock.has_ended(range(2))
+    clock.note_ended()
+    assert clock.run_openings(1000) is Waited.LATER and clock.border_ns == 1000
+    clock.publish(0, 1500)
+    clock.enter(range(1, 2), 1000)
+    assert clock.run_openings(1000) is Waited.LATER and clock.border_ns == 2000
+    assert clock.wait_window(1, 1000) is Waited.DONE
+
+
+def test_nobody_waits_for_an_evicted_participant_or_its_server(tmp_path: Path) -> None:
+    clock = page(3, tmp_path)
+    entry = clock.want_entry(1, 1)
+    clock.announce_arrivals(entry)
+    assert not clock.announce(entry, 1, 70)
+    clock.publish(0, 100)
+    clock.post(2, 50)
+    clock.set_interruptible(2, True)
+    assert not clock.has_turn(0, 100)
+    clock.evict(range(1, 3), 1)
+    assert clock.has_turn(0, 100) and not clock.has_arrivals(entry) and clock._cells[_WAITERS] == 0
+    assert clock.has_ended(range(1, 3))
+    clock.enter(range(1, 3), 200)
+    assert clock.take_interrupt(2, 1000) == 0, "what was posted to the one before is forgotten"
 
 
 def expected(scripts: list[list[Request]]) -> list[tuple[int, int]]:
@@ -215,7 +252,7 @@ def test_abort_ends_every_wait(tmp_path: Path) -> None:
     waits = [
         in_thread(lambda: turn_of(clock, 0, 10)),
         in_thread(lambda: clock.wait_window(0, 10_000_000)),
-        in_thread(lambda: clock.run_openings(1000)),
+        in_thread(lambda: openings(clock, 1000)),
     ]
     clock.publish(1, 5)
     clock.abort()
@@ -242,7 +279,7 @@ def test_a_waiter_that_died_holds_up_nobody(tmp_path: Path) -> None:
     waiter.join()
     clock.publish(1, 200)
     assert turn_of(clock, 0, 100) is Waited.DONE
-    thread, said = in_thread(lambda: clock.run_openings(1000))
+    thread, said = in_thread(lambda: openings(clock, 1000))
     clock.publish(0, NEVER_NS)
     clock.publish(1, NEVER_NS)
     thread.join(DEADLINE_S)
@@ -260,14 +297,14 @@ def test_openings_jump_over_empty_windows(tmp_path: Path) -> None:
     clock = page(2, tmp_path)
     clock.publish(0, 123_456)
     clock.publish(1, 999_999_999)
-    assert clock.run_openings(1000) is Waited.LATER
+    assert openings(clock, 1000) is Waited.LATER
     assert (clock.border_ns, clock.windows) == (124_000, 1)
     assert clock.wait_window(0, 123_456) is Waited.DONE
     clock.publish(0, 123_999)  # not yet at the border
-    assert clock.run_openings(1000) is Waited.LATER
+    assert openings(clock, 1000) is Waited.LATER
     assert clock.windows == 1
     clock.publish(0, 5_000_000)
-    assert clock.run_openings(1000) is Waited.LATER
+    assert openings(clock, 1000) is Waited.LATER
     assert (clock.border_ns, clock.windows) == (5_001_000, 2)
 
 
@@ -275,13 +312,13 @@ def test_border_work_comes_before_the_opening(tmp_path: Path) -> None:
     clock = page(1, tmp_path)
     clock.set_border_due(500)
     clock.publish(0, 700)
-    assert clock.run_openings(1000) is Waited.LATER  # the border at 0 is before 500
+    assert openings(clock, 1000) is Waited.LATER  # the border at 0 is before 500
     assert clock.border_ns == 1000
     clock.publish(0, 1500)
-    assert clock.run_openings(1000) is Waited.BORDER_WORK
+    assert openings(clock, 1000) is Waited.BORDER_WORK
     assert clock.border_ns == 1000
     clock.set_border_due(None)
-    assert clock.run_openings(1000) is Waited.LATER
+    assert openings(clock, 1000) is Waited.LATER
     assert clock.border_ns == 2000
 
 
@@ -467,7 +504,7 @@ def test_posts_end_waits_in_the_order_of_virtual_time(worlds: list[list[Act]], w
 
 def opened(clock: ClockPage, window_ns: int = 1000) -> int:
     """Border of the window that the opener opens now."""
-    assert clock.run_openings(window_ns) is Waited.LATER
+    assert openings(clock, window_ns) is Waited.LATER
     return clock.border_ns
 
 
@@ -577,10 +614,10 @@ def test_arrivals_are_granted_only_at_a_border_with_everybody_there(tmp_path: Pa
     clock.announce_arrivals(entry)
     clock.publish(0, 1500)
     clock.publish(1, 1200)
-    assert clock.run_openings(1000) is Waited.LATER and clock.granted_ns(entry) is None, "one is on its way"
+    assert openings(clock, 1000) is Waited.LATER and clock.granted_ns(entry) is None, "one is on its way"
     clock.publish(2, 5000)
     for _ in range(2):
-        assert clock.run_openings(1000) is Waited.ARRIVALS
+        assert openings(clock, 1000) is Waited.ARRIVALS
         assert clock.windows == 1, "no window opens before they were taken"
     assert clock.granted_ns(entry) is None, "not before the opener says so"
     clock.grant(1000)
@@ -595,9 +632,9 @@ def test_border_work_comes_before_arrivals(tmp_path: Path) -> None:
     clock = page(1, tmp_path)
     clock.announce_arrivals(clock.want_entry(1, 0))
     clock.set_border_due(0)
-    assert clock.run_openings(1000) is Waited.BORDER_WORK
+    assert openings(clock, 1000) is Waited.BORDER_WORK
     clock.set_border_due(None)
-    assert clock.run_openings(1000) is Waited.ARRIVALS
+    assert openings(clock, 1000) is Waited.ARRIVALS
 
 
 def test_grant_is_for_those_that_asked_and_once(tmp_path: Path) -> None:
@@ -613,7 +650,7 @@ def test_grant_is_for_those_that_asked_and_once(tmp_path: Path) -> None:
     clock.give_back(first)
     for who in range(4):
         clock.publish(who, 3000)
-    assert clock.run_openings(1000) is Waited.ARRIVALS, "the second has not given it back"
+    assert openings(clock, 1000) is Waited.ARRIVALS, "the second has not given it back"
     clock.give_back(second)
     assert opened(clock) == 4000
 
@@ -622,22 +659,22 @@ def test_when_all_wait_for_an_interrupt_the_opener_parks(tmp_path: Path) -> None
     clock = page(2, tmp_path)
     idle(clock, 0, FOREVER_NS)
     clock.publish(1, NEVER_NS)
-    assert clock.run_openings(1000) is Waited.PARKED and clock.windows == 0
+    assert openings(clock, 1000) is Waited.PARKED and clock.windows == 0
     clock.announce_arrivals(clock.want_entry(1, 0))
-    assert clock.run_openings(1000) is Waited.ARRIVALS, "which is how it goes on"
+    assert openings(clock, 1000) is Waited.ARRIVALS, "which is how it goes on"
     clock.grant(7000)
     clock.post(0, 7000)
     clock.give_back(clock.want_entry(1, 0))
     assert opened(clock) == 8000 and clock.take_interrupt(0, 8000) == 7000
     clock.publish(0, NEVER_NS)
-    assert clock.run_openings(1000) is Waited.FINISHED
+    assert openings(clock, 1000) is Waited.FINISHED
 
 
 def test_no_window_that_starts_beyond_the_limit_opens(tmp_path: Path) -> None:
     clock = page(1, tmp_path)
     clock.publish(0, 5500)
     clock.set_limit(4999)
-    assert clock.run_openings(1000) is Waited.AHEAD and clock.border_ns == 0
+    assert openings(clock, 1000) is Waited.AHEAD and clock.border_ns == 0
     clock.set_limit(5000)
     assert opened(clock) == 6000
 

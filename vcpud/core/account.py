@@ -1,4 +1,4 @@
-"""Where a vCPU's time went. Every nanosecond from 0 to the end of the run is in exactly one cause."""
+"""Where a vCPU's time went. Every nanosecond from the start to the end of the run is in exactly one cause."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CAUSE_OF_ACCOUNT = {
 
 
 class TimeAccount:
-    """Guest ns by cause, up to ``end_ns``."""
+    """Guest ns by cause, from ``start_ns`` up to ``end_ns``."""
 
-    def __init__(self, end_ns: int) -> None:
+    def __init__(self, end_ns: int, start_ns: int = 0) -> None:
         self._end_ns = end_ns
-        self._at_ns = 0
+        self._start_ns = self._at_ns = start_ns
         self.spent_ns: dict[Cause, int] = dict.fromkeys(Cause, 0)
 
     def spend(self, cause: Cause, until_ns: int) -> None:
@@ -48,4 +48,4 @@ class TimeAccount:
 
     def check(self) -> None:
         """Nothing is counted twice or lost."""
-        assert sum(self.spent_ns.values()) == self._at_ns <= self._end_ns
+        assert sum(self.spent_ns.values()) == self._at_ns - self._start_ns and self._at_ns <= self._end_ns

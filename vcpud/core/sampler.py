@@ -16,12 +16,11 @@ from apf.messages import NEVER_NS, KernelPath, Sample
 
 
 class Sampler:
-    """Counts samples until they are drained. ``period_ns`` 0: never due."""
+    """Counts samples until they are drained; the first is due at ``first_ns``. ``period_ns`` 0: never due."""
 
-    def __init__(self, period_ns: int, phase_ns: int) -> None:
-        assert period_ns == 0 or 0 <= phase_ns < period_ns
+    def __init__(self, period_ns: int, first_ns: int) -> None:
         self._period_ns = period_ns
-        self.next_ns = phase_ns if period_ns else NEVER_NS
+        self.next_ns = first_ns if period_ns else NEVER_NS
         self._counts: Counter[tuple[int, int, KernelPath]] = Counter()
 
     def _forward(self, now_ns: int) -> int:

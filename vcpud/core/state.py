@@ -75,9 +75,10 @@ class VcpuCounters:
     ready: int = 0
     repeated: int = 0
     halts: int = 0  # faults for which the vCPU halted, repeated ones too
-    sync_limit: int = 0  # 64 items live: handled synchronously
-    sync_ineligible: int = 0  # kvm_can_do_async_pf said no
-    sync_alloc: int = 0  # no memory for the item
+    sync_limit: int = 0  # of tasks, 64 items being live: handled synchronously
+    sync_ineligible: int = 0  # of tasks, kvm_can_do_async_pf having said no
+    sync_alloc: int = 0  # of tasks, there being no memory for the item
+    sync_kernel: int = 0  # of the guest kernel and of KVM for it, for any reason
     prefault_again: int = 0  # the page was gone again before page ready could go out (E37)
     shadow_faults: int = 0  # that a mapping of the host's settled
     prefault_skipped: int = 0  # the address space was another (E43)
@@ -118,3 +119,4 @@ class VcpuConfig:
     shadow: bool = False
     injections: tuple[Injection, ...] = ()
     guest_bytes: int = 1 << 52
+    start_ns: int = 0  # when its VM joined the host

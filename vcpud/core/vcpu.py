@@ -167,11 +167,11 @@ class VcpuCore:
         self._tick_period_ns = 1_000_000_000 // config.hz
         self.journal = journal
         self.state = State.NEW
-        self.now_ns = 0
+        self.now_ns = config.start_ns
         self.retired = 0
         self.counters = VcpuCounters()
         self.observed = Observed()
-        self.account = TimeAccount(config.end_ns)
+        self.account = TimeAccount(config.end_ns, config.start_ns)
         self.async_pf = AsyncPfQueue(config.vcpu)
         self.msrs = ApfMsrs(config.mode, hlt_exits=config.hlt_exits, guest_bytes=config.guest_bytes)
         self.thread = Thread()
@@ -202,7 +202,7 @@ class VcpuCore:
         self._copies: deque[ReadGuest | WriteGuest] = deque()  # what COPY has yet to do
         self._fetched = bytearray()
         self._entering = False  # COPY is part of entering a system call
-        self._sampler = Sampler(config.sample_period_ns, config.sample_phase_ns)
+        self._sampler = Sampler(config.sample_period_ns, config.start_ns + config.sample_phase_ns)
         self._rip = 0  # of the task, when it last left the CPU
         self._min_flt = self._maj_flt = 0  # since the last trap
         self._faults: list[FaultMet] = []
@@ -528,6 +528,7 @@ class VcpuCore:
         if mode is None:
             return self._go_back_halted()
         work = self.async_pf.next_token() if mode is FaultMode.NOWAIT else 0
+        self.counters.sync_kernel += mode is FaultMode.BLOCKING
         self._fault_gfn = gfn
         self._resume = self.state
         self._move(State.KERNEL_FAULT)
@@ -540,11 +541,11 @@ class VcpuCore:
 
     def _try_async(self, gfn: int, context: Context) -> FaultMode | None:
         """__kvm_mmu_faultin_pfn: may a worker do it? None: one does already, and the vCPU halts (E07, E08)."""
-        counters = self.counters
+        counters, user = self.counters, context.cpl > 0
         if self._config.mode is ApfMode.OFF:
             return FaultMode.BLOCKING
         if not self.msrs.can_do(context):
-            counters.sync_ineligible += 1
+            counters.sync_ineligible += user
             return FaultMode.BLOCKING
         item = self.async_pf.find(gfn)
         if item is not None:
@@ -556,10 +557,10 @@ class VcpuCore:
             self._halt()
             return None
         if self.async_pf.full:
-            counters.sync_limit += 1
+            counters.sync_limit += user
             return FaultMode.BLOCKING
         if self._hit(Injected.ALLOC_FAILURE):
-            counters.sync_alloc += 1
+            counters.sync_alloc += user
             return FaultMode.BLOCKING
         return FaultMode.NOWAIT
 
@@ -971,7 +972,7 @@ class VcpuCore:
         self._drop()
         self.msrs.reset()
         self.msrs.pageready_pending = False
-        if what is Injected.MSR_LOST:
+        if what is Injected.MSR_LOST or not en:  # what the guest has not written is not restored either
             return
         with_vector = self._config.mode is ApfMode.PV and what is Injected.RESTORE
         if with_vector:

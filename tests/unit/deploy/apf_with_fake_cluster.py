@@ -45,6 +45,7 @@ class FakeCluster:
         self.run = RunDir.make()
         self._api = api
         self.processes: list[Any] = []
+        self.vms = (0,)
 
     def __enter__(self) -> FakeCluster:
         if FAULT == "refuse":
@@ -59,7 +60,7 @@ class FakeCluster:
         process.stop(self.processes, 5)
         self.run.remove()
 
-    def wait(self) -> FakeResult:
+    def wait(self, watch: Any) -> FakeResult:
         (child,) = self.processes
         child.join()
         if child.exitcode:

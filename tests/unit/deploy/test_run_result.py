@@ -27,7 +27,7 @@ def result(*, corrupt: int = 0, audit_corrupt: int = 0, accesses: int = 100, wri
     }
     guest = {"digest": "g", "tasks": tasks, "told": [], "counters": {}, "profile": [], "folded": "", "end_ns": 9}
     scenario = load(None, {"apf": ["off"], "duration_s": "2.5"})
-    return RunResult.of(scenario, 1000, 10, host, [guest], [vcpu, vcpu], 1.25)
+    return RunResult.of(scenario, 1000, 10, host, {0: guest}, {(0, 0): vcpu, (0, 1): vcpu}, 1.25)
 
 
 @pytest.mark.parametrize(

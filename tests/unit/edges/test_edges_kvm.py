@@ -179,7 +179,7 @@ def test_e03_a_handlers_access_with_interrupts_off_is_synchronous(where: str) ->
     asked = machine.request()
     assert isinstance(asked, m.FaultRaised)
     assert (asked.gfn, asked.mode, asked.work) == (REASON_GPA >> 12, m.FaultMode.BLOCKING, 0)
-    assert machine.core.counters.sync_ineligible == 1 and len(machine.core.async_pf) == 0
+    assert machine.core.counters.sync_kernel == 1 and len(machine.core.async_pf) == 0
     machine.out.clear()
     machine.mapped(stall_ns=80_000)
     assert isinstance(machine.next, AskGuest if where == "reads the token" else EnterGuest)

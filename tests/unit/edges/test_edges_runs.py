@@ -146,6 +146,7 @@ def test_e04_e07_halting_lets_others_run_only_from_the_next_tick_on() -> None:
 @pytest.mark.parametrize(
     ("inject", "named"),
     [
+        ({"what": "restore", "apf": "pv"}, "inject.0.apf: no such field"),
         ({"what": "fire"}, "inject.0.what = 'fire'"),
         ({"what": "restore", "nth": 2}, "nth = 2"),
         ({"what": "lapic_off"}, "for_s = 0"),
@@ -159,3 +160,14 @@ def test_an_injection_that_makes_no_sense_is_refused(inject: dict[str, Any], nam
     with pytest.raises(ScenarioError) as refused:
         run("pv", inject)
     assert named in str(refused.value)
+
+
+def test_send_always_is_not_for_the_guest_of_2010() -> None:
+    with pytest.raises(ScenarioError, match=r"kvm\.send_always = true, apf = \['pv2010'\]"):
+        run("pv2010", kvm__send_always=True)
+
+
+@pytest.mark.parametrize("apf", ["off", "halt"])
+def test_a_restore_is_nothing_to_a_guest_that_has_enabled_nothing(apf: str) -> None:
+    result = run(apf, {"what": "restore", "at_s": "0.001"})
+    assert result.counter("injected") == 1 and result.counter("msr_gp") == result.counter("wake_all") == 0
