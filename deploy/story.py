@@ -157,7 +157,7 @@ def _life(journals: Journals, raised: dict[tuple[int, int], Fault], gfn: int, pl
     match journals.result.mode, found.kind:
         case "off", "major":
             others = _stood_still(journals, found)
-        case "pv2010", "async":
+        case (("pv2010" | "pv"), "async"):
             others = _ran_instead(journals, found, [host[place] for place in later])
         case _:
             return None

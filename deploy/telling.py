@@ -61,8 +61,8 @@ SINCE_58 = {
     "kernel fault": "kvm_write_guest_cached get_user_pages_fast",
     "halted": "kvm_arch_async_page_not_present vcpu_block",
     "not present": "kvm_arch_async_page_not_present kvm_inject_page_fault",
-    "asleep": "__kvm_handle_async_pf kvm_async_pf_task_wait_schedule schedule",
-    "dummy": "__kvm_handle_async_pf kvm_async_pf_queue_task",
+    "asleep": "exc_page_fault __kvm_handle_async_pf kvm_async_pf_task_wait_schedule schedule",
+    "dummy": "exc_page_fault __kvm_handle_async_pf kvm_async_pf_queue_task",
     "repeated": "__kvm_mmu_faultin_pfn kvm_find_async_pf_gfn vcpu_block",
     "completed": "async_pf_execute kvm_arch_async_page_present_queued",
     "prefault": "kvm_check_async_pf_completion kvm_arch_async_page_ready",
@@ -280,7 +280,7 @@ class Teller:
             return "The guest was not told that it was not present, and is not told now: the vCPU goes on."
         if self._mode == "pv":
             text = (
-                f"Writes token {fault.token:#x} to the token word at {reason_gpa(fault.vcpu) + APF_TOKEN_OFFSET:#x} of "
+                f"Puts token {fault.token:#x} in the token word at {reason_gpa(fault.vcpu) + APF_TOKEN_OFFSET:#x} of "
                 f"guest memory and raises the interrupt for page ready."
             )
         else:
