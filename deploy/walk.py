@@ -76,7 +76,9 @@ def _verify(scenario: Scenario) -> None:
         )
     if bench.buffer <= scenario.vm.group_memory:
         raise ScenarioError(f"bench.buffer = {bench.buffer}: more than vm.group_memory, or nothing is swapped out")
-    if scenario.gup == "fast" and "pv2010" in scenario.apf:
+    if "halt" in scenario.apf:
+        raise ScenarioError(f"apf = {list(scenario.apf)}: the guest is told nothing in halt; off, pv2010 or pv")
+    if scenario.gup == "fast" and {"pv2010", "pv"} & set(scenario.apf):
         raise ScenarioError("gup = fast: even a first touch goes to the fault-in worker; noio or nowait")
 
 
