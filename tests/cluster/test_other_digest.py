@@ -47,13 +47,21 @@ def published() -> str:
 
 OTHER_COSTS = ("interrupt_ns", "profile_sample_ns")
 """The benchmark has no timers and posts no interrupts, and is not profiled."""
+COSTS_OF_PV = ("apf_ack_exit_ns",)
 
 
-@pytest.mark.parametrize("cost", sorted(set(Costs.model_fields) - set(OTHER_COSTS)))
+@pytest.mark.parametrize("cost", sorted(set(Costs.model_fields) - {*OTHER_COSTS, *COSTS_OF_PV}))
 def test_each_cost_of_the_benchmark(cost: str, published: str) -> None:
     scenario = small()
     assert changed(scenario, cost).costs != scenario.costs
     assert digest(changed(scenario, cost)) != published
+
+
+@pytest.mark.parametrize("cost", COSTS_OF_PV)
+def test_each_cost_of_the_protocol_since_5_8(cost: str, published: str) -> None:
+    scenario = small("pv")
+    assert digest(changed(scenario, cost)) != digest(scenario)
+    assert digest(changed(small(), cost)) == published, "no other protocol acknowledges"
 
 
 @pytest.mark.parametrize("cost", OTHER_COSTS)
