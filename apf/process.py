@@ -71,6 +71,8 @@ def start_logging(level: str = "WARNING", form: str | None = None) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     logging.basicConfig(level=level, handlers=[logs.handler(chosen)])
     logging.captureWarnings(True)
+    # Calls that a stopping server aborts it warns of, after our own last words; what ends a run is told by us.
+    logging.getLogger("grpc").setLevel(logging.ERROR)
     multiprocessing_logging.install_mp_handler()
 
 

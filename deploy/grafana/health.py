@@ -105,7 +105,7 @@ def page() -> Page:
                     "suffix: x",
                 ),
                 [Query(f"max by (cluster) (apf_virtual_wall_ratio{{{q.CLUSTER}}})", "{{cluster}}")],
-                8,
+                6,
             ),
             graph(
                 Look(
@@ -119,7 +119,7 @@ def page() -> Page:
                     Query(q.rate("apf_windows_total", "cluster", q.CLUSTER), "{{cluster}} windows"),
                     Query(q.rate("apf_borders_total", "cluster", q.CLUSTER), "{{cluster}} borders"),
                 ],
-                8,
+                6,
             ),
             graph(
                 Look(
@@ -134,7 +134,7 @@ def page() -> Page:
                         f'sum by (cluster) (apf_host_vm_events_total{{{q.CLUSTER}, kind="lost"}})', "{{cluster}} lost"
                     ),
                 ],
-                8,
+                6,
             ),
             graph(
                 Look(
@@ -145,7 +145,7 @@ def page() -> Page:
                     "ops",
                 ),
                 [Query(q.rate("apf_guest_instructions_total", "cluster, vm"), "{{cluster}} vm {{vm}}")],
-                8,
+                6,
             ),
         )
         .row(
