@@ -674,7 +674,9 @@ class VcpuCore:
                 return self._inject(REASON_NOT_PRESENT)
             case State.READY if self._config.mode is ApfMode.PV2010:
                 return self._inject(REASON_READY)
-            case State.READY | State.SLOT:
+            case State.READY:
+                return ReadGuest(self.msrs.guest_token_gpa, _TOKEN_BYTES)
+            case State.SLOT:
                 return ReadGuest(self.msrs.token_gpa, _TOKEN_BYTES)
             case State.PRESENT:
                 return self._put_token()
@@ -697,7 +699,7 @@ class VcpuCore:
                 return self._slot_read(int.from_bytes(data, "little"))
             case State.READY:
                 if data is None:
-                    return self._kernel_fault(self.msrs.token_gpa, Access.READ, INTERRUPTS_OFF)
+                    return self._kernel_fault(self.msrs.guest_token_gpa, Access.READ, INTERRUPTS_OFF)
                 return self._tell_ready(int.from_bytes(data, "little"))
             case _:
                 raise AssertionError(f"nothing was to be read\n{self.story()}")
@@ -858,7 +860,7 @@ class VcpuCore:
         self._end_halt(ThreadEvent.INTERRUPT)
         self._spend(Cause.APF, self.now_ns + self._costs.apf_inject_ns)
         self._move(State.READY)
-        return [ReadGuest(self.msrs.token_gpa, _TOKEN_BYTES)]
+        return [ReadGuest(self.msrs.guest_token_gpa, _TOKEN_BYTES)]
 
     def _tell_ready(self, token: int) -> list[Effect]:
         self.counters.ready += 1
