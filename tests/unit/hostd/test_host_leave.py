@@ -92,11 +92,10 @@ def test_nothing_is_lost_whenever_it_leaves(data: st.DataObject) -> None:
     rig = Rig(vms=2, limit=16, reserve=16)
     rig.load(60, vm=0)
     rig.load(60, vm=1)
-    now_ns, work, gone = 0, 0, False
-    for _ in range(data.draw(st.integers(1, 25))):
+    now_ns, gone = 0, False
+    for work in range(1, 1 + data.draw(st.integers(1, 25))):
         now_ns += data.draw(st.integers(1, 2 * READ_NS))
         vm = data.draw(st.sampled_from([1] if gone else [0, 1]))
-        work += 1
         access = data.draw(st.sampled_from(["read", "write"]))
         wants = data.draw(st.booleans())
         rig.fault(
