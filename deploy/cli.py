@@ -709,6 +709,32 @@ def kill(
         steer.kill(_where(name, api, tls_cert, tls_key, tls_ca)[0], process_id, task, _console())
 
 
+@app.command()
+def inject(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="As in a scenario's [[inject]]: lost_ready, dropped_ack, restore, ..."),
+    ],
+    vcpu: Annotated[int, typer.Option(metavar="N", help="The vCPU.")],
+    nth: Annotated[int, typer.Option(metavar="N", help="Which event of its kind from then on it happens to.")] = 1,
+    count: Annotated[int, typer.Option(metavar="N", help="How many in a row.")] = 1,
+    length: Annotated[
+        str, typer.Option("--for", metavar="S", help="How long lapic_off and paging_off last, guest s.")
+    ] = "0",
+    name: _Name = DEFAULT_NAME,
+    api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+) -> None:
+    """Spoil the APF protocol of a vCPU of a running guest."""
+    with _told():
+        from deploy import steer
+
+        where = _where(name, api, tls_cert, tls_key, tls_ca)[0]
+        steer.inject(where, what, vcpu, nth, count, length, _console())
+
+
 @app.command("list")
 def list_(
     name: _Name = DEFAULT_NAME,

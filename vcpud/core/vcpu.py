@@ -119,7 +119,7 @@ from vcpud.core.effects import (
     WaitUntil,
     WriteGuest,
 )
-from vcpud.core.injected import Injected, Injections
+from vcpud.core.injected import Injected, Injection, Injections
 from vcpud.core.observed import Observed
 from vcpud.core.sampler import Sampler
 from vcpud.core.state import TRANSITIONS, State, VcpuConfig, VcpuCounters
@@ -927,7 +927,7 @@ class VcpuCore:
     # injected faults of the protocol
 
     def _hit(self, what: Injected) -> bool:
-        """Whether this event is one that the scenario spoils."""
+        """Whether this event is one that is to be spoiled."""
         hit = self._injections.hits(what, self.now_ns)
         if hit:
             self._note_injected(what)
@@ -1018,6 +1018,14 @@ class VcpuCore:
         if dispatch.shutdown:
             self._end_ns = self.now_ns
             self.account.end(self.now_ns)
+        for fault in dispatch.injections:
+            self.journal.record(self.now_ns, "inject", fault.what, fault.nth, fault.count, fault.for_ns)
+        self._injections.add(
+            tuple(
+                Injection(Injected(fault.what), self.now_ns, fault.nth, fault.count, fault.for_ns)
+                for fault in dispatch.injections
+            )
+        )
         self._steps.extend(dispatch.steps)
         self._dispatched_steps = True
         return effects + self._do_steps()

@@ -34,7 +34,7 @@ def test_every_method_is_in_the_table() -> None:
 
 
 def test_who_steers_is_the_operator() -> None:
-    for method in ("Spawn", "Kill", "Shutdown"):
+    for method in ("Spawn", "Kill", "Inject", "Shutdown"):
         assert roles.METHODS[f"/apf.v1.LoadService/{method}"] == {Role.OPERATOR}
     assert roles.methods_of({Role.VCPU}) & roles.methods_of({Role.OPERATOR}) == roles.methods_of({Role.GUEST}) & (
         roles.methods_of({Role.LOAD})
