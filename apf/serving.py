@@ -145,6 +145,11 @@ class TurnServer:
         self._pass_turn()
 
     @property
+    def now_ns(self) -> int:
+        """How far the host's virtual time is, for show."""
+        return 0 if self._clock is None else self._clock.now_ns()
+
+    @property
     def entry(self) -> int:
         """This server's want entry on the clock page."""
         return self._entry

@@ -414,7 +414,9 @@ class LoadApi(LoadServiceServicer):
     ) -> load_pb2.ListResponse:
         core = self._guest.core
         processes = [self._process_out(process) for process in core.processes.values()]
-        return load_pb2.ListResponse(processes=processes, now_ns=core.now_ns)
+        # An idle guest takes no steps, and its time passes all the same.
+        now_ns = max(core.now_ns, self._turns.now_ns)
+        return load_pb2.ListResponse(processes=processes, now_ns=now_ns)
 
     def _process_out(self, process: Process) -> load_pb2.Process:
         tasks = self._guest.core.tasks
