@@ -18,6 +18,8 @@ from apf.roles import Role
 from apf.rundir import RunDir
 from apf.v1 import guest_pb2, host_pb2, load_pb2
 
+pytestmark = pytest.mark.grpc
+
 OK, DENIED = grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED
 FILES = (host_pb2, guest_pb2, load_pb2, health_pb2, reflection_pb2)
 
