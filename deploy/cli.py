@@ -69,7 +69,7 @@ def bench(
     duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode (default: 10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance (default: 1).")] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Swap device: hdd-7200 (default) or nvme.")
+        str | None, typer.Option(metavar="NAME|FILE.toml", help="Swap device (default: hdd-7200; see apf device).")
     ] = None,
     vcpus: Annotated[int | None, typer.Option(help="vCPUs of the guest (default: 4).")] = None,
     fault_threads: Annotated[int | None, typer.Option(help="Threads that touch random pages (default: 4).")] = None,
@@ -139,7 +139,7 @@ def run(
     apf: Annotated[str | None, typer.Option(help="Modes to run, with commas between.")] = None,
     duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Swap device.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Swap device.")] = None,
     policy: Annotated[str | None, typer.Option(help="Scheduler: cfs, eevdf, rr, or one that was installed.")] = None,
     profile_hz: Annotated[int | None, typer.Option(metavar="HZ", help="Samples a guest second and vCPU.")] = None,
     setting: Annotated[
@@ -414,7 +414,7 @@ def trace_command(
         with file.open("wb") as out:
             written = TraceFile(out, limit)
             for number, run in enumerate(runs):
-                trace.write(written, f"apf = {run.mode}", number, run.journals, run.scenario.swap.device)
+                trace.write(written, f"apf = {run.mode}", number, run.journals, run.scenario.swap.name)
             _say([trace_told(file, written)])
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
