@@ -12,15 +12,25 @@ import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 
+from apf import refusal, swapdevice
 from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
+from apf.swapdevice import CarriedProfile, DeviceName
 
 ApfName = Literal["off", "halt", "pv2010", "pv"]
 GupName = Literal["fast", "noio", "nowait"]
-DeviceName = Literal["hdd-7200", "nvme"]
 
 _UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
@@ -251,9 +261,20 @@ class Inject(_Model):
 
 
 class Swap(_Model):
-    """The swap device: its latency model, and how large its file may grow."""
+    """The swap device: a profile that ships, by name, or a TOML file with a profile (``apf.swapdevice``).
 
-    device: DeviceName = "hdd-7200"
+    The file's name is relative to the scenario's file. Once loaded, the scenario has the profile itself in its place.
+    """
+
+    device: Annotated[
+        Annotated[DeviceName, Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
+        Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
+    ] = "hdd-7200"
+
+    @property
+    def name(self) -> str:
+        """What to call the device."""
+        return self.device if isinstance(self.device, str) else self.device.name
 
 
 class Host(_Model):
@@ -410,14 +431,13 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
             if not isinstance(table, dict):
                 raise ScenarioError(f"{section} = {table!r}: expected a table")
         table[name] = value
-    _find_files(data, Path() if path is None else path.parent)
+    directory = Path() if path is None else path.parent
+    _find_files(data, directory)
+    _find_device(data, directory)
     try:
         return Scenario.model_validate(data)
     except ValidationError as error:
-        items = error.errors()
-        deeper = {item["loc"][: len(other["loc"])] for other in items for item in items if item is not other}
-        told = [item for item in items if item["type"] != "too_short" or item["loc"] not in deeper]
-        raise ScenarioError("\n".join(_explain(item) for item in told)) from error
+        raise ScenarioError("\n".join(refusal.lines(error, Scenario, ("shipped", "carried")))) from error
 
 
 def _find_files(data: dict[str, Any], directory: Path) -> None:
@@ -442,17 +462,18 @@ def _find_files(data: dict[str, Any], directory: Path) -> None:
                 thread[field] = str(file)
 
 
-def _explain(item: Any) -> str:
-    """One line about one thing pydantic refused: field, value, what is allowed."""
-    where = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "extra_forbidden":
-        model: Any = Scenario
-        for part in item["loc"][:-1]:
-            if isinstance(part, str):
-                annotation = model.model_fields[part].annotation
-                model = get_args(annotation)[0] if get_args(annotation) else annotation
-        return f"{where}: no such field; allowed: {', '.join(model.model_fields)}"
-    if not where:
-        return str(message)
-    return f"{where} = {item['input']!r}: {message[:1].lower()}{message[1:]}"
+def _find_device(data: dict[str, Any], directory: Path) -> None:
+    """Put the profile in the place of the name of its file."""
+    swap = data.get("swap")
+    name = swap.get("device") if isinstance(swap, dict) else None
+    if not isinstance(swap, dict) or not isinstance(name, str) or not swapdevice.is_file(name):
+        return
+    file = (directory / name).resolve()
+    try:
+        data["swap"] = {**swap, "device": swapdevice.carry(file)}
+    except OSError as error:
+        raise ScenarioError(f"swap.device = {name!r}: {file}: {error.strerror}") from error
+    except swapdevice.ProfileError as error:
+        raise ScenarioError(
+            "\n".join(f"swap.device = {name!r}: {line}" for line in str(error).splitlines())
+        ) from error

@@ -69,7 +69,7 @@ def bench(
     duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode (default: 10).")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance (default: 1).")] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Swap device: hdd-7200 (default) or nvme.")
+        str | None, typer.Option(metavar="NAME|FILE.toml", help="Swap device (default: hdd-7200; see apf device).")
     ] = None,
     vcpus: Annotated[int | None, typer.Option(help="vCPUs of the guest (default: 4).")] = None,
     fault_threads: Annotated[int | None, typer.Option(help="Threads that touch random pages (default: 4).")] = None,
@@ -139,7 +139,7 @@ def run(
     apf: Annotated[str | None, typer.Option(help="Modes to run, with commas between.")] = None,
     duration: Annotated[str | None, typer.Option(metavar="S", help="Guest seconds a mode.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn by chance.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="NAME", help="Swap device.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="NAME|FILE.toml", help="Swap device.")] = None,
     policy: Annotated[str | None, typer.Option(help="Scheduler: cfs, eevdf, rr, or one that was installed.")] = None,
     profile_hz: Annotated[int | None, typer.Option(metavar="HZ", help="Samples a guest second and vCPU.")] = None,
     setting: Annotated[
@@ -414,7 +414,7 @@ def trace_command(
         with file.open("wb") as out:
             written = TraceFile(out, limit)
             for number, run in enumerate(runs):
-                trace.write(written, f"apf = {run.mode}", number, run.journals, run.scenario.swap.device)
+                trace.write(written, f"apf = {run.mode}", number, run.journals, run.scenario.swap.name)
             _say([trace_told(file, written)])
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
@@ -857,6 +857,54 @@ def top(
             viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=_console())
         except KeyboardInterrupt:
             return
+
+
+_device = typer.Typer(no_args_is_help=True, help="Swap devices: what there is, and your own from fio's measurements.")
+app.add_typer(_device, name="device")
+
+
+@_device.command("list")
+def device_list(
+    file: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE.toml]...", help="Profiles of your own to check and show too."),
+    ] = None,
+) -> None:
+    """Show the profiles that swap.device may name."""
+    with _told(), _named_files():
+        from deploy import devices
+
+        _console().print(devices.table(file or ()))
+
+
+@_device.command("fit")
+def device_fit(
+    file: Annotated[Path, typer.Argument(metavar="FIO.json", help="What fio wrote with --output-format=json[+].")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.toml", help="Where it goes (default: here).")
+    ] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="I/Os at a time (default: as many as fio had in flight).", min=1, max=4096),
+    ] = None,
+) -> None:
+    """Make a swap device's profile from fio's measurement of a real one, of 4 KiB reads and writes."""
+    with _told(), _named_files():
+        from deploy import fio
+
+        text = fio.fit(file, servers)
+        if output is None:
+            print(text, end="")
+        else:
+            output.write_text(text)
+
+
+@contextmanager
+def _named_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {error.strerror}") from error
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class Keeper:
             from deploy.tracefile import TraceFile
 
             self._trace = self._trace or TraceFile(self._trace_to, self._limit)
-            trace.write(self._trace, f"apf = {result.mode}", self._runs, paths, result.scenario.swap.device)
+            trace.write(self._trace, f"apf = {result.mode}", self._runs, paths, result.scenario.swap.name)
         if self._recorder is not None:
             self._recorder.keep(result, paths)
         self._runs += 1

@@ -100,7 +100,7 @@ def _counts(scenario: Scenario, results: list[RunResult]) -> Table:
     title = (
         f"{vm.vcpus} vCPUs, {_size(vm.guest_memory)} guest in a {_size(vm.group_memory)} group, "
         f"{bench.fault_threads} faulting threads on {_size(bench.buffer)}, {bench.work_threads} working threads, "
-        f"{scenario.duration_s} s; cpu_mips {vm.cpu_mips}, {scenario.swap.device}, gup {scenario.gup}, "
+        f"{scenario.duration_s} s; cpu_mips {vm.cpu_mips}, {scenario.swap.name}, gup {scenario.gup}, "
         f"HZ {vm.hz}, window {results[0].window_ns / 1000:g} us, seed {scenario.seed}"
     )
     table = Table(title=title, title_justify="left")

@@ -1,27 +1,31 @@
-"""Loads the device profiles that ship with the host core (TOML data in ``hostd/core/profiles``)."""
+"""The device of a scenario: one of the profiles that ship (TOML data in ``hostd/core/profiles``), or its own."""
 
 from __future__ import annotations
 
-import tomllib
 from importlib import resources
 
+from apf import swapdevice
+from apf.swapdevice import CarriedProfile, Profile
 from hostd.core.device import DeviceProfile
 
-NAMES = ("hdd-7200", "nvme")
+
+def shipped(name: str) -> Profile:
+    """The profile called ``name`` as data; FileNotFoundError if there is none."""
+    file = resources.files("hostd.core").joinpath("profiles", f"{name}.toml")
+    return swapdevice.parse(file.read_bytes(), file.name)
 
 
-def load(name: str) -> DeviceProfile:
-    """The profile called ``name``; FileNotFoundError if there is none."""
-    text = resources.files("hostd.core").joinpath("profiles", f"{name}.toml").read_text(encoding="utf-8")
-    data = tomllib.loads(text)
+def load(device: str | CarriedProfile) -> DeviceProfile:
+    """The model of ``swap.device``; FileNotFoundError for a name that none has."""
+    data, name = (shipped(device), device) if isinstance(device, str) else (device, device.name)
     return DeviceProfile(
         name=name,
-        servers=data["servers"],
-        background=data["background"],
-        read_median_ns=data["read_median_ns"],
-        read_ns=tuple(data["read_ns"]),
-        write_ns=tuple(data["write_ns"]),
-        rotation_ns=data["rotation_ns"],
-        transfer_ns=data["transfer_ns"],
-        skip_slots_max=data["skip_slots_max"],
+        servers=data.servers,
+        background=data.background,
+        read_median_ns=data.median_ns,
+        read_ns=data.read_ns,
+        write_ns=data.write_ns,
+        rotation_ns=data.rotation_ns,
+        transfer_ns=data.transfer_ns,
+        skip_slots_max=data.skip_slots_max,
     )

@@ -51,6 +51,8 @@ class HostConfig:
                 raise CoreError(f"vms[{number}] = {vm}: everything at least 1")
         if self.window_ns < 1:
             raise CoreError(f"window_ns = {self.window_ns}: at least 1")
+        if self.profile.servers < 1:
+            raise CoreError(f"profile.servers = {self.profile.servers}: at least 1")
         if self.reserve_frames < 1:
             raise CoreError(f"reserve_frames = {self.reserve_frames}: at least 1")
         pages = sum(vm.guest_pages for vm in self.vms)
@@ -71,6 +73,6 @@ class HostConfig:
             costs=scenario.costs,
             window_ns=scenario.window_ns or default_window_ns(profile),
             vms=(vm,) * vms,
-            profile=profile,
+            profile=profile.for_cpus(vms * vm.vcpus),
             reserve_frames=scenario.host.reserve_frames,
         )

@@ -12,7 +12,7 @@ worker that has yet to wake up) keeps its place in the queue before one submitte
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from heapq import heapify, heapreplace
 
@@ -34,7 +34,7 @@ class DeviceProfile:
     ``read_ns`` and ``write_ns`` are quantile tables (see ``apf.chance.Stream.quantile``). ``rotation_ns`` is the
     length of a revolution (0: none), ``transfer_ns`` the time of one page. ``skip_slots_max`` is the largest step
     ahead that stays on the track (0: every I/O is drawn). ``background`` False: the I/O finishes on the CPU that
-    submits it.
+    submits it. ``servers`` 0: one for each CPU of the host it is for (``for_cpus``).
     """
 
     name: str
@@ -46,6 +46,10 @@ class DeviceProfile:
     rotation_ns: int
     transfer_ns: int
     skip_slots_max: int
+
+    def for_cpus(self, cpus: int) -> DeviceProfile:
+        """The device of a host whose guests have ``cpus`` vCPUs."""
+        return self if self.servers else replace(self, servers=cpus)
 
 
 def default_window_ns(profile: DeviceProfile) -> int:

@@ -33,7 +33,8 @@ def run(*arguments: str) -> Result:
     ("arguments", "named"),
     [
         (("--vcpus", "0"), ("vm.vcpus = 0", "greater than or equal to 1")),
-        (("--device", "floppy"), ("swap.device = 'floppy'", "'hdd-7200' or 'nvme'")),
+        (("--device", "floppy"), ("swap.device = 'floppy'", "'hdd-7200', ", "'zswap' or 'zram'")),
+        (("--device", "no/such.toml"), ("swap.device = 'no/such.toml'", "No such file")),
         (("--apf", "on"), ("'on'", "'off', 'halt', 'pv2010' or 'pv'")),
         (("--gup", "slow"), ("gup = 'slow'", "'fast', 'noio' or 'nowait'")),
         (("--guest-memory", "3MB"), ("vm.guest_memory = '3MB'", "MiB")),

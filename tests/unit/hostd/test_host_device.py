@@ -8,6 +8,7 @@ from importlib import resources
 import pytest
 
 from apf.chance import Stream
+from apf.swapdevice import NAMES
 from hostd import device_profiles
 from hostd.core.device import Device, DeviceProfile, Op, default_window_ns
 
@@ -74,13 +75,13 @@ def test_the_default_window_is_a_twentieth_of_the_median_read(name: str, window_
 def test_committed_profiles_are_what_the_generator_makes() -> None:
     folder = resources.files("hostd.core").joinpath("profiles")
     made = runpy.run_path(str(folder.joinpath("generate.py")))["render"]()
-    assert sorted(made) == sorted(f"{name}.toml" for name in device_profiles.NAMES)
+    assert sorted(made) == sorted(f"{name}.toml" for name in NAMES)
     for name, text in made.items():
         assert folder.joinpath(name).read_text(encoding="utf-8") == text, f"{name}: run generate.py"
 
 
 def test_tables_ascend() -> None:
-    for name in device_profiles.NAMES:
+    for name in NAMES:
         loaded = device_profiles.load(name)
         for table in (loaded.read_ns, loaded.write_ns):
             assert list(table) == sorted(table) and table[0] > 0
