@@ -824,6 +824,54 @@ def top(
             return
 
 
+_device = typer.Typer(no_args_is_help=True, help="Swap devices: what there is, and your own from fio's measurements.")
+app.add_typer(_device, name="device")
+
+
+@_device.command("list")
+def device_list(
+    file: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[FILE.toml]...", help="Profiles of your own to check and show too."),
+    ] = None,
+) -> None:
+    """Show the profiles that swap.device may name."""
+    with _told(), _named_files():
+        from deploy import devices
+
+        _console().print(devices.table(file or ()))
+
+
+@_device.command("fit")
+def device_fit(
+    file: Annotated[Path, typer.Argument(metavar="FIO.json", help="What fio wrote with --output-format=json[+].")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.toml", help="Where it goes (default: here).")
+    ] = None,
+    servers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="I/Os at a time (default: as many as fio had in flight).", min=1, max=4096),
+    ] = None,
+) -> None:
+    """Make a swap device's profile from fio's measurement of a real one, of 4 KiB reads and writes."""
+    with _told(), _named_files():
+        from deploy import fio
+
+        text = fio.fit(file, servers)
+        if output is None:
+            print(text, end="")
+        else:
+            output.write_text(text)
+
+
+@contextmanager
+def _named_files() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{error.filename}: {error.strerror}") from error
+
+
 def main() -> None:
     """Entry point."""
     app()

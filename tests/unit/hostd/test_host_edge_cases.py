@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from apf.messages import FaultKind, GupVariant, Mapped
+from hostd import device_profiles
 from hostd.core.events import ReadSlot, WriteSlot, ZeroFrame
 from hostd.core.page import PageState
 from tests.unit.hostd.rig import COSTS, PROFILE, WINDOW_NS, WRITE_NS, Rig
@@ -67,6 +68,22 @@ def test_e13_a_synchronous_device_finishes_on_the_vcpu_unless_another_holds_the_
     rig.load(256)
     assert rig.mapped(0, 0, work=1).kind is FaultKind.MAJOR
     rig.in_progress(0, 1, vcpu=1, work=2)
+
+
+@pytest.mark.parametrize("name", ["zram", "zswap"])
+def test_e13_no_page_on_compressed_memory_is_asynchronous_while_nobody_holds_it(new_rig: NewRig, name: str) -> None:
+    profile = device_profiles.load(name).for_cpus(2)
+    rig = new_rig(gup=GupVariant.NOWAIT, profile=profile)
+    rig.load(256)
+    at_ns = 0
+    for gfn in range(32):
+        reply = rig.mapped(gfn, at_ns, work=gfn + 1)
+        assert reply.kind is FaultKind.MAJOR and profile.read_ns[0] <= reply.stall_ns <= profile.read_ns[-1]
+        at_ns = reply.at_ns
+    held = rig.mapped(32, at_ns, vcpu=0, work=100)
+    waits = rig.in_progress(32, at_ns + 1, vcpu=1, work=101)
+    assert waits.ready_at_ns >= held.at_ns - COSTS.host_fault_ns
+    assert rig.core.counters["kvm_try_async_get_page"] == 1 and rig.core.counters["pgmajfault"] == 33
 
 
 def test_e37_a_prefault_sleeps_if_the_page_was_evicted_again(new_rig: NewRig) -> None:
