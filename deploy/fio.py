@@ -11,9 +11,9 @@ The last quantile is not the largest latency but what leaves the mean of the las
 there is uniform (``apf.chance.Stream.quantile``), and the largest of a million would make it much too slow.
 
 **Servers.** By Little's law, I/Os in flight = I/Os a second x mean latency, rounded: reads and writes of a reporting
-group of jobs together, and the group with the most of them (``stonewall`` starts a new one, after the others' end). That many servers
-with these latencies serve what fio saw served. It is never more than fio's iodepth x numjobs, so measure at the depth
-at which the device is busy and its latency has hardly begun to grow; or say ``servers``.
+group of jobs together, and the group with the most of them (``stonewall`` starts a new one, after the others' end).
+That many servers with these latencies serve what fio saw served. It is never more than fio's iodepth x numjobs, so
+measure at the depth at which the device is busy and its latency has hardly begun to grow; or say ``servers``.
 """
 
 from __future__ import annotations

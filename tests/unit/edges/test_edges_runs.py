@@ -57,6 +57,19 @@ def test_e38_a_guest_under_pressure_gets_on(apf: str) -> None:
 
 
 @pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])
+def test_e13_a_vcpu_alone_sees_no_apf_from_zram(apf: str) -> None:
+    on_zram, on_nvme = (run(apf, swap__device=device) for device in ("zram", "nvme"))
+    assert on_zram.host_counters["pgmajfault"] > 100 and accesses(on_zram) > 100
+    assert on_zram.host_counters["kvm_try_async_get_page"] == on_zram.guest_counters["not_present"] == 0
+    assert on_nvme.host_counters["kvm_try_async_get_page"] > 10
+
+
+def test_e13_the_proposal_of_2010_leaves_zram_to_its_worker_all_the_same() -> None:
+    result = run("pv2010", swap__device="zram", gup="noio")
+    assert result.host_counters["kvm_try_async_get_page"] == result.host_counters["pgmajfault"] > 100
+
+
+@pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])
 def test_e54_a_run_ends_with_work_under_way(apf: str) -> None:
     """Nobody waits for a worker that the end of the run has overtaken."""
     result = run(apf, swap__device="hdd-7200", duration_s="0.005")
