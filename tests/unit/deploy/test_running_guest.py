@@ -229,6 +229,7 @@ def test_bad_input_is_named(
     assert not list((tmp_path / "apf").glob("*"))
 
 
+@pytest.mark.grpc
 def test_nobody_at_an_address_is_told() -> None:
     from typer.testing import CliRunner
 
