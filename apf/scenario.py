@@ -260,6 +260,12 @@ class Inject(_Model):
         return int(self.for_s * 1_000_000_000)
 
 
+def _shipped(value: object) -> object:
+    if value not in swapdevice.NAMES:
+        raise ValueError(f"allowed: {', '.join(swapdevice.NAMES)}, or a TOML file with a profile, as 'my.toml'")
+    return value
+
+
 class Swap(_Model):
     """The swap device: a profile that ships, by name, or a TOML file with a profile (``apf.swapdevice``).
 
@@ -267,7 +273,7 @@ class Swap(_Model):
     """
 
     device: Annotated[
-        Annotated[DeviceName, Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
+        Annotated[DeviceName, BeforeValidator(_shipped), Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
         Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
     ] = "hdd-7200"
 

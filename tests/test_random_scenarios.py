@@ -108,3 +108,9 @@ def test_random_scenarios_on_processes(seed: int) -> None:
 def test_the_twin_comes_to_the_same_digest_twice(mode: str) -> None:
     scenario = random_scenario(7, apf=[mode])
     assert twin.run(scenario).digest == twin.run(scenario).digest
+
+
+@pytest.mark.parametrize("device", ["sata-ssd", "rdma", "zswap", "zram"])
+@pytest.mark.parametrize("seed", [500, 507])
+def test_invariants_hold_on_other_devices(seed: int, device: str, tmp_path: Path) -> None:
+    assert run_checked(random_scenario(seed, swap__device=device, duration_s="0.004"), tmp_path).steps > 3000

@@ -84,7 +84,7 @@ def test_what_is_wrong_is_told_with_file_field_and_value(profile: str, told: str
 @pytest.mark.parametrize(
     ("device", "told"),
     [
-        (7, "swap.device = 7: input should be 'hdd-7200', "),
+        (7, "swap.device = 7: allowed: hdd-7200, "),
         ({"servers": 1, "read_ns": [1, 2]}, "swap.device.write_ns: missing"),
         (
             {"servers": 1, "read_ns": [1, 2], "write_ns": [1, 2], "speed": 3},

@@ -33,7 +33,7 @@ def run(*arguments: str) -> Result:
     ("arguments", "named"),
     [
         (("--vcpus", "0"), ("vm.vcpus = 0", "greater than or equal to 1")),
-        (("--device", "floppy"), ("swap.device = 'floppy'", "'hdd-7200', ", "'zswap' or 'zram'")),
+        (("--device", "floppy"), ("swap.device = 'floppy'", "allowed: hdd-7200, ", "zram, or a TOML file")),
         (("--device", "no/such.toml"), ("swap.device = 'no/such.toml'", "No such file")),
         (("--apf", "on"), ("'on'", "'off', 'halt', 'pv2010' or 'pv'")),
         (("--gup", "slow"), ("gup = 'slow'", "'fast', 'noio' or 'nowait'")),

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from importlib import resources
 
 import pytest
 
 from apf.chance import Stream
+from apf.core import CoreError
+from apf.scenario import Scenario, Swap, Vm
 from apf.swapdevice import NAMES
 from hostd import device_profiles
+from hostd.core.config import HostConfig
 from hostd.core.device import Device, DeviceProfile, Op, default_window_ns
 
 
@@ -50,7 +54,7 @@ def test_reads_and_writes_draw_from_streams_of_their_own() -> None:
 
 
 def latencies(name: str, count: int = 20_000) -> list[int]:
-    device = Device(device_profiles.load(name), 1)
+    device = Device(device_profiles.load(name).for_cpus(2), 1)
     slots = Stream(1, "slots")
     return sorted(device.submit(Op.READ, slots.below(1 << 40), at * 10**9)[1] - at * 10**9 for at in range(count))
 
@@ -59,6 +63,35 @@ def test_nvme_reads_have_the_stated_percentiles() -> None:
     drawn = latencies("nvme")
     assert drawn[len(drawn) // 2] == pytest.approx(80_000, rel=0.03)
     assert drawn[len(drawn) * 99 // 100] == pytest.approx(350_000, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("name", "percentiles"),
+    [
+        ("sata-ssd", {10: 90_000, 90: 150_000}),
+        ("rdma", {1: 4_000, 50: 5_000, 99: 255_000}),
+        ("zswap", {50: 6_000, 99: 10_000}),
+        ("zram", {99: 7_456}),
+    ],
+)
+def test_other_reads_have_the_stated_percentiles(name: str, percentiles: dict[int, int]) -> None:
+    drawn = latencies(name)
+    for percent, stated_ns in percentiles.items():
+        assert drawn[len(drawn) * percent // 100] == pytest.approx(stated_ns, rel=0.08), percent
+
+
+def test_zram_reads_have_the_stated_mean() -> None:
+    drawn = latencies("zram")
+    assert sum(drawn) / len(drawn) == pytest.approx(2_428, rel=0.02)
+
+
+def test_a_device_that_is_work_of_the_cpu_has_a_server_for_each_vcpu_of_the_host() -> None:
+    scenario = Scenario(vm=Vm(vcpus=3), swap=Swap(device="zram"))
+    assert HostConfig.of(scenario.for_mode("off"), device_profiles.load("zram"), vms=2).profile.servers == 6
+    assert HostConfig.of(scenario.for_mode("off"), device_profiles.load("nvme"), vms=2).profile.servers == 32
+    config = HostConfig.of(scenario.for_mode("off"), device_profiles.load("zram"))
+    with pytest.raises(CoreError, match=r"profile\.servers = 0: at least 1"):
+        replace(config, profile=device_profiles.load("zram")).verify()
 
 
 def test_hdd_reads_take_a_seek_half_a_turn_and_a_transfer_in_the_mean() -> None:
