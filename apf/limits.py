@@ -64,6 +64,7 @@ CALL_S: Mapping[str, float] = MappingProxyType(
         _HOST + "LoadVm": 600.0,
         _LOAD + "Spawn": 600.0,
         _LOAD + "Kill": 600.0,
+        _LOAD + "Inject": 600.0,
         _LOAD + "List": 60.0,
         _LOAD + "GetProfile": 60.0,
         _LOAD + "Shutdown": 60.0,

@@ -340,6 +340,19 @@ class Store:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class ProtocolFault:
+    """A fault of the APF protocol that is injected while the guest runs: ``what`` in the scenario's words.
+
+    It hits the ``nth`` event of its kind from then on and the ``count`` - 1 after it, or lasts ``for_ns``.
+    """
+
+    what: str
+    nth: int = 1
+    count: int = 1
+    for_ns: int = 0
+
+
 KernelStep = MsrWrite | Store
 """What a handler of the guest kernel does with interrupts off before it returns, in order."""
 
@@ -356,8 +369,9 @@ class Dispatch:
     ``syscall_fetch``: read these when the task makes its next
     system call, and send them along. ``shutdown`` ends the run for this vCPU now.
     ``spaces`` carries address spaces this vCPU has not been told of yet. ``steps``: what the handler does before all
-    that. To a trap that interrupted the guest kernel (``TrapRaised.kernel``) only ``at_ns``, ``run_until_ns``,
-    ``apf_ns``, ``timer_ns``, ``steps`` and ``shutdown`` count: the vCPU goes on with what was interrupted.
+    that. ``injections``: faults of the protocol that are in force from ``at_ns`` on; the operator's, not the guest's.
+    To a trap that interrupted the guest kernel (``TrapRaised.kernel``) only ``at_ns``, ``run_until_ns``, ``apf_ns``,
+    ``timer_ns``, ``steps``, ``shutdown`` and ``injections`` count: the vCPU goes on with what was interrupted.
     """
 
     at_ns: int
@@ -375,6 +389,7 @@ class Dispatch:
     log_faults: bool = False
     shutdown: bool = False
     syscall_fetch: tuple[tuple[int, int], ...] = ()
+    injections: tuple[ProtocolFault, ...] = ()
 
 
 # guestsched -> hostd: loading ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ PERMISSION_DENIED and changes nothing. What is not in the table nobody may call.
 | vcpu     | a vCPU worker                       | RunVcpu, TakeTraps                                                |
 | guest    | a guestsched, towards hostd         | LoadVm                                                            |
 | load     | a load generator, a viewer          | the load API except what steers: see below                        |
-| operator | who runs the guest                  | the whole load API: Spawn, Kill and Shutdown too                  |
+| operator | who runs the guest                  | the whole load API: Spawn, Kill, Inject and Shutdown too          |
 
 A role is a level of trust, not an identity: whoever attaches as vCPU 0 *is* vCPU 0, and a vCPU that breaks its contract
 fails its run, as a broken CPU would. What a peer that is not attached does never reaches a run.
@@ -57,6 +57,7 @@ _TABLE: dict[str, dict[str, Roles]] = {
         "GetProfile": API,
         "Spawn": _OPERATOR,
         "Kill": _OPERATOR,
+        "Inject": _OPERATOR,
         "Shutdown": _OPERATOR,
     },
     "grpc.health.v1.Health": {"Check": ALL, "Watch": ALL, "List": ALL},

@@ -216,6 +216,14 @@ _OF_EVENTS = ("lost_ready", "duplicate_ready", "dropped_ack", "alloc_failure")
 _WITH_LENGTH = ("lapic_off", "paging_off")
 
 
+def check_inject(what: InjectName, nth: int, count: int, field: str, length: Decimal | int) -> None:
+    """ValueError unless such a fault has an ``nth`` and a length (in ``field``) only where that means something."""
+    if what not in _OF_EVENTS and (nth != 1 or count != 1):
+        raise ValueError(f"nth = {nth}, count = {count}: {what} happens once; allowed: 1")
+    if (what in _WITH_LENGTH) is not (length > 0):
+        raise ValueError(f"{field} = {length}: {' and '.join(_WITH_LENGTH)} have a length, nothing else does")
+
+
 class Inject(_Model):
     """A fault of the protocol itself, on one vCPU: at a time, or in the nth event of its kind.
 
@@ -238,10 +246,7 @@ class Inject(_Model):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
-        if self.what not in _OF_EVENTS and (self.nth != 1 or self.count != 1):
-            raise ValueError(f"nth = {self.nth}, count = {self.count}: {self.what} happens once, at at_s")
-        if (self.what in _WITH_LENGTH) is not (self.for_s > 0):
-            raise ValueError(f"for_s = {self.for_s}: {' and '.join(_WITH_LENGTH)} have a length, nothing else does")
+        check_inject(self.what, self.nth, self.count, "for_s", self.for_s)
         return self
 
     @property

@@ -145,6 +145,11 @@ class TurnServer:
         self._pass_turn()
 
     @property
+    def now_ns(self) -> int:
+        """How far the host's virtual time is, for show."""
+        return 0 if self._clock is None else self._clock.now_ns()
+
+    @property
     def entry(self) -> int:
         """This server's want entry on the clock page."""
         return self._entry
@@ -321,8 +326,10 @@ class TurnServer:
 
     async def _break_off(self, context: Any, vm: int, vcpu: int, code: grpc.StatusCode, why: str) -> NoReturn:
         """An attached vCPU has broken the contract."""
-        self._lose(vm, Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
-        await self._refuse(context, code, why)
+        try:
+            await self._refuse(context, code, why)
+        finally:  # it has been told; what follows may be the end of this process
+            self._lose(vm, Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
 
     def _stream_messages(self) -> tuple[int, int]:
         """Messages in and out of the vCPUs' streams, attachments included."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TypeVar, assert_never
+from typing import TypeVar, assert_never, get_args
 
 from apf import messages as m
 from apf import registers
+from apf.scenario import InjectName
 from apf.v1 import guest_pb2 as guest
 from apf.v1 import host_pb2 as host
 from apf.v1 import types_pb2 as types
@@ -43,6 +44,7 @@ _MET_OUT = {
     m.FaultKind.ASYNC: guest.FaultMet.KIND_ASYNC,
 }
 _MET_IN = {number: kind for kind, number in _MET_OUT.items()}
+_INJECTED = {what: what for what in get_args(InjectName)}
 _PATHS = {int(path): path for path in m.KernelPath}
 _ACCOUNT_IN = {number: account for account, number in _ACCOUNT_OUT.items()}
 
@@ -235,6 +237,8 @@ def dispatch_out(dispatch: m.Dispatch, seq: int) -> guest.TakeTrapsResponse:
         message.fetch.add(gpa=gpa, length=length)
     for gpa, length in dispatch.syscall_fetch:
         message.syscall_fetch.add(gpa=gpa, length=length)
+    for fault in dispatch.injections:
+        message.injections.add(what=fault.what, nth=fault.nth, count=fault.count, for_ns=fault.for_ns)
     for space in dispatch.spaces:
         extents = [
             guest.Extent(
@@ -277,6 +281,10 @@ def dispatch_in(message: guest.TakeTrapsResponse) -> m.Dispatch:
         dispatch.log_faults,
         dispatch.shutdown,
         tuple((piece.gpa, piece.length) for piece in dispatch.syscall_fetch),
+        tuple(
+            m.ProtocolFault(_known(_INJECTED, fault.what, "injections.what"), fault.nth, fault.count, fault.for_ns)
+            for fault in dispatch.injections
+        ),
     )
 
 

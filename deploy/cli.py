@@ -472,6 +472,7 @@ def certs(
 
 
 _Name = Annotated[str, typer.Option(metavar="NAME", help="Of the cluster.")]
+_Vm = Annotated[int, typer.Option(metavar="N", help="VM of the cluster, from 0.", min=0)]
 _Api = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="API of a guest, HOST:PORT or unix:PATH, instead of a cluster's name."),
@@ -500,18 +501,20 @@ def _told() -> Iterator[None]:
 
 
 def _where(
-    name: str, api: str | None, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None
+    name: str, vm: int, api: str | None, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None
 ) -> tuple[str, dict[str, str]]:
-    """Address of the API, and of each daemon's /metrics as far as they are known."""
+    """Address of the API of a VM, and of each daemon's /metrics as far as they are known."""
     from deploy import client
 
     security = _security(tls_cert, tls_key, tls_ca)
     if api is not None:
+        if vm:
+            raise BadInput(f"--vm = {vm}: --api = {api} is a VM's own already")
         return client.Address(client.address(api), security.tls), {}
     if security.tls is not None:
         raise BadInput(f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api")
     record: Record = client.running(Clusters.of_user(), name)
-    return record.address, record.metrics
+    return record.address_of(vm), record.metrics
 
 
 def _security(
@@ -659,6 +662,7 @@ def join(
 @app.command()
 def spawn(
     name: _Name = DEFAULT_NAME,
+    vm: _Vm = 0,
     api: _Api = None,
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
@@ -689,7 +693,7 @@ def spawn(
         options = steer.SpawnOptions(
             process_name, program, elf, threads, access_threads, memory, nice, vcpus, tuple(parameter or ()), lifetime
         )
-        steer.spawn(_where(name, api, tls_cert, tls_key, tls_ca)[0], options, _console())
+        steer.spawn(_where(name, vm, api, tls_cert, tls_key, tls_ca)[0], options, _console())
 
 
 @app.command()
@@ -697,6 +701,7 @@ def kill(
     process_id: Annotated[str, typer.Argument(metavar="PROCESS", help="Number or name of a process.")],
     task: Annotated[int, typer.Option(metavar="N", help="One task of it only; 0: all.")] = 0,
     name: _Name = DEFAULT_NAME,
+    vm: _Vm = 0,
     api: _Api = None,
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
@@ -706,12 +711,40 @@ def kill(
     with _told():
         from deploy import steer
 
-        steer.kill(_where(name, api, tls_cert, tls_key, tls_ca)[0], process_id, task, _console())
+        steer.kill(_where(name, vm, api, tls_cert, tls_key, tls_ca)[0], process_id, task, _console())
+
+
+@app.command()
+def inject(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="WHAT", help="As in a scenario's [[inject]]: lost_ready, dropped_ack, restore, ..."),
+    ],
+    vcpu: Annotated[int, typer.Option(metavar="N", help="The vCPU.")],
+    nth: Annotated[int, typer.Option(metavar="N", help="Which event of its kind from then on it happens to.")] = 1,
+    count: Annotated[int, typer.Option(metavar="N", help="How many in a row.")] = 1,
+    length: Annotated[
+        str, typer.Option("--for", metavar="S", help="How long lapic_off and paging_off last, guest s.")
+    ] = "0",
+    name: _Name = DEFAULT_NAME,
+    vm: _Vm = 0,
+    api: _Api = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+) -> None:
+    """Spoil the APF protocol of a vCPU of a running guest."""
+    with _told():
+        from deploy import steer
+
+        where = _where(name, vm, api, tls_cert, tls_key, tls_ca)[0]
+        steer.inject(where, what, vcpu, nth, count, length, _console())
 
 
 @app.command("list")
 def list_(
     name: _Name = DEFAULT_NAME,
+    vm: _Vm = 0,
     api: _Api = None,
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
@@ -721,7 +754,7 @@ def list_(
     with _told():
         from deploy import steer
 
-        steer.show_list(_where(name, api, tls_cert, tls_key, tls_ca)[0], _console())
+        steer.show_list(_where(name, vm, api, tls_cert, tls_key, tls_ca)[0], _console())
 
 
 @app.command("load")
@@ -730,6 +763,7 @@ def load_(
         Path | None, typer.Argument(metavar="[JOBFILE]", help="Jobs, in TOML; or one job by options.")
     ] = None,
     name: _Name = DEFAULT_NAME,
+    vm: _Vm = 0,
     api: _Api = None,
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
@@ -785,7 +819,7 @@ def load_(
         if job_file is not None and fields:
             raise BadInput(f"{next(iter(fields))}: with a job file its jobs say everything")
         chosen = jobs.load_jobs(job_file) if job_file is not None else (jobs.make_job(fields),)
-        address = _where(name, api, tls_cert, tls_key, tls_ca)[0]
+        address = _where(name, vm, api, tls_cert, tls_key, tls_ca)[0]
         try:
             output = stack.enter_context(json_file.open("w")) if json_file else None
         except OSError as error:
@@ -804,6 +838,7 @@ def load_(
 @app.command()
 def top(
     name: _Name = DEFAULT_NAME,
+    vm: _Vm = 0,
     api: _Api = None,
     tls_cert: _TlsCert = None,
     tls_key: _TlsKey = None,
@@ -817,7 +852,7 @@ def top(
     with _told():
         from deploy import top as viewer
 
-        address, metrics = _where(name, api, tls_cert, tls_key, tls_ca)
+        address, metrics = _where(name, vm, api, tls_cert, tls_key, tls_ca)
         try:
             viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=_console())
         except KeyboardInterrupt:

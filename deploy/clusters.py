@@ -31,6 +31,8 @@ from deploy import scraper
 
 Status = Literal["starting", "running", "ended", "failed"]
 DEFAULT_NAME = "default"
+HERE, ENDED = "here", "ended"
+"""States of a VM that was not lost."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LOCK_S = 5.0
 _POLL_S = 0.01
@@ -82,6 +84,15 @@ class Record(BaseModel):
     def address(self) -> str:
         """Where this user's own commands find the API: at the operator's socket, which nobody else may use."""
         return self.sockets.get(Role.OPERATOR, self.api)
+
+    def address_of(self, vm: int) -> str:
+        """The same for a VM of it. Raises BadInput if there is none of this number, or not any more."""
+        if not vm:
+            return self.address
+        here = [number for number, state in self.vms.items() if state == HERE]
+        if str(vm) not in here:
+            raise BadInput(f"--vm = {vm}: cluster {self.name} has {', '.join(here)}")
+        return RunDir(Path(self.run_memory), Path(self.run_files)).address(Role.OPERATOR, f"guestsched-{vm}")
 
     @property
     def alive(self) -> bool:

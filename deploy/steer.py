@@ -1,4 +1,4 @@
-"""``apf spawn``, ``apf kill`` and ``apf list``: one call each of the running guest's API."""
+"""``apf spawn``, ``apf kill``, ``apf inject`` and ``apf list``: one call each of the running guest's API."""
 
 from __future__ import annotations
 
@@ -123,6 +123,20 @@ def kill(address: str, process: str, task: int, console: Console) -> None:
     with client.load_service(address) as service:
         ended = service.Kill(request, timeout=client.CALL_S).tasks
     console.print(f"tasks {_ranges(ended)} will end" if ended else "all had ended before", highlight=False)
+
+
+def inject(address: str, what: str, vcpu: int, nth: int, count: int, length: str, console: Console) -> None:
+    """Spoil the APF protocol of a vCPU; ``length`` in guest s. Raises BadInput or Failure."""
+    request = load_pb2.InjectRequest(
+        what=what,
+        vcpu=_within("--vcpu", vcpu, 0, (1 << 32) - 1),
+        nth=_within("--nth", nth, 1, 1 << 32),
+        count=_within("--count", count, 1, 1 << 32),
+        for_ns=_nanoseconds("--for", length),
+    )
+    with client.load_service(address) as service:
+        at_ns = service.Inject(request, timeout=client.CALL_S).at_ns
+    console.print(f"{what} on vCPU {vcpu} from {at_ns / 1e9:.9f} s of guest time on", highlight=False)
 
 
 def process_of(text: str) -> tuple[int, str]:

@@ -20,11 +20,9 @@ from rich.table import Table
 from apf import process, roles
 from apf.listen import API_ON_SOCKETS, PLAIN, ListenError, Security, listener
 from apf.process import Failure
-from apf.roles import Role
-from apf.rundir import RunDir
 from apf.scenario import Scenario, ScenarioError, load
-from deploy import scraper, vms
-from deploy.clusters import BadInput, Clusters, Record, check_name, started_ticks
+from deploy import scraper
+from deploy.clusters import ENDED, HERE, BadInput, Clusters, Record, check_name, started_ticks
 from deploy.pidfd import end_process
 from deploy.result import CAUSES
 from deploy.scraper import Scraping
@@ -108,7 +106,7 @@ def _order(scenario: Scenario, source: Path | None, options: UpOptions, clusters
         started_ticks=started_ticks(os.getpid()),
         since_s=time.time(),
         mode=scenario.apf[0],
-        vms={str(vm): vms.HERE for vm in range(scenario.host.vms)},
+        vms={str(vm): HERE for vm in range(scenario.host.vms)},
         places=scenario.host.places,
         scenario="the defaults" if source is None else str(source),
         fingerprint=scenario.fingerprint(),
@@ -254,9 +252,9 @@ def show_status(console: Console, told: list[dict[str, Any]]) -> None:
     console.print(table)
     for entry in told:
         for vm, state in entry["vms"].items():
-            if state == vms.ENDED:
+            if state == ENDED:
                 console.print(f"{entry['name']}: VM {vm} has ended", markup=False, highlight=False)
-            elif state != vms.HERE:
+            elif state != HERE:
                 console.print(f"{entry['name']}: VM {vm} was lost: {state}", markup=False, highlight=False)
         if entry["why"]:
             console.print(f"{entry['name']}: {entry['why']}", markup=False, highlight=False)
@@ -293,12 +291,10 @@ def _shut_down(record: Record) -> bool:
     from apf.v1 import load_pb2
     from deploy import client
 
-    run = RunDir(Path(record.run_memory), Path(record.run_files))
     heard = False
-    for vm in [vm for vm, state in record.vms.items() if state == vms.HERE] or ["0"]:
-        address = run.address(Role.OPERATOR, f"guestsched-{vm}") if vm != "0" else record.address
+    for vm in [int(vm) for vm, state in record.vms.items() if state == HERE] or [0]:
         try:
-            with client.load_service(address) as service:
+            with client.load_service(record.address_of(vm)) as service:
                 service.Shutdown(load_pb2.ShutdownRequest(), timeout=client.CALL_S)
                 heard = True
         except (Failure, BadInput):

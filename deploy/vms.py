@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from apf.process import Failure
 from apf.rundir import RunDir
-from deploy.clusters import BadInput, Clusters, Record
+from deploy.clusters import ENDED, HERE, BadInput, Clusters, Record
 
 if TYPE_CHECKING:
     from deploy.local import LocalCluster
     from deploy.result import Snapshot
 
-HERE, ENDED = "here", "ended"
 _POLL_S = 0.05
 _WISHES = "join-*.wish"
 

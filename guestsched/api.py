@@ -40,6 +40,8 @@ from guestsched.core.arrivals import (
     AccessDone,
     Answer,
     Arrival,
+    InjectArrived,
+    InjectTaken,
     KillArrived,
     KillTaken,
     ProcessEnded,
@@ -53,6 +55,7 @@ from guestsched.core.arrivals import (
 )
 from guestsched.core.process import Process
 from guestsched.core.task import AccessList, TaskState, TraceAccess
+from guestsched.inject import InjectWish
 from guestsched.plan import vm_seed
 from guestsched.shell import GuestShell
 from guestsched.spawn import SpawnWish
@@ -389,12 +392,31 @@ class LoadApi(LoadServiceServicer):
         taken: KillTaken = await self._ask(context, ticket, KillArrived(ticket, process.asid, request.task))
         return load_pb2.KillResponse(tasks=taken.tasks)
 
+    async def Inject(  # noqa: N802, D102 - the generated base names and documents it
+        self, request: load_pb2.InjectRequest, context: Any
+    ) -> load_pb2.InjectResponse:
+        fields = {
+            "what": request.what,
+            "nth": request.nth or 1,
+            "count": request.count or 1,
+            "for_ns": request.for_ns,
+        }
+        try:
+            wish = InjectWish.of(fields)
+        except ScenarioError as error:
+            await _abort(context, _Error(Code.INVALID_ARGUMENT, str(error)))
+        ticket = self._ticket()
+        taken: InjectTaken = await self._ask(context, ticket, InjectArrived(ticket, request.vcpu, wish.fault()))
+        return load_pb2.InjectResponse(at_ns=taken.at_ns)
+
     async def List(  # noqa: N802, D102 - the generated base names and documents it
         self, request: load_pb2.ListRequest, context: Any
     ) -> load_pb2.ListResponse:
         core = self._guest.core
         processes = [self._process_out(process) for process in core.processes.values()]
-        return load_pb2.ListResponse(processes=processes, now_ns=core.now_ns)
+        # An idle guest takes no steps, and its time passes all the same.
+        now_ns = max(core.now_ns, self._turns.now_ns)
+        return load_pb2.ListResponse(processes=processes, now_ns=now_ns)
 
     def _process_out(self, process: Process) -> load_pb2.Process:
         tasks = self._guest.core.tasks

@@ -17,17 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, assert_never
 
+from apf.messages import ProtocolFault
 from apf.scenario import Scenario, ScenarioError
 from guestsched.core.arrivals import (
     AccessArrived,
     AccessCancelled,
     Arrival,
+    InjectArrived,
     KillArrived,
     ReplayArrived,
     ShutdownArrived,
     SpawnArrived,
 )
 from guestsched.core.task import AccessList, TraceAccess
+from guestsched.inject import InjectWish
 from guestsched.plan import vm_seed
 from guestsched.spawn import SpawnWish
 
@@ -68,6 +71,8 @@ def _out(arrival: Arrival, wishes: dict[int, SpawnWish]) -> list[Any]:
             return ["spawn", ticket, wishes[ticket].model_dump(mode="json")]
         case KillArrived(ticket, process, task):
             return ["kill", ticket, process, task]
+        case InjectArrived(ticket, vcpu, ProtocolFault(what, nth, count, for_ns)):
+            return ["inject", ticket, vcpu, what, nth, count, for_ns]
         case ShutdownArrived():
             return ["shutdown"]
         case _:
@@ -131,6 +136,8 @@ def _in(fields: list[Any], scenario: Scenario, vm: int) -> Arrival:
             return SpawnArrived(ticket, made.plan(vm_seed(scenario.seed, vm), scenario.vm.vcpus))
         case ["kill", ticket, process, task]:
             return KillArrived(ticket, process, task)
+        case ["inject", ticket, vcpu, what, nth, count, for_ns]:
+            return InjectArrived(ticket, vcpu, InjectWish(what=what, nth=nth, count=count, for_ns=for_ns).fault())
         case ["shutdown"]:
             return ShutdownArrived()
     raise ValueError(f"no such arrival: {fields}")

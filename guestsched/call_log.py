@@ -21,7 +21,7 @@ from apf.logs import REQUEST_ID_MAX, request_id
 
 log = logging.getLogger(__name__)
 HEADER = "x-request-id"
-_TOLD = {"Spawn", "Kill", "Replay", "Shutdown", "AccessStream"}
+_TOLD = {"Spawn", "Kill", "Inject", "Replay", "Shutdown", "AccessStream"}
 _SERVICE = "/apf.v1.LoadService/"
 
 

@@ -60,7 +60,7 @@ class SpawnWish(BaseModel):
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
-            raise ScenarioError("; ".join(_explain(item) for item in error.errors())) from error
+            raise ScenarioError("; ".join(explain(item) for item in error.errors())) from error
 
     def plan(self, seed: int, vcpus: int) -> ProcessPlan:
         """The plan for a VM with so many vCPUs. Raises ScenarioError."""
@@ -104,7 +104,8 @@ class SpawnWish(BaseModel):
                 raise ScenarioError(str(error).replace(file.name, "elf")) from error
 
 
-def _explain(item: Any) -> str:
+def explain(item: Any) -> str:
+    """One of pydantic's errors: the field, its value and what is allowed."""
     where = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     value = item["input"]

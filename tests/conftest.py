@@ -1,8 +1,44 @@
-"""What holds for all tests: Hypothesis judges results, not how long they took on a busy machine."""
+"""What holds for all tests.
+
+Hypothesis judges results, not how long they took on a busy machine.
+
+Many tests fork the daemons of a run, and a process that has used gRPC must not fork one that will: gRPC aborts there
+now and then. So whoever uses gRPC in the test process says so (``@pytest.mark.grpc``) and comes last, behind all that
+fork (``--no-loadscope-reorder`` keeps that order on several workers); and whoever does not say so cannot.
+"""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+_STARTS = ("insecure_channel", "secure_channel", "server")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("grpc") is not None)
+
+
+def _refused(here: int, name: str, start: Callable[..., Any]) -> Callable[..., Any]:
+    def refuse(*args: Any, **options: Any) -> Any:
+        assert os.getpid() != here, f"grpc.{name} in the test process: mark the test 'grpc'"
+        return start(*args, **options)  # a daemon that was forked
+
+    return refuse
+
+
+@pytest.fixture(autouse=True)
+def no_grpc_before_a_fork(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.get_closest_marker("grpc") is None:
+        for module in filter(None, map(sys.modules.get, ("grpc", "grpc.aio"))):  # who imports them later is a daemon
+            for name in _STARTS:
+                monkeypatch.setattr(module, name, _refused(os.getpid(), name, getattr(module, name)))

@@ -147,7 +147,7 @@ class TakeTrapsResponse(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., dispatch: _Optional[_Union[Dispatch, _Mapping]] = ...) -> None: ...
 
 class Dispatch(_message.Message):
-    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "steps", "timer_ns", "copies", "fetch", "log_faults", "shutdown", "syscall_fetch")
+    __slots__ = ("task", "asid", "account", "registers", "run_until_ns", "apf_ns", "spaces", "steps", "timer_ns", "copies", "fetch", "log_faults", "shutdown", "syscall_fetch", "injections")
     class Account(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         ACCOUNT_UNSPECIFIED: _ClassVar[Dispatch.Account]
@@ -174,6 +174,7 @@ class Dispatch(_message.Message):
     LOG_FAULTS_FIELD_NUMBER: _ClassVar[int]
     SHUTDOWN_FIELD_NUMBER: _ClassVar[int]
     SYSCALL_FETCH_FIELD_NUMBER: _ClassVar[int]
+    INJECTIONS_FIELD_NUMBER: _ClassVar[int]
     task: int
     asid: int
     account: Dispatch.Account
@@ -188,7 +189,20 @@ class Dispatch(_message.Message):
     log_faults: bool
     shutdown: bool
     syscall_fetch: _containers.RepeatedCompositeFieldContainer[Range]
-    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[KernelStep, _Mapping]]] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ..., syscall_fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ...) -> None: ...
+    injections: _containers.RepeatedCompositeFieldContainer[ProtocolFault]
+    def __init__(self, task: _Optional[int] = ..., asid: _Optional[int] = ..., account: _Optional[_Union[Dispatch.Account, str]] = ..., registers: _Optional[bytes] = ..., run_until_ns: _Optional[int] = ..., apf_ns: _Optional[int] = ..., spaces: _Optional[_Iterable[_Union[AddressSpace, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[KernelStep, _Mapping]]] = ..., timer_ns: _Optional[int] = ..., copies: _Optional[_Iterable[_Union[Copy, _Mapping]]] = ..., fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., log_faults: _Optional[bool] = ..., shutdown: _Optional[bool] = ..., syscall_fetch: _Optional[_Iterable[_Union[Range, _Mapping]]] = ..., injections: _Optional[_Iterable[_Union[ProtocolFault, _Mapping]]] = ...) -> None: ...
+
+class ProtocolFault(_message.Message):
+    __slots__ = ("what", "nth", "count", "for_ns")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    NTH_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FOR_NS_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    nth: int
+    count: int
+    for_ns: int
+    def __init__(self, what: _Optional[str] = ..., nth: _Optional[int] = ..., count: _Optional[int] = ..., for_ns: _Optional[int] = ...) -> None: ...
 
 class KernelStep(_message.Message):
     __slots__ = ("wrmsr", "store")

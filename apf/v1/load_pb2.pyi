@@ -173,6 +173,26 @@ class KillResponse(_message.Message):
     tasks: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, tasks: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class InjectRequest(_message.Message):
+    __slots__ = ("what", "vcpu", "nth", "count", "for_ns")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    VCPU_FIELD_NUMBER: _ClassVar[int]
+    NTH_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    FOR_NS_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    vcpu: int
+    nth: int
+    count: int
+    for_ns: int
+    def __init__(self, what: _Optional[str] = ..., vcpu: _Optional[int] = ..., nth: _Optional[int] = ..., count: _Optional[int] = ..., for_ns: _Optional[int] = ...) -> None: ...
+
+class InjectResponse(_message.Message):
+    __slots__ = ("at_ns",)
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
+    at_ns: int
+    def __init__(self, at_ns: _Optional[int] = ...) -> None: ...
+
 class ListRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

@@ -29,7 +29,7 @@ class LoadServiceStub:
     """What one can do with a running guest. What arrives here takes effect when the next window opens and is journaled, so
     that the same run can be replayed. Every call: UNAVAILABLE once the run is ending, PERMISSION_DENIED if the caller's
     role may not, INVALID_ARGUMENT for bytes that are no request, RESOURCE_EXHAUSTED beyond a limit (apf/limits.py),
-    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill and Shutdown are the operator's.
+    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill, Inject and Shutdown are the operator's.
     """
 
     def __init__(self, channel):
@@ -63,6 +63,11 @@ class LoadServiceStub:
                 request_serializer=apf_dot_v1_dot_load__pb2.KillRequest.SerializeToString,
                 response_deserializer=apf_dot_v1_dot_load__pb2.KillResponse.FromString,
                 _registered_method=True)
+        self.Inject = channel.unary_unary(
+                '/apf.v1.LoadService/Inject',
+                request_serializer=apf_dot_v1_dot_load__pb2.InjectRequest.SerializeToString,
+                response_deserializer=apf_dot_v1_dot_load__pb2.InjectResponse.FromString,
+                _registered_method=True)
         self.List = channel.unary_unary(
                 '/apf.v1.LoadService/List',
                 request_serializer=apf_dot_v1_dot_load__pb2.ListRequest.SerializeToString,
@@ -94,7 +99,7 @@ class LoadServiceServicer:
     """What one can do with a running guest. What arrives here takes effect when the next window opens and is journaled, so
     that the same run can be replayed. Every call: UNAVAILABLE once the run is ending, PERMISSION_DENIED if the caller's
     role may not, INVALID_ARGUMENT for bytes that are no request, RESOURCE_EXHAUSTED beyond a limit (apf/limits.py),
-    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill and Shutdown are the operator's.
+    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill, Inject and Shutdown are the operator's.
     """
 
     def Access(self, request, context):
@@ -132,6 +137,15 @@ class LoadServiceServicer:
 
     def Kill(self, request, context):
         """End a process, or one task of it. A task that waits for a page ends when the page is ready. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Inject(self, request, context):
+        """Spoil the APF protocol of a vCPU, as the scenario's [[inject]] does. Answered when the vCPU has been told, which it
+        is as soon as it traps. INVALID_ARGUMENT names the field. FAILED_PRECONDITION: the vCPU stops or has stopped.
+        RESOURCE_EXHAUSTED: more than 1024 for this vCPU.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -200,6 +214,11 @@ def add_LoadServiceServicer_to_server(servicer, server):
                     request_deserializer=apf_dot_v1_dot_load__pb2.KillRequest.FromString,
                     response_serializer=apf_dot_v1_dot_load__pb2.KillResponse.SerializeToString,
             ),
+            'Inject': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inject,
+                    request_deserializer=apf_dot_v1_dot_load__pb2.InjectRequest.FromString,
+                    response_serializer=apf_dot_v1_dot_load__pb2.InjectResponse.SerializeToString,
+            ),
             'List': grpc.unary_unary_rpc_method_handler(
                     servicer.List,
                     request_deserializer=apf_dot_v1_dot_load__pb2.ListRequest.FromString,
@@ -237,7 +256,7 @@ class LoadService:
     """What one can do with a running guest. What arrives here takes effect when the next window opens and is journaled, so
     that the same run can be replayed. Every call: UNAVAILABLE once the run is ending, PERMISSION_DENIED if the caller's
     role may not, INVALID_ARGUMENT for bytes that are no request, RESOURCE_EXHAUSTED beyond a limit (apf/limits.py),
-    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill and Shutdown are the operator's.
+    DEADLINE_EXCEEDED if no request follows its headers within 20 s. Spawn, Kill, Inject and Shutdown are the operator's.
     """
 
     @staticmethod
@@ -365,6 +384,33 @@ class LoadService:
             '/apf.v1.LoadService/Kill',
             apf_dot_v1_dot_load__pb2.KillRequest.SerializeToString,
             apf_dot_v1_dot_load__pb2.KillResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inject(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apf.v1.LoadService/Inject',
+            apf_dot_v1_dot_load__pb2.InjectRequest.SerializeToString,
+            apf_dot_v1_dot_load__pb2.InjectResponse.FromString,
             options,
             channel_credentials,
             insecure,

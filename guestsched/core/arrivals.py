@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from apf.messages import FaultKind
+from apf.messages import FaultKind, ProtocolFault
 from guestsched.core.process import ProcessPlan
 from guestsched.core.task import AccessList
 
@@ -70,11 +70,22 @@ class KillArrived:
 
 
 @dataclass(frozen=True, slots=True)
+class InjectArrived:
+    """Spoil the APF protocol of a vCPU."""
+
+    ticket: int
+    vcpu: int
+    fault: ProtocolFault
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownArrived:
     """End the run."""
 
 
-Arrival = AccessArrived | AccessCancelled | ReplayArrived | SpawnArrived | KillArrived | ShutdownArrived
+Arrival = (
+    AccessArrived | AccessCancelled | ReplayArrived | SpawnArrived | KillArrived | InjectArrived | ShutdownArrived
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +129,14 @@ class KillTaken:
 
 
 @dataclass(frozen=True, slots=True)
+class InjectTaken:
+    """The vCPU has been told; the fault is in force from ``at_ns`` on."""
+
+    ticket: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """The arrival changed nothing."""
 
@@ -133,4 +152,4 @@ class ProcessEnded:
     process: int
 
 
-Answer = AccessDone | ReplayDone | Spawned | KillTaken | Refused | ProcessEnded
+Answer = AccessDone | ReplayDone | Spawned | KillTaken | InjectTaken | Refused | ProcessEnded

@@ -52,6 +52,7 @@ from apf.messages import (
     MsrWrite,
     NotPresentArrived,
     PageReadyArrived,
+    ProtocolFault,
     Sample,
     Segment,
     Stopped,
@@ -68,6 +69,8 @@ from guestsched.core.arrivals import (
     AccessArrived,
     AccessCancelled,
     Arrival,
+    InjectArrived,
+    InjectTaken,
     KillArrived,
     KillTaken,
     Refusal,
@@ -90,6 +93,8 @@ __all__ = ("ArrivalsTaken", "Effect", "GuestCore", "Log", "Post", "Reply", "Trap
 
 HYPERVISOR_CALLBACK_VECTOR = 0xF3
 _PAGE_FAULT = 14
+INJECTIONS_MAX = 1024
+"""Faults of the protocol injected into one vCPU while the guest runs."""
 
 
 def reason_gpa(vcpu: int) -> int:
@@ -135,6 +140,7 @@ class GuestCore:
         self._mode = scenario.mode
         self._apf = scenario.mode in (ApfMode.PV2010, ApfMode.PV)
         self._send_always = scenario.kvm.send_always
+        self._end_ns = scenario.end_ns
         self._journal = journal
         self._kernel = Kernel(scenario.costs, vcpus, scenario.vm.hz, policy, Memory(vcpus, pages), journal)
         self._feed = Feed(self._kernel)
@@ -448,6 +454,11 @@ class GuestCore:
             case KillArrived():
                 record(now_ns, "arrive_kill", arrival.ticket, arrival.process, arrival.task)
                 self._kill(arrival, now_ns)
+            case InjectArrived():
+                fault = arrival.fault
+                numbers = (fault.nth, fault.count, fault.for_ns)
+                record(now_ns, "arrive_inject", arrival.ticket, arrival.vcpu, fault.what, *numbers)
+                self._inject(arrival)
             case ShutdownArrived():
                 record(now_ns, "arrive_shutdown")
                 self._shutdown = True
@@ -485,6 +496,38 @@ class GuestCore:
         for task_id in alive:
             kernel.kill(kernel.tasks[task_id], "killed from outside", now_ns, None)
         kernel.effects.append(KillTaken(arrival.ticket, tuple(alive)))
+
+    def _inject(self, arrival: InjectArrived) -> None:
+        """The vCPU is told with its next Dispatch, for which it is interrupted if it is up."""
+        kernel, vcpu = self._kernel, arrival.vcpu
+        if not 0 <= vcpu < len(kernel.cpus):
+            text = f"vcpu = {vcpu}: this VM has 0 to {len(kernel.cpus) - 1}"
+            kernel.effects.append(Refused(arrival.ticket, Refusal.INVALID_ARGUMENT, text))
+            return
+        cpu = kernel.cpus[vcpu]
+        if cpu.phase is Phase.STOPPED:
+            kernel.effects.append(_stopped(arrival.ticket, vcpu))
+            return
+        if cpu.injected >= INJECTIONS_MAX:
+            text = f"vcpu = {vcpu}: {cpu.injected} have come for it; at most {INJECTIONS_MAX}"
+            kernel.effects.append(Refused(arrival.ticket, Refusal.RESOURCE_EXHAUSTED, text))
+            return
+        cpu.injected += 1
+        cpu.injections.append((arrival.ticket, arrival.fault))
+        kernel.post(cpu)
+
+    def _injections(self, cpu: Cpu, raised: TrapRaised, now_ns: int) -> tuple[ProtocolFault, ...]:
+        """What ``cpu`` is told with this Dispatch. One that only stops takes none: they are refused when it has."""
+        if isinstance(raised.trap, Stopped):
+            self._kernel.effects.extend(_stopped(ticket, cpu.index) for ticket, _ in cpu.injections)
+            cpu.injections.clear()
+        if self._shutdown or cpu.resume_ns >= self._end_ns:
+            return ()
+        told, cpu.injections = cpu.injections, []
+        for ticket, fault in told:
+            self._journal.record(now_ns, "inject", cpu.index, ticket, fault.what, cpu.resume_ns)
+            self._kernel.effects.append(InjectTaken(ticket, cpu.resume_ns))
+        return tuple(fault for _, fault in told)
 
     # The reply -----------------------------------------------------------------------------------------------------
 
@@ -535,6 +578,7 @@ class GuestCore:
             log_faults=task_id in self._kernel.works,
             shutdown=stopping,
             syscall_fetch=syscall_fetch,
+            injections=self._injections(cpu, raised, now_ns),
         )
 
     def _dispatch_kernel(self, cpu: Cpu, raised: TrapRaised, now_ns: int, cost_ns: int) -> Dispatch:
@@ -557,6 +601,7 @@ class GuestCore:
             timer_ns=cpu.timer_ns,
             shutdown=self._shutdown and not isinstance(raised.trap, Stopped),
             steps=self._steps(cpu, raised),
+            injections=self._injections(cpu, raised, now_ns),
         )
 
     # The end ---------------------------------------------------------------------------------------------------------
@@ -584,3 +629,7 @@ class GuestCore:
     def check(self) -> None:
         """Assert every invariant."""
         self._kernel.check()
+
+
+def _stopped(ticket: int, vcpu: int) -> Refused:
+    return Refused(ticket, Refusal.FAILED_PRECONDITION, f"vcpu = {vcpu}: it has stopped")

@@ -19,6 +19,7 @@ from apf.messages import (
     Booted,
     ExceptionRaised,
     Fetched,
+    ProtocolFault,
     Stopped,
     SyscallRaised,
     TickArrived,
@@ -53,7 +54,8 @@ class Cpu:
 
     ``need_resched`` with ``preferred``: TIF_NEED_RESCHED and the next buddy. ``known``: versions of address spaces by
     asid that the vCPU was told. ``fetching``: what the current task's system call reads memory for (``fetch``), "" if
-    it does not.
+    it does not. ``injections``: faults of the protocol, with tickets, that the vCPU will be told with its next Dispatch;
+    ``injected``: how many have come for it.
     """
 
     index: int
@@ -68,6 +70,8 @@ class Cpu:
     fetch: tuple[tuple[int, int], ...] = ()
     known: dict[int, int] = field(default_factory=dict)
     timers: list[tuple[int, int, TimerKind, int, int]] = field(default_factory=list)
+    injections: list[tuple[int, ProtocolFault]] = field(default_factory=list)
+    injected: int = 0
     ticks: int = 0
     interrupts: int = 0
     not_present: int = 0

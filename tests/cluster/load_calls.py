@@ -113,6 +113,7 @@ REQUESTS = {
     "Access": load.AccessRequest,
     "Spawn": load.SpawnRequest,
     "Kill": load.KillRequest,
+    "Inject": load.InjectRequest,
     "Wait": load.WaitRequest,
 }
 INVALID, NOT_FOUND, EXHAUSTED = "INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"
@@ -146,6 +147,12 @@ WRONG: list[tuple[str, Said, str, str]] = [
     ("Spawn", {"access_threads": 1, "memory": 1 << 32}, EXHAUSTED, "process load: 1048578 pages of guest memory"),
     ("Kill", {"process": 99}, NOT_FOUND, "process = 99"),
     ("Kill", {"process": 1, "task": 99}, NOT_FOUND, "task 99 of process 1"),
+    ("Inject", {"what": "lost"}, INVALID, "what = 'lost': input should be 'lost_ready', "),
+    ("Inject", {"what": "lost_ready", "vcpu": 2}, INVALID, "vcpu = 2: this VM has 0 to 1"),
+    ("Inject", {"what": "lost_ready", "count": 1 << 40}, INVALID, "count = 1099511627776"),
+    ("Inject", {"what": "lost_ready", "for_ns": 5}, INVALID, "for_ns = 5"),
+    ("Inject", {"what": "lapic_off"}, INVALID, "for_ns = 0: lapic_off and paging_off have a length"),
+    ("Inject", {"what": "restore", "nth": 2}, INVALID, "nth = 2, count = 1: restore happens once; allowed: 1"),
     ("Wait", {"process_name": "nobody"}, NOT_FOUND, "process_name = 'nobody'"),
 ]
 
@@ -313,6 +320,38 @@ async def steady(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
     return {"met": Counter(met)}
 
 
+async def spoiled(stub: LoadServiceStub, channel: grpc.aio.Channel) -> Said:
+    """Pages that were swapped out: an ACK is dropped, the vCPU restored; at last a ready is lost, for good."""
+    await replay(stub, [load.ReplayRequest.Item(page=n, write=True) for n in range(1500)])
+    said: Said = {"injected": []}
+
+    async def inject(what: str, **more: int) -> None:
+        answer = await stub.Inject(load.InjectRequest(what=what, **more), timeout=WAIT_S)
+        said["injected"].append([what, answer.at_ns])
+
+    async def back(*pages: int) -> list[Any]:
+        """Access these at once; if one was done with nobody told (as after a dropped ACK), a restore wakes all."""
+        pending = {asyncio.ensure_future(stub.Access(access(page, READ), timeout=WAIT_S)): page for page in pages}
+        while (await asyncio.wait(pending, timeout=0.2))[1]:
+            await inject("restore")
+        return [seen(each.result())["met"] for each in pending]
+
+    await inject("dropped_ack")
+    said["dropped"] = await back(100, 200, 300)
+    await inject("restore")
+    await inject("lapic_off", for_ns=1_000_000)
+    said["masked"] = await back(400)
+    await inject("lost_ready")
+    lost = asyncio.ensure_future(error_of(stub.Access(access(0, READ), timeout=WAIT_S)))
+    scan = load.SpawnRequest(program="work_thread", lifetime_ns=50_000_000)  # as long as no read takes
+    await stub.Wait(load.WaitRequest(process=(await stub.Spawn(scan)).process), timeout=WAIT_S)
+    listed = await stub.List(load.ListRequest(), timeout=WAIT_S)
+    said["states"] = [task.state for task in listed.processes[0].tasks]
+    await stub.Shutdown(load.ShutdownRequest())
+    said["lost"] = await lost
+    return said
+
+
 async def elf(stub: LoadServiceStub, channel: grpc.aio.Channel, path: str, vcpu: str) -> Said:
     """A program of the caller's own, twice in one process, to its end."""
     program = Path(path).read_bytes()
@@ -323,7 +362,7 @@ async def elf(stub: LoadServiceStub, channel: grpc.aio.Channel, path: str, vcpu:
 
 
 Client = Callable[..., Awaitable[Said]]
-CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady, elf)}
+CLIENTS: dict[str, Client] = {client.__name__: client for client in (pages, overload, steady, spoiled, elf)}
 
 
 async def main(name: str, address: str, *arguments: str) -> None:

@@ -230,6 +230,7 @@ def test_hostd_starts_where_one_was_killed(daemons: Daemons) -> None:
     assert daemons.ends("hostd") == 143 and not (daemons.files / "swap").exists()
 
 
+@pytest.mark.grpc
 def test_two_vms_log_json_with_request_ids(short_path: Path) -> None:
     daemons = Daemons(short_path, vms=2)
     api = f"unix:{short_path / 'api.sock'}"

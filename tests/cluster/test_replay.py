@@ -86,7 +86,9 @@ def test_errors_have_a_status_and_name_the_field(pages: Loaded) -> None:
     for what, status, text, expected, begins in pages.said["errors"]:
         assert status == expected, f"{what}: {text}"
         assert text.startswith(begins), what
-        assert re.search(r"\d|name one of the two|at least one|allowed|match|pairs|none", text), f"{what}: {text}"
+        assert re.search(r"\d|name one of the two|at least one|allowed|should be|match|pairs|none", text), (
+            f"{what}: {text}"
+        )
 
 
 def test_processes_come_and_go(pages: Loaded) -> None:
@@ -170,4 +172,25 @@ def test_steady_load_and_callers_who_go(
     scenario = guests(apf, {**KV, "access_threads": 3}, *others, duration_s=0, **more)
     loaded = under_load(scenario, tmp_path, "steady")
     assert sum(loaded.said["met"].values()) == 200 and loaded.said["met"]["minor"] > 50
+    replays(loaded)
+
+
+def test_faults_of_the_protocol_injected_meanwhile(tmp_path: Path) -> None:
+    scenario = guests("pv", {**KV, "access_threads": 2}, duration_s=0, vm__vcpus=1)
+    loaded = under_load(scenario, tmp_path, "spoiled")
+    said, ran = loaded.said, loaded.ran
+    assert [len(said[name]) for name in ("dropped", "masked")] == [3, 1] and "async" in said["dropped"]
+    assert sorted(said["states"]) == ["APF_WAIT", "WAIT"] and said["lost"] == ["UNAVAILABLE", "the run is ending"]
+    asked = [what for what, _ in said["injected"]]
+    assert set(asked) == {"dropped_ack", "restore", "lapic_off", "lost_ready"}
+
+    # Those told are those that came, each at the time that its caller was told; and they happened.
+    (vcpu,) = (name for name in ran.journals if name.startswith("vcpu"))
+    told = [[words[2], int(words[0])] for words in ran.lines(vcpu, "inject")]
+    assert told == said["injected"]
+    assert [arrival[2] for arrival in loaded.arrivals("inject")] == asked
+    assert [[words[4], int(words[5])] for words in ran.lines("guest-0", "inject")] == said["injected"]
+    hit = [words[2] for words in ran.lines(vcpu, "injected")]
+    assert hit.count("lost_ready") == hit.count("dropped_ack") == hit.count("lapic_off") == hit.count("lapic_on") == 1
+    assert hit.count("restore") == asked.count("restore")
     replays(loaded)

@@ -31,6 +31,7 @@ from apf.messages import (
     KernelPath,
     NotPresentArrived,
     PageReadyArrived,
+    ProtocolFault,
     Sample,
     Stopped,
     SyscallRaised,
@@ -45,6 +46,7 @@ from guestsched.core.arrivals import (
     AccessCancelled,
     Answer,
     Arrival,
+    InjectArrived,
     KillArrived,
     ProcessEnded,
     ReplayArrived,
@@ -376,6 +378,10 @@ class GuestWorld(RuleBasedStateMachine):
         task = data.draw(st.sampled_from([0, 99, *(there.tasks * 3 if there else [])]))
         self.arrive(gap_ns, KillArrived(self.ticket(), process, task))
 
+    @rule(gap_ns=GAPS_NS, vcpu=st.integers(0, 4))
+    def inject(self, gap_ns: int, vcpu: int) -> None:
+        self.arrive(gap_ns, InjectArrived(self.ticket(), vcpu, ProtocolFault("lost_ready")))
+
     @precondition(lambda self: len(self.up()) > 1)
     @rule(data=st.data(), gap_ns=GAPS_NS, seldom=st.integers(0, 9))
     def stop(self, data: st.DataObject, gap_ns: int, seldom: int) -> None:
@@ -407,6 +413,7 @@ class GuestWorld(RuleBasedStateMachine):
             assert vcpu.told is not None
             if vcpu.posted or vcpu.told.fetch:
                 continue
+            assert not cpu.injections, f"vCPU {index} is to be spoiled and nobody tells it"
             assert not cpu.need_resched, f"vCPU {index} is to switch and nobody tells it"
             assert cpu.next_timer_ns >= vcpu.told.timer_ns, f"vCPU {index} has a timer it does not know of"
             if cpu.rq.curr is not None and cpu.rq.waiting_ids():
@@ -428,7 +435,7 @@ class GuestWorld(RuleBasedStateMachine):
     def every_ticket_is_with_somebody(self) -> None:
         if not hasattr(self, "core"):
             return
-        held: list[int] = []
+        held = [ticket for cpu in self.core.cpus for ticket, _ in cpu.injections]
         for process in self.core.processes.values():
             held += [access.ticket for access in process.accesses.waiting]
             held += [replay.ticket for replay in process.accesses.replays]

@@ -114,7 +114,7 @@ class ApfMsrs:
 
     __slots__ = (
         *("_hlt_exits", "_mode", "en", "guest_bytes", "lapic_enabled", "lapic_in_kernel", "pageready_pending"),
-        *("paging", "vector"),
+        *("guest_token_gpa", "paging", "vector"),
     )
 
     def __init__(self, mode: ApfMode, *, hlt_exits: bool = True, guest_bytes: int = 1 << 52) -> None:
@@ -127,6 +127,8 @@ class ApfMsrs:
         self.lapic_in_kernel = True
         self.lapic_enabled = True
         self.paging = True  # CR0.PG
+        self.guest_token_gpa = 0
+        """Where the guest's own handler reads the token: what it enabled last, also if KVM has lost that since."""
 
     # Writes
 
@@ -162,6 +164,7 @@ class ApfMsrs:
         if self.gpa + _STRUCT_BYTES > self.guest_bytes:  # kvm_gfn_to_hva_cache_init
             self.en = before
             return Outcome.GP
+        self.guest_token_gpa = self.token_gpa
         return Outcome.ENABLED
 
     def reset(self) -> None:

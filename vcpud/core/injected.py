@@ -1,7 +1,8 @@
-"""Faults of the protocol that a scenario injects into one vCPU: which event, or which moment, they hit.
+"""Faults of the protocol that are injected into one vCPU: which event, or which moment, they hit.
 
-An event's fault hits the ``nth`` event of its kind from ``at_ns`` on, and the ``count - 1`` after it. What KVM and the
-guest make of it is theirs: this only says when.
+The scenario says them, or the operator while the vCPU runs (``Dispatch.injections``). An event's fault hits the ``nth``
+event of its kind from ``at_ns`` on, and the ``count - 1`` after it. What KVM and the guest make of it is theirs: this
+only says when.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ OF_EVENTS = (Injected.LOST_READY, Injected.DUPLICATE_READY, Injected.DROPPED_ACK
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """One line of the scenario."""
+    """One line of the scenario, or one request of the operator."""
 
     what: Injected
     at_ns: int
@@ -56,10 +57,16 @@ class Injections:
     """All that is to be injected into one vCPU."""
 
     def __init__(self, injections: tuple[Injection, ...]) -> None:
-        timed = [(one.at_ns, one.what) for one in injections if one.what not in OF_EVENTS]
-        timed += [(one.at_ns + one.for_ns, _END[one.what]) for one in injections if one.what in _END]
-        self._timed = sorted(timed, key=lambda pair: pair[0])
-        self._counted = [_Counted(one) for one in injections if one.what in OF_EVENTS]
+        self._timed: list[tuple[int, Injected]] = []
+        self._counted: list[_Counted] = []
+        self.add(injections)
+
+    def add(self, injections: tuple[Injection, ...]) -> None:
+        """These are to be injected too."""
+        self._timed += [(one.at_ns, one.what) for one in injections if one.what not in OF_EVENTS]
+        self._timed += [(one.at_ns + one.for_ns, _END[one.what]) for one in injections if one.what in _END]
+        self._timed.sort(key=lambda pair: pair[0])
+        self._counted += [_Counted(one) for one in injections if one.what in OF_EVENTS]
 
     @property
     def next_ns(self) -> int:

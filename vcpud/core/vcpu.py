@@ -119,7 +119,7 @@ from vcpud.core.effects import (
     WaitUntil,
     WriteGuest,
 )
-from vcpud.core.injected import Injected, Injections
+from vcpud.core.injected import Injected, Injection, Injections
 from vcpud.core.observed import Observed
 from vcpud.core.sampler import Sampler
 from vcpud.core.state import TRANSITIONS, State, VcpuConfig, VcpuCounters
@@ -674,7 +674,9 @@ class VcpuCore:
                 return self._inject(REASON_NOT_PRESENT)
             case State.READY if self._config.mode is ApfMode.PV2010:
                 return self._inject(REASON_READY)
-            case State.READY | State.SLOT:
+            case State.READY:
+                return ReadGuest(self.msrs.guest_token_gpa, _TOKEN_BYTES)
+            case State.SLOT:
                 return ReadGuest(self.msrs.token_gpa, _TOKEN_BYTES)
             case State.PRESENT:
                 return self._put_token()
@@ -697,7 +699,7 @@ class VcpuCore:
                 return self._slot_read(int.from_bytes(data, "little"))
             case State.READY:
                 if data is None:
-                    return self._kernel_fault(self.msrs.token_gpa, Access.READ, INTERRUPTS_OFF)
+                    return self._kernel_fault(self.msrs.guest_token_gpa, Access.READ, INTERRUPTS_OFF)
                 return self._tell_ready(int.from_bytes(data, "little"))
             case _:
                 raise AssertionError(f"nothing was to be read\n{self.story()}")
@@ -858,7 +860,7 @@ class VcpuCore:
         self._end_halt(ThreadEvent.INTERRUPT)
         self._spend(Cause.APF, self.now_ns + self._costs.apf_inject_ns)
         self._move(State.READY)
-        return [ReadGuest(self.msrs.token_gpa, _TOKEN_BYTES)]
+        return [ReadGuest(self.msrs.guest_token_gpa, _TOKEN_BYTES)]
 
     def _tell_ready(self, token: int) -> list[Effect]:
         self.counters.ready += 1
@@ -925,7 +927,7 @@ class VcpuCore:
     # injected faults of the protocol
 
     def _hit(self, what: Injected) -> bool:
-        """Whether this event is one that the scenario spoils."""
+        """Whether this event is one that is to be spoiled."""
         hit = self._injections.hits(what, self.now_ns)
         if hit:
             self._note_injected(what)
@@ -1016,6 +1018,14 @@ class VcpuCore:
         if dispatch.shutdown:
             self._end_ns = self.now_ns
             self.account.end(self.now_ns)
+        for fault in dispatch.injections:
+            self.journal.record(self.now_ns, "inject", fault.what, fault.nth, fault.count, fault.for_ns)
+        self._injections.add(
+            tuple(
+                Injection(Injected(fault.what), self.now_ns, fault.nth, fault.count, fault.for_ns)
+                for fault in dispatch.injections
+            )
+        )
         self._steps.extend(dispatch.steps)
         self._dispatched_steps = True
         return effects + self._do_steps()

@@ -20,6 +20,8 @@ from apf.histogram import BOUNDS_NS, Histogram
 from apf.process import Failure
 from apf.rundir import RunDir
 
+pytestmark = pytest.mark.grpc
+
 NAME = "test.v1.Echo"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from apf import messages as m
 from apf import registers as register_file
 from apf import wire
+from apf.scenario import InjectName
 from apf.v1 import guest_pb2, host_pb2
 
 u32 = st.integers(0, (1 << 32) - 1)
@@ -42,6 +43,7 @@ traps = st.builds(
 )
 extents = st.builds(m.Extent, u64, u64, u64, st.booleans(), st.booleans())
 spaces = st.builds(m.AddressSpace, u32, st.lists(extents, max_size=3).map(tuple))
+protocol_faults = st.builds(m.ProtocolFault, st.sampled_from(get_args(InjectName)), nth=u64, count=u64, for_ns=u64)
 dispatches = st.builds(
     m.Dispatch,
     at_ns=u64,
@@ -52,6 +54,7 @@ dispatches = st.builds(
     run_until_ns=u64,
     apf_ns=u64,
     spaces=st.lists(spaces, max_size=3).map(tuple),
+    injections=st.lists(protocol_faults, max_size=3).map(tuple),
     steps=st.lists(
         st.one_of(
             st.builds(m.MsrWrite, msr=st.integers(0, (1 << 32) - 1), value=u64),
@@ -165,6 +168,13 @@ def test_bad_segments(message: host_pb2.LoadVmRequest, field: str) -> None:
         (wire.trap_in, guest_pb2.TakeTrapsRequest(registers=b"123"), "registers: 3 bytes"),
         (wire.dispatch_in, guest_pb2.TakeTrapsResponse(), "reply"),
         (wire.dispatch_in, guest_pb2.TakeTrapsResponse(dispatch=guest_pb2.Dispatch()), "dispatch.account = 0"),
+        (
+            wire.dispatch_in,
+            guest_pb2.TakeTrapsResponse(
+                dispatch=guest_pb2.Dispatch(account=1, injections=[guest_pb2.ProtocolFault(what="int_written")])
+            ),
+            "injections.what = int_written: allowed: lost_ready, ",
+        ),
     ],
 )
 def test_other_bad_messages(read: Any, message: Any, field: str) -> None:

@@ -51,6 +51,7 @@ class FakeGuest(LoadServiceServicer):
         self.message_sizes: list[int] = []
         self.spawned: list[Any] = []
         self.killed: list[Any] = []
+        self.injected: list[Any] = []
         self.over = asyncio.Event()
 
     async def AccessStream(self, requests: AsyncIterator[Any], context: Any) -> None:
@@ -101,6 +102,10 @@ class FakeGuest(LoadServiceServicer):
             )
         self.killed.append(request)
         return load_pb2.KillResponse(tasks=[3])
+
+    async def Inject(self, request: Any, context: Any) -> Any:
+        self.injected.append(request)
+        return load_pb2.InjectResponse(at_ns=1_500)
 
     async def WatchCounters(self, request: Any, context: Any) -> None:
         sent = 0

@@ -56,8 +56,9 @@ def fitted(directory: Path, *jobs: Any, before: str = "", servers: int | None = 
     return swapdevice.parse(fio.fit(path, servers).encode(), "made")
 
 
-def test_list_shows_every_profile_and_the_users(tmp_path: Path) -> None:
-    mine = tmp_path / "mine.toml"
+def test_list_shows_every_profile_and_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = Path("mine.toml")  # short, so that the table keeps it on one line
     mine.write_text("servers = 7\nread_ns = [1000, 5000]\nwrite_ns = [1, 2]\nsource = 'a guess'\n")
     shown = run("list", str(mine))
     assert shown.exit_code == 0, shown.stderr

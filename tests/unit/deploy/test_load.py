@@ -25,6 +25,8 @@ from deploy.jobs import Job, accesses, arrivals, load_jobs, make_job, page_range
 from deploy.latencies import HIGHEST_NS, PERCENTILES, Latencies
 from deploy.load import JobRun, _run_jobs
 
+pytestmark = pytest.mark.grpc
+
 DEADLINE_S = 60
 
 

@@ -161,6 +161,8 @@ def test_spawn_kill_list(running: Apf) -> None:
     assert "process 3, tasks 4-6, 9, started at" in made
     assert "tasks 3 will end" in running("kill", "mem")
     assert "process_name = 'x': no such process" in running("kill", "x", code=2)
+    spoilt = running("inject", "lapic_off", "--vcpu", "1", "--for", "0.002")
+    assert "lapic_off on vCPU 1 from 0.000001500 s of guest time on" in spoilt
     listed = running("list")
     assert "0x10000000" in listed and "SIGSEGV at 0x1000" in listed and "APF_WAIT" in listed
     assert "program = 'nosuch': allowed: count, touch" in running("spawn", "--program", "nosuch", code=2)
@@ -180,6 +182,8 @@ def test_spawn_kill_list(running: Apf) -> None:
         (("spawn", "--lifetime", "long"), "--lifetime = 'long': expected seconds"),
         (("spawn", "--threads", "2"), "--threads = 2: needs --program or --elf"),
         (("kill", "0"), "--process = '0'"),
+        (("inject", "lost_ready", "--vcpu", "0", "--nth", "0"), "--nth = 0: 1 to 4294967296"),
+        (("inject", "lapic_off", "--vcpu", "0", "--for", "long"), "--for = 'long': expected seconds"),
         (("spawn", "--api", "nowhere"), "--api = 'nowhere': expected HOST:PORT"),
         (("load", "--iodepth", "1", "--number", "1"), "process: missing"),
         (("load", "--process", "mem", "--iodepth", "x", "--number", "1"), "iodepth = 'x'"),
@@ -217,7 +221,7 @@ def test_bad_input_is_named(
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(supervisor, "start", must_not_start)
-    if arguments[0] in {"spawn", "kill"} and "--api" not in arguments:
+    if arguments[0] in {"spawn", "kill", "inject"} and "--api" not in arguments:
         arguments = (*arguments, "--api", "127.0.0.1:1")
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 2, done.output
@@ -225,6 +229,7 @@ def test_bad_input_is_named(
     assert not list((tmp_path / "apf").glob("*"))
 
 
+@pytest.mark.grpc
 def test_nobody_at_an_address_is_told() -> None:
     from typer.testing import CliRunner
 

@@ -795,3 +795,12 @@ def test_booting_without_apf_is_one_trap() -> None:
     machine.step(Attached())
     machine.dispatch(1, registers=REGISTERS)
     assert isinstance(machine.next, EnterGuest) and machine.core.counters.traps == 1
+
+
+def test_e34_an_interrupt_that_outlives_its_msrs_still_reads_the_guests_own_token_word() -> None:
+    core = vcpu().core
+    gpa = core.msrs.token_gpa
+    core._irr = 1
+    core.msrs.reset()
+    assert core.msrs.token_gpa != gpa
+    assert core._take_ready() == [ReadGuest(gpa, 4)]

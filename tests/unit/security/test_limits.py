@@ -16,6 +16,8 @@ from apf.listen import sockets
 from apf.roles import Role
 from apf.rundir import RunDir
 
+pytestmark = pytest.mark.grpc
+
 Code = grpc.StatusCode
 KILL, LIST, REPLAY, WATCH = (f"/apf.v1.LoadService/{name}" for name in ("Kill", "List", "Replay", "WatchCounters"))
 Test = Callable[[Everything, grpc.aio.Channel], Awaitable[None]]

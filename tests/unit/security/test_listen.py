@@ -21,6 +21,8 @@ from apf.process import Failure
 from apf.roles import Role
 from apf.rundir import RunDir
 
+pytestmark = pytest.mark.grpc
+
 TLS = TlsFiles(Path("a"), Path("b"), Path("c"))
 
 

@@ -18,6 +18,8 @@ from apf.roles import Role
 from apf.rundir import RunDir
 from apf.v1 import guest_pb2, host_pb2, load_pb2
 
+pytestmark = pytest.mark.grpc
+
 OK, DENIED = grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED
 FILES = (host_pb2, guest_pb2, load_pb2, health_pb2, reflection_pb2)
 
@@ -34,7 +36,7 @@ def test_every_method_is_in_the_table() -> None:
 
 
 def test_who_steers_is_the_operator() -> None:
-    for method in ("Spawn", "Kill", "Shutdown"):
+    for method in ("Spawn", "Kill", "Inject", "Shutdown"):
         assert roles.METHODS[f"/apf.v1.LoadService/{method}"] == {Role.OPERATOR}
     assert roles.methods_of({Role.VCPU}) & roles.methods_of({Role.OPERATOR}) == roles.methods_of({Role.GUEST}) & (
         roles.methods_of({Role.LOAD})

@@ -21,6 +21,8 @@ from apf.roles import Role
 from deploy import certs
 from deploy.clusters import BadInput
 
+pytestmark = pytest.mark.grpc
+
 OK, DENIED, GONE = grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAVAILABLE
 LIST, KILL = "/apf.v1.LoadService/List", "/apf.v1.LoadService/Kill"
 

@@ -1,0 +1,40 @@
+"""Faults of the APF protocol injected while the guest runs: what is asked for, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from apf.messages import ProtocolFault
+from apf.scenario import InjectName, ScenarioError, check_inject
+from guestsched.spawn import explain
+
+
+class InjectWish(BaseModel):
+    """Fields as in InjectRequest, without the vCPU; ranges as of the scenario's ``[[inject]]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: InjectName
+    nth: Annotated[int, Field(ge=1, le=1 << 32)] = 1
+    count: Annotated[int, Field(ge=1, le=1 << 32)] = 1
+    for_ns: Annotated[int, Field(ge=0, le=100_000 * 1_000_000_000)] = 0
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        check_inject(self.what, self.nth, self.count, "for_ns", self.for_ns)
+        return self
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> InjectWish:
+        """Checked. Raises ScenarioError that names field, value and what is allowed."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise ScenarioError("; ".join(explain(item) for item in error.errors())) from error
+
+    def fault(self) -> ProtocolFault:
+        """As the vCPU is told."""
+        return ProtocolFault(self.what, self.nth, self.count, self.for_ns)
