@@ -50,7 +50,7 @@ class Request(Protocol):
     def attach(self) -> types_pb2.Attach:
         """Who asks."""
 
-    def HasField(self, field_name: Literal["attach"]) -> bool:  # noqa: N802
+    def HasField(self, field_name: Literal["attach"]) -> bool:  # noqa: N802 - protobuf names it
         """Whether it says so."""
 
 

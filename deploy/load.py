@@ -190,7 +190,7 @@ class JobRun:
         for due_ns in times:
             if not (size := self._next_size()) or (end_ns is not None and due_ns >= end_ns):
                 return
-            due_ns += self._began_ns  # noqa: PLW2901
+            due_ns += self._began_ns  # noqa: PLW2901 - from the job's time to the clock's, once and for all below
             while (wait_ns := due_ns - time.monotonic_ns()) > 0 and not self._stopping:
                 await self._movement(wait_ns / _NS)
             while job.in_flight_max - len(self._in_flight) < size and not self._stopping:
