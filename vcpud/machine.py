@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 
-from apf.core import message
+from apf.core import Kind, message
 from apf.messages import Dispatch, HostReply, HostRequest, TrapRaised
 from vcpud.core.effects import (
     AskGuest,
@@ -43,7 +42,7 @@ from vcpud.core.vcpu import State, VcpuCore
 from vcpud.cpu.engine import Engine
 
 
-class NeedKind(Enum):
+class NeedKind(Kind):
     """What a vCPU cannot go on without."""
 
     WINDOW = "window"  # the window that holds ``time_ns``
