@@ -76,8 +76,9 @@ class Twin:
         self._journals = journals
         self.host_journal = self._journal("host")
         self._vcpus = scenario.vm.vcpus
-        self.swap = SwapFile(swap_path)
-        self.host = HostShell(host_core(scenario, self.host_journal), self.memory, self.swap)
+        core = host_core(scenario, self.host_journal)
+        self.swap = SwapFile(swap_path, core.config.slots)
+        self.host = HostShell(core, self.memory, self.swap)
         self.border_ns = 0
         places = range(scenario.host.places)
         self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in places]

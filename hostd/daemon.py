@@ -265,7 +265,8 @@ async def _serve(config: HostdConfig) -> None:
     places = range(config.places)
     clock = ClockPage.create(run.clock, config.places * vcpus, scenario.host.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
-    shell = HostShell(host_core(scenario, Journal(sink)), memory, SwapFile(run.swap))
+    core = host_core(scenario, Journal(sink))
+    shell = HostShell(core, memory, SwapFile(run.swap, core.config.slots))
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     participants = {(vm, vcpu): vm * vcpus + vcpu for vm in places for vcpu in range(vcpus)}
     turns.open(clock, participants, [key for key in participants if key[0] < scenario.host.vms])

@@ -1,7 +1,8 @@
 """The swap file: real bytes in a real file, a page a slot. What the device costs is the core's business.
 
 Reads and writes are synchronous and go through the page cache, so rules (1) to (3) of ``hostd.core.events`` hold by
-themselves: the bytes have moved when the call returns.
+themselves: the bytes have moved when the call returns. Every slot has checksums (``hostd.checksums``), which every read
+looks at.
 """
 
 from __future__ import annotations
@@ -13,40 +14,58 @@ import numpy as np
 import numpy.typing as npt
 
 from apf.messages import PAGE_SIZE
+from hostd.checksums import BOTH, FIRST, HALF, NEITHER, Checksums
 
 Frames = npt.NDArray[np.uint8]
-_BATCH_SLOTS = 4096
 
 
 class SwapFile:
-    """The file at ``path``, made empty; it grows as slots are written."""
+    """The file at ``path``, made with ``slots`` slots of zeros, which take up room as they are written."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, slots: int) -> None:
         self.path = path
+        self._checksums = Checksums(slots)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._fd, slots * PAGE_SIZE)
 
-    def read(self, slot: int, frame: Frames) -> None:
-        """Fill ``frame`` (one page) from ``slot``."""
+    def read(self, slot: int, frame: Frames) -> str:
+        """Fill ``frame`` (one page) from ``slot``; says what is wrong with it, empty if it is what was written last."""
         done = os.preadv(self._fd, [frame.data], slot * PAGE_SIZE)
         if done != PAGE_SIZE:
             raise OSError(f"{self.path}: slot {slot}: read {done} of {PAGE_SIZE} bytes")
+        wrong = self._checksums.wrong(slot, frame)
+        return self._checksums.describe(slot, wrong) if wrong else ""
 
     def write(self, slot: int, frame: Frames) -> None:
         """Store ``frame`` (one page) in ``slot``."""
         done = os.pwritev(self._fd, [frame.data], slot * PAGE_SIZE)
         if done != PAGE_SIZE:
             raise OSError(f"{self.path}: slot {slot}: wrote {done} of {PAGE_SIZE} bytes")
+        self._checksums.written(slot, frame, BOTH)
+
+    def tear(self, slot: int, frame: Frames) -> None:
+        """A write of ``frame`` to ``slot`` of which only the first half gets there."""
+        done = os.pwrite(self._fd, frame.data[:HALF], slot * PAGE_SIZE)
+        if done != HALF:
+            raise OSError(f"{self.path}: slot {slot}: wrote {done} of {HALF} bytes")
+        self._checksums.written(slot, frame, FIRST)
+
+    def lose(self, slot: int, frame: Frames) -> None:
+        """A write of ``frame`` to ``slot`` of which nothing gets there."""
+        self._checksums.written(slot, frame, NEITHER)
 
     def write_run(self, slot: int, pages: Frames) -> None:
         """Store consecutive pages, shape (n, 4096), from ``slot`` on."""
-        data = np.ascontiguousarray(pages).data.cast("B")
+        pages = np.ascontiguousarray(pages)
+        data = pages.data.cast("B")
         offset = slot * PAGE_SIZE
         while data:
             done = os.pwrite(self._fd, data, offset)
             data, offset = data[done:], offset + done
+        self._checksums.run_written(slot, pages)
 
-    def read_many(self, slots: npt.NDArray[np.int64]) -> Frames:
-        """The pages in ``slots``, shape (n, 4096); runs of consecutive slots are read at once."""
+    def read_many(self, slots: npt.NDArray[np.int64]) -> tuple[Frames, npt.NDArray[np.bool_]]:
+        """The pages in ``slots``, shape (n, 4096), and which of them are wrong; runs of consecutive slots at once."""
         pages = np.empty((len(slots), PAGE_SIZE), np.uint8)
         breaks = np.flatnonzero(np.diff(slots) != 1) + 1
         for run in np.split(np.arange(len(slots)), breaks):
@@ -55,7 +74,7 @@ class SwapFile:
                 done = os.preadv(self._fd, [target.data], int(slots[run[0]]) * PAGE_SIZE)
                 if done != target.nbytes:
                     raise OSError(f"{self.path}: slots from {slots[run[0]]}: read {done} of {target.nbytes} bytes")
-        return pages
+        return pages, self._checksums.find_wrong(slots, pages)
 
     def close(self) -> None:
         """Close the file; whoever made its directory removes it."""

@@ -14,6 +14,8 @@ over all steps: a slot is not read before its last write returned, nor written w
 Likewise for a frame: ``WriteSlot`` must have taken the frame's bytes before a later ``ZeroFrame`` or ``ReadSlot``
 refills it. The core hands frames out oldest first, so a shell seldom waits for (3).
 
+An I/O that the device reports as failed moves nothing and has no effect here.
+
 ``ZeroFrame``, ``ReadSlot`` and ``FillPages`` give a frame other contents: the shell bumps the frame's generation.
 """
 
@@ -25,7 +27,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from apf.core import message
 from apf.messages import HostReply, HostRequest, Segment
+from hostd.core.io_faults import IoResult
 
 Pfns = Sequence[int] | npt.NDArray[np.signedinteger]
 """Host frame numbers, ascending."""
@@ -34,7 +38,7 @@ Numbers = npt.NDArray[np.int64]
 """Page, frame or slot numbers, one-dimensional."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class RequestTaken:
     """A vCPU's request, taken in its place in the order of all requests; the step's time is the request's."""
 
@@ -56,7 +60,7 @@ class BorderReached:
     zero: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SegmentsLoaded:
     """What VM ``vm`` holds before its first window, in the order its pages were written; no page of it is there yet.
 
@@ -67,7 +71,7 @@ class SegmentsLoaded:
     segments: tuple[Segment, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class VmLeft:
     """VM ``vm`` is no more: none of its vCPUs will ask again. At a border, behind its BorderReached."""
 
@@ -77,30 +81,35 @@ class VmLeft:
 HostEvent = RequestTaken | BorderReached | SegmentsLoaded | VmLeft
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ZeroFrame:
     """Fill frame ``pfn`` with zeros and bump its generation."""
 
     pfn: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ReadSlot:
-    """Read swap slot ``slot`` into frame ``pfn`` and bump its generation."""
+    """Read swap slot ``slot`` into frame ``pfn`` and bump its generation.
+
+    ``damaged``: its last write was torn or lost, so its checksum must be wrong; otherwise it must be right.
+    """
 
     slot: int
     pfn: int
+    damaged: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class WriteSlot:
-    """Write frame ``pfn`` to swap slot ``slot``."""
+    """Write frame ``pfn`` to swap slot ``slot``: all of it (OK), its first half (TORN), or nothing (LOST)."""
 
     slot: int
     pfn: int
+    result: IoResult = IoResult.OK
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SetEpt:
     """Let the EPT of ``vm`` map ``gfn`` to ``pfn``."""
 
@@ -110,7 +119,7 @@ class SetEpt:
     writable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ClearEpt:
     """Take ``gfn`` out of the EPT of ``vm``."""
 
@@ -118,7 +127,7 @@ class ClearEpt:
     gfn: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Reply:
     """Send ``reply`` to a vCPU."""
 
@@ -143,7 +152,7 @@ class FillPages:
     slots: Numbers
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ClearVm:
     """Empty the EPT of ``vm``."""
 
