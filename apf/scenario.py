@@ -58,6 +58,8 @@ def _decimal(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=PAGE_SIZE, le=1 << 40)]
+SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=1 << 40)]
+"""0 where there is none, or where it follows from others."""
 Cost = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
 
@@ -106,6 +108,8 @@ class Vm(_Model):
     vcpus: Annotated[int, Field(ge=1, le=64)] = 4
     guest_memory: Size = 2 << 30
     group_memory: Size = 512 << 20
+    # memory.high of its group: above it, who charges reclaims and is slowed down. 0: none.
+    group_high: SizeOrNone = 0
     cpu_mips: Annotated[int, Field(ge=1, le=100_000)] = 1000
     hz: Literal[100, 250, 1000] = 250
 
@@ -276,6 +280,8 @@ class Swap(_Model):
         Annotated[DeviceName, BeforeValidator(_shipped), Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
         Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
     ] = "hdd-7200"
+    # Size of the swap area; 0: twice the guests' memory, so that it is never more than half full.
+    size: SizeOrNone = 0
 
     @property
     def name(self) -> str:
@@ -293,6 +299,11 @@ class Host(_Model):
     max_vms: Annotated[int, Field(ge=0, le=16)] = 0
     # What the loss of a VM (a process of it died) does to the host: it ends with it, or goes on with the others.
     on_vm_loss: Literal["end", "leave"] = "end"
+    # Memory for all VMs together. Less than their groups' limits in sum: below its watermarks kswapd reclaims, and
+    # whoever allocates. 0: all groups' limits, and no watermarks.
+    memory: SizeOrNone = 0
+    # Which pages reclaim takes: "kernel" (active and inactive list, second chance), "clock", "lru", "fifo".
+    reclaim: Literal["kernel", "clock", "lru", "fifo"] = "kernel"
     reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
     # Wall seconds without any progress of virtual time after which a process gives up on its peers.
     patience_s: Annotated[int, Field(ge=1, le=3600)] = 120
@@ -333,6 +344,9 @@ class Scenario(_Model):
         for path, value in (
             ("vm.guest_memory", self.vm.guest_memory),
             ("vm.group_memory", self.vm.group_memory),
+            ("vm.group_high", self.vm.group_high),
+            ("swap.size", self.swap.size),
+            ("host.memory", self.host.memory),
             ("bench.buffer", self.bench.buffer),
         ):
             if value % PAGE_SIZE:
@@ -374,6 +388,11 @@ class Scenario(_Model):
             raise ValueError(f"host.max_vms = {self.host.max_vms}: 0, or at least host.vms, which is {self.host.vms}")
         if self.vm.group_memory < GROUP_BYTES_MIN:
             raise ValueError(f"vm.group_memory = {self.vm.group_memory}: at least {GROUP_BYTES_MIN}")
+        if 0 < self.host.memory < GROUP_BYTES_MIN * self.host.places:
+            least = GROUP_BYTES_MIN * self.host.places
+            raise ValueError(
+                f"host.memory = {self.host.memory}: 0, or at least {GROUP_BYTES_MIN} for each VM, so {least}"
+            )
         if not self.process and self.bench.fault_threads + self.bench.work_threads == 0:
             raise ValueError("bench.fault_threads = 0 and bench.work_threads = 0: at least one thread")
         if self.duration_s and self.duration_ns < 1:
