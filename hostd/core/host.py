@@ -39,6 +39,8 @@ class HostCore:
         self._fault_path = FaultPath(self._mm)
         self._border = Border(self._mm)
         self._now_ns = 0
+        self.every_border = config.reclaim.wants_use
+        """Whether every border needs a step, for somebody wants to know what was used in which window."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -81,7 +83,7 @@ class HostCore:
     def border_due_ns(self) -> int | None:
         """No border before this time needs a step; None: none does, as things stand. The exact ``border_work``."""
         mm = self._mm
-        if mm.evicting or mm.publish:
+        if mm.evicting or mm.publish or self.every_border:
             return self._now_ns
         due_ns = mm.mapping_times[0] if mm.mapping_times else None
         if mm.kswapd_ns is not None and (due_ns is None or mm.kswapd_ns < due_ns):

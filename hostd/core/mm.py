@@ -22,7 +22,6 @@ from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import CHARGED, DIRTY, LRU, WRITING, PageEvent, Pages, PageState
-from hostd.core.policies import POLICIES
 from hostd.core.pressure import Pressure
 from hostd.core.swap import NO_SLOT, SwapArea
 from hostd.core.watermarks import Watermarks
@@ -73,7 +72,7 @@ class Mm:
         self.frames = Frames(config.frames)
         self.swap = SwapArea(config.slots)
         self.device = Device(config.profile, config.seed)
-        policy = POLICIES[config.reclaim]
+        policy = config.reclaim
         self.groups = [
             MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young)) for vm in config.vms
         ]
