@@ -7,6 +7,7 @@ looks at.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apf.messages import PAGE_SIZE
-from hostd.checksums import BOTH, FIRST, HALF, NEITHER, Checksums
+from hostd.checksums import FIRST, HALF, NEITHER, Checksums, read_page, write_page
 
 Frames = npt.NDArray[np.uint8]
 
@@ -30,18 +31,25 @@ class SwapFile:
 
     def read(self, slot: int, frame: Frames) -> str:
         """Fill ``frame`` (one page) from ``slot``; says what is wrong with it, empty if it is what was written last."""
-        done = os.preadv(self._fd, [frame.data], slot * PAGE_SIZE)
-        if done != PAGE_SIZE:
+        return self.read_to(slot, frame.ctypes.data)
+
+    def read_to(self, slot: int, address: int) -> str:
+        """The same for the frame at ``address``: the file's bytes and their checksums in one native call."""
+        wrong = read_page(self._fd, slot, address, self._checksums.sums, self._checksums.writes)
+        if wrong < 0:
+            done = len(os.pread(self._fd, PAGE_SIZE, slot * PAGE_SIZE))  # which says why
             raise OSError(f"{self.path}: slot {slot}: read {done} of {PAGE_SIZE} bytes")
-        wrong = self._checksums.wrong(slot, frame)
         return self._checksums.describe(slot, wrong) if wrong else ""
 
     def write(self, slot: int, frame: Frames) -> None:
         """Store ``frame`` (one page) in ``slot``."""
-        done = os.pwritev(self._fd, [frame.data], slot * PAGE_SIZE)
-        if done != PAGE_SIZE:
-            raise OSError(f"{self.path}: slot {slot}: wrote {done} of {PAGE_SIZE} bytes")
-        self._checksums.written(slot, frame, BOTH)
+        self.write_from(slot, frame.ctypes.data)
+
+    def write_from(self, slot: int, address: int) -> None:
+        """The same for the frame at ``address``."""
+        if not write_page(self._fd, slot, address, self._checksums.sums, self._checksums.writes):
+            done = os.pwrite(self._fd, ctypes.string_at(address, PAGE_SIZE), slot * PAGE_SIZE)  # which says why
+            raise OSError(f"{self.path}: slot {slot}: was not written whole, and {done} bytes when tried again")
 
     def tear(self, slot: int, frame: Frames) -> None:
         """A write of ``frame`` to ``slot`` of which only the first half gets there."""
