@@ -15,6 +15,7 @@ from deploy import twin
 from deploy.local import LocalCluster, check_space
 from deploy.result import RunResult, Snapshot
 from guestsched.build import guest_core
+from hostd import reclaim_policies
 
 Progress = Callable[[Scenario, Snapshot], None]
 Keep = Callable[[RunResult, Mapping[str, Path]], None]
@@ -31,6 +32,7 @@ def prepare(scenario: Scenario, *, endless: bool = False) -> None:
         raise ScenarioError("duration_s = 0: greater than 0, for nobody can shut this run down (apf up has an API)")
     for mode in scenario.apf:
         guest_core(scenario.for_mode(mode), Journal())
+    reclaim_policies.load(scenario.host.reclaim)
     check_space(scenario)
 
 
