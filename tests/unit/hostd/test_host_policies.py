@@ -83,8 +83,9 @@ def test_what_was_written_is_the_next_to_go(kind: type[Policy]) -> None:
 def test_a_policy_that_wants_use_has_work_at_every_border() -> None:
     rig = Rig(reclaim=Lru)
     rig.load(64)
-    assert rig.core.border_due_ns() == 0
+    assert rig.core.border_due_ns() == 1, "at the next border"
     rig.border(WINDOW_NS, accessed=[0, 5])
+    assert rig.core.border_due_ns() == WINDOW_NS + 1, "not the same border again"
     rig.mapped(100, WINDOW_NS + 1)
     assert not {0, 5} & set(rig.core._mm.evicting) and 1 in rig.core._mm.evicting
     assert Rig().core.border_due_ns() is None
