@@ -1,10 +1,11 @@
-"""Scenarios by chance, one a seed: small, of every protocol, with or without faults of the protocol itself."""
+"""Scenarios by chance, one a seed: small, of every protocol, with or without faults of the protocol and of the device."""
 
 from __future__ import annotations
 
 from random import Random
 from typing import Any
 
+from apf.io_faults import OF_IOS, WITH_LENGTH
 from apf.scenario import Scenario, load
 
 MODES = ("off", "halt", "pv2010", "pv")
@@ -34,6 +35,19 @@ def _inject(draw: Random, vcpus: int, vms: int) -> dict[str, Any]:
     if what in _WITH_LENGTH:
         inject["for_s"] = draw.choice(("0.001", "0.004"))
     return inject
+
+
+def _io_fault(draw: Random, vms: int) -> dict[str, Any]:
+    what = draw.choice((*OF_IOS, *OF_IOS, *WITH_LENGTH))
+    fault: dict[str, Any] = {"what": what, "at_s": f"0.00{draw.randint(0, 5)}"}
+    if what in OF_IOS:
+        fault |= {"nth": draw.randint(1, 9), "count": draw.choice((1, 1, 5, 50, 0)), "vm": draw.randrange(-1, vms)}
+        fault["gfn"] = draw.choice((-1, -1, -1, draw.randrange(16384, 17000)))
+    else:
+        fault["for_s"] = draw.choice(("0.0001", "0.0002", "0.002")[: 2 if what == "swap_full" else 3])
+    if what == "slow":
+        fault |= {"factor": draw.randint(2, 9), "io": draw.choice(("any", "read", "write"))}
+    return fault
 
 
 def random_scenario(seed: int, **overrides: Any) -> Scenario:
@@ -69,6 +83,10 @@ def random_scenario(seed: int, **overrides: Any) -> Scenario:
         "kvm.mmu": draw.choice(("nested", "nested", "shadow")),
         "process": processes,
     }
+    if draw.random() < 0.3:
+        chosen["swap.fault"] = [_io_fault(draw, vms) for _ in range(draw.randint(1, 4))]
+        chosen["swap.errors"] = draw.choice(("kernel", "report"))
+        chosen["host.on_vm_loss"] = "leave"
     if draw.random() < 0.3:
         chosen["inject"] = [_inject(draw, vcpus, vms) for _ in range(draw.randint(1, 3))]
     return load(None, chosen | {name.replace("__", "."): value for name, value in overrides.items()})

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from apf.io_faults import IoFaultWish
 from apf.messages import (
     Access,
+    Failed,
     FaultMode,
     FaultRaised,
     HostRequest,
@@ -27,6 +31,7 @@ from hostd.core.events import (
     ClearEpt,
     FillPages,
     HostEffect,
+    IoFaultArrived,
     ReadSlot,
     Reply,
     RequestTaken,
@@ -36,6 +41,7 @@ from hostd.core.events import (
     ZeroFrame,
 )
 from hostd.core.host import HostCore
+from hostd.core.io_faults import IoResult
 
 ZERO = bytes(8)
 ACCESS_NS = 100
@@ -62,6 +68,8 @@ class FakeShell:
         self.core = HostCore(config)
         self.frames = [b"rubbish!"] * config.frames
         self.slots: dict[int, bytes] = {}
+        self.damaged: set[int] = set()  # slots whose last write was torn or lost
+        self.failed = 0
         self.writes: list[WriteSlot] = []
         self.epts: list[dict[int, tuple[int, bool]]] = [{} for _ in config.vms]
         self.vcpus = [Vcpu(vm, number) for vm, one in enumerate(config.vms) for number in range(one.vcpus)]
@@ -110,6 +118,8 @@ class FakeShell:
             self._write(self.writes.pop(0))
         pages = self.core._mm.pages
         for (vm, gfn), value in self.model.items():
+            if self.core.lost(vm, np.array([gfn]))[0]:
+                continue
             key = pages.first_key[vm] + gfn
             found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self._slot(pages.slot[key])
             assert found == value, f"VM {vm} gfn {gfn}: {found!r} instead of {value!r}\n{pages.story(key)}"
@@ -196,16 +206,31 @@ class FakeShell:
             case InProgress():
                 assert isinstance(request, FaultRaised) and reply.work == request.work
                 one.works[request.gfn] = (reply.ready_at_ns, request.work)
+            case Failed():
+                assert reply.gfn == request.gfn and self.core.lost(one.vm, np.array([reply.gfn]))[0] == reply.error
+                self._give_up(one, reply.gfn)
         one.clock_ns = reply.at_ns
+
+    def fail(self, wish: IoFaultWish) -> None:
+        """Let the device fail from now on."""
+        for effect in self.core.step(IoFaultArrived(wish), self.now_ns):
+            self._carry_out(effect)
+
+    def _give_up(self, one: Vcpu, gfn: int) -> None:
+        """The page cannot be had: whoever wanted it does without."""
+        self.failed += 1
+        one.works.pop(gfn, None)
+        one.queue = [access for access in one.queue if access[0] != gfn]
 
     def _carry_out(self, effect: HostEffect) -> None:
         match effect:
             case ZeroFrame(pfn):
                 self._refill(pfn)
                 self.frames[pfn] = ZERO
-            case ReadSlot(slot, pfn):
+            case ReadSlot(slot, pfn, damaged):
                 self._refill(pfn)
                 self._settle_writes(slot=slot)
+                assert damaged is (slot in self.damaged), f"slot {slot}: its checksum is another than predicted"
                 assert not self.core._mm.swap.is_zero(slot), "zeros are not read"
                 self.frames[pfn] = self.slots[slot]
             case WriteSlot(slot):
@@ -240,4 +265,16 @@ class FakeShell:
             self.writes.remove(write)
 
     def _write(self, write: WriteSlot) -> None:
-        self.slots[write.slot] = self.frames[write.pfn]
+        before, now = self.slots.get(write.slot, ZERO), self.frames[write.pfn]
+        match write.result:
+            case IoResult.OK:
+                self.slots[write.slot] = now
+                self.damaged.discard(write.slot)
+                return
+            case IoResult.TORN:
+                self.slots[write.slot] = now[:4] + before[4:]
+            case IoResult.LOST:
+                self.slots[write.slot] = before
+            case _:
+                raise AssertionError(f"{write} moves nothing")
+        self.damaged.add(write.slot)

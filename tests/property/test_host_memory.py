@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from apf.chance import Stream
+from apf.io_faults import OF_IOS, IoFaultWish
 from apf.messages import GupVariant
 from apf.scenario import Costs
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
+from hostd.core.io_faults import Failure
 from tests.property.host_shell import FakeShell
 
 GUEST_PAGES = 24
@@ -43,10 +47,19 @@ class HostMemory(RuleBasedStateMachine):
         reserve=st.integers(1, 12),
         window_ns=st.sampled_from([2_000, 20_000, 150_000]),
         loaded=st.integers(0, GUEST_PAGES),
+        reports=st.booleans(),
     )
-    def boot(self, gup: GupVariant, limits: tuple[int, int], reserve: int, window_ns: int, loaded: int) -> None:
+    def boot(
+        self,
+        gup: GupVariant,
+        limits: tuple[int, int],
+        reserve: int,
+        window_ns: int,
+        loaded: int,
+        reports: bool,
+    ) -> None:
         """Start a host, the first VM with some pages loaded."""
-        self.shell = FakeShell(config(gup, limits, reserve, window_ns))
+        self.shell = FakeShell(replace(config(gup, limits, reserve, window_ns), reports=reports))
         if loaded:
             self.shell.load(0, loaded)
 
@@ -59,6 +72,22 @@ class HostMemory(RuleBasedStateMachine):
         """Give a vCPU pages to access."""
         for gfn, write in accesses:
             self.shell.enqueue(vcpu, gfn, write, blocking)
+
+    @rule(
+        what=st.sampled_from(OF_IOS),
+        nth=st.integers(1, 5),
+        count=st.integers(1, 5),
+        gfn=st.sampled_from([-1, -1, -1, 3]),
+    )
+    def fail(self, what: str, nth: int, count: int, gfn: int) -> None:
+        """Some I/Os to come fail."""
+        self.shell.fail(IoFaultWish.of({"what": what, "nth": nth, "count": count, "gfn": gfn}))
+
+    @rule(for_ns=st.integers(1, 100_000), factor=st.integers(2, 20))
+    def hold_up(self, for_ns: int, factor: int) -> None:
+        """The device stops, and is slow afterwards."""
+        self.shell.fail(IoFaultWish(what="stop", for_ns=for_ns))
+        self.shell.fail(IoFaultWish(what="slow", for_ns=3 * for_ns, factor=factor))
 
     @rule(steps=st.integers(1, 30))
     def run_some(self, steps: int) -> None:
@@ -107,3 +136,28 @@ def test_thrashing_ends_with_every_byte_right_and_the_same_digest_every_time() -
             assert shell.core.counters[name], f"{gup.name}: the test no longer covers {name}"
         assert shell.core.journal.digest() == thrash(gup, 7).core.journal.digest()
     assert thrash(GupVariant.NOIO, 8).core.journal.digest() != thrash(GupVariant.NOIO, 7).core.journal.digest()
+
+
+def test_failing_ios_lose_no_page_but_those_the_core_says_are_lost() -> None:
+    """As above, with every kind of failure again and again: what is not lost is right to the last byte."""
+    for gup in GupVariant:
+        pages = (100, 24)
+        vms = tuple(VmConfig(size, limit, 2) for size, limit in zip(pages, (60, 9), strict=True))
+        failures = tuple(
+            Failure(what, 0, nth=nth + 9 * place, count=2)
+            for nth in range(20, 2000, 53)
+            for place, what in enumerate(OF_IOS)
+        )
+        shell = FakeShell(HostConfig(5, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=16, failures=failures))
+        shell.check_each_step = False
+        shell.load(0, 100)
+        chance = Stream(5, "failing")
+        for _ in range(3_000):
+            vcpu = chance.below(len(shell.vcpus))
+            among = pages[shell.vcpus[vcpu].vm] if chance.below(2) else 8
+            shell.enqueue(vcpu, chance.below(among), chance.below(2) == 1, chance.below(4) == 0)
+        shell.drain()
+        shell.core.check()
+        assert shell.failed > 20, gup
+        for name in ("read_error", "write_error", "torn_write", "lost_write", "checksum_error"):
+            assert shell.core.counters[f"swap_{name}"] > 3, f"{gup.name}: the test does not cover {name}"
