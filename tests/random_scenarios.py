@@ -1,4 +1,4 @@
-"""Scenarios by chance, one a seed: small, of every protocol, with or without faults of the protocol and of the device."""
+"""Scenarios by chance, one a seed: small, of every protocol, with or without failures of protocol and device."""
 
 from __future__ import annotations
 
