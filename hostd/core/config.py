@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apf.core import CoreError
-from apf.messages import PAGE_SIZE, GupVariant
+from apf.messages import FOREVER_NS, PAGE_SIZE, GupVariant
 from apf.scenario import Costs, Scenario
 from hostd.core.device import DeviceProfile, default_window_ns
+from hostd.core.io_faults import Failure
 from hostd.core.policies import POLICIES
 
 
@@ -37,6 +38,9 @@ class HostConfig:
     profile: DeviceProfile
     reserve_frames: int
     swap_slots: int = 0
+    end_ns: int = FOREVER_NS
+    failures: tuple[Failure, ...] = ()
+    reports: bool = False
     managed_pages: int = 0
     reclaim: str = "kernel"
 
@@ -83,6 +87,9 @@ class HostConfig:
             vms=(vm,) * vms,
             profile=profile.for_cpus(vms * vm.vcpus),
             reserve_frames=scenario.host.reserve_frames,
+            end_ns=scenario.end_ns,
+            failures=tuple(Failure.of(fault, fault.at_ns) for fault in scenario.swap.fault),
+            reports=scenario.swap.errors == "report",
             swap_slots=scenario.swap.size // PAGE_SIZE,
             managed_pages=scenario.host.memory // PAGE_SIZE,
             reclaim=scenario.host.reclaim,

@@ -77,6 +77,10 @@ class Device:
         heapify(self._servers)
         self._last: list[tuple[Op, int]] = [(Op.READ, -1 - profile.skip_slots_max)] * profile.servers
 
+    def serve_by(self, served: Served) -> None:
+        """From now on the device stops, or is slow, at times."""
+        self._served = served
+
     def submit(self, op: Op, slot: int, arrival_ns: int) -> tuple[int, int]:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
