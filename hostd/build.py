@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from apf.journal import Journal
 from apf.scenario import Scenario
-from hostd import device_profiles
+from hostd import device_profiles, reclaim_policies
 from hostd.core.config import HostConfig
 from hostd.core.host import HostCore
 
@@ -20,4 +20,5 @@ def window_ns(scenario: Scenario) -> int:
 
 
 def _config(scenario: Scenario) -> HostConfig:
-    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), scenario.host.places)
+    profile = device_profiles.load(scenario.swap.device)
+    return HostConfig.of(scenario, profile, scenario.host.places, reclaim_policies.load(scenario.host.reclaim))

@@ -9,7 +9,7 @@ from apf.messages import FOREVER_NS, PAGE_SIZE, GupVariant
 from apf.scenario import Costs, Scenario
 from hostd.core.device import DeviceProfile, default_window_ns
 from hostd.core.io_faults import Failure
-from hostd.core.policies import POLICIES
+from hostd.core.lru import Kernel, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class HostConfig:
     failures: tuple[Failure, ...] = ()
     reports: bool = False
     managed_pages: int = 0
-    reclaim: str = "kernel"
+    reclaim: type[Policy] = Kernel
 
     @property
     def frames(self) -> int:
@@ -67,11 +67,11 @@ class HostConfig:
             raise CoreError(f"profile.servers = {self.profile.servers}: at least 1")
         if self.reserve_frames < 1:
             raise CoreError(f"reserve_frames = {self.reserve_frames}: at least 1")
-        if self.reclaim not in POLICIES:
-            raise CoreError(f"reclaim = {self.reclaim!r}: {', '.join(POLICIES)}")
 
     @classmethod
-    def of(cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1) -> HostConfig:
+    def of(
+        cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1, reclaim: type[Policy] = Kernel
+    ) -> HostConfig:
         """The host of ``scenario``, with ``vms`` VMs of its kind."""
         vm = VmConfig(
             guest_pages=scenario.vm.guest_memory // PAGE_SIZE,
@@ -92,5 +92,5 @@ class HostConfig:
             reports=scenario.swap.errors == "report",
             swap_slots=scenario.swap.size // PAGE_SIZE,
             managed_pages=scenario.host.memory // PAGE_SIZE,
-            reclaim=scenario.host.reclaim,
+            reclaim=reclaim,
         )

@@ -26,7 +26,6 @@ from hostd.core.io_faults import Failure, IoFaults, IoResult
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import CHARGED, DIRTY, LRU, WRITING, PageEvent, Pages, PageState
-from hostd.core.policies import POLICIES
 from hostd.core.pressure import Pressure
 from hostd.core.swap import NO_SLOT, SwapArea
 from hostd.core.watermarks import Watermarks
@@ -86,6 +85,7 @@ class Mm:
         self.pages = Pages(tuple(vm.guest_pages for vm in config.vms))
         self.frames = Frames(config.frames)
         self.swap = SwapArea(config.slots)
+        policy = config.reclaim
         self.io_faults = IoFaults(config.failures, config.end_ns)
         self.device = Device(config.profile, config.seed, self.io_faults.served if config.failures else None)
         self.damage = Damage()
@@ -94,7 +94,6 @@ class Mm:
         self.log = KernelLog()
         self.failed_ios: Counter[tuple[Op, IoResult]] = Counter()
         """I/Os submitted so far that come to anything but OK."""
-        policy = POLICIES[config.reclaim]
         self.groups = [
             MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young)) for vm in config.vms
         ]
