@@ -276,6 +276,10 @@ class Swap(_Model):
         Annotated[DeviceName, BeforeValidator(_shipped), Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
         Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
     ] = "hdd-7200"
+    # What is read besides the page that faults: "kernel", "none", "stride", or an entry point of group apf.readahead.
+    readahead: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)] = "kernel"
+    # vm.page-cluster: at most 2 to the power of this pages at a time.
+    page_cluster: Annotated[int, Field(ge=0, le=9)] = 3
 
     @property
     def name(self) -> str:
