@@ -185,7 +185,9 @@ def test_a_stride_that_fails_once_is_kept_and_one_that_fails_again_is_not() -> N
 
 def test_table_of_trust_is_complete_and_only_a_right_stride_leads_to_trust() -> None:
     assert set(TRUST) == {(trust, right) for trust in Trust for right in (False, True)}
-    assert {trust for (trust, right), (after, _takes) in TRUST.items() if after is Trust.STEADY and not right} == set()
+    assert {
+        trust for (trust, right), (after, _takes) in TRUST.items() if after is Trust.STEADY and not right
+    } == set()
     assert not any(takes for (_trust, right), (_after, takes) in TRUST.items() if right)
 
 
