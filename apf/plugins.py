@@ -43,6 +43,6 @@ def _load(point: EntryPoint, field: str, base: type[T]) -> type[T]:
     if not (isinstance(loaded, type) and issubclass(loaded, base)):
         raise ScenarioError(f"{where}: {loaded!r} is no subclass of {base.__module__}.{base.__name__}")
     if inspect.isabstract(loaded):
-        missing = ", ".join(sorted(loaded.__abstractmethods__))
+        missing = ", ".join(sorted(getattr(loaded, "__abstractmethods__", ())))
         raise ScenarioError(f"{where}: {loaded.__name__} does not define {missing}")
     return loaded
