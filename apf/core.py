@@ -2,16 +2,28 @@
 
 A core has no I/O, clock, thread or randomness of its own. Its only way in is ``step(event, now_ns)``, which
 returns the effects the shell has to carry out, in that order. Events are facts in the past tense, effects are
-imperatives; both are frozen dataclasses. A failure arrives as an event. The same core runs under two shells:
-the daemon's (gRPC, shared memory) and the twin's (one process); both must produce the same journal.
+imperatives; both are dataclasses that nobody changes (``message``). A failure arrives as an event. The same core runs
+under two shells: the daemon's (gRPC, shared memory) and the twin's (one process); both must produce the same journal.
 """
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, dataclass_transform
 
+T = TypeVar("T")
 EventT = TypeVar("EventT", contravariant=True)
 EffectT = TypeVar("EffectT")
+
+
+@dataclass_transform(frozen_default=True)
+def message(cls: type[T]) -> type[T]:
+    """Make a dataclass with slots that nobody changes: frozen to the type checker, which is where it is enforced.
+
+    ``dataclass(frozen=True)`` enforces it once more at run time, by way of ``object.__setattr__`` for each field: seven
+    fields take 1.05 us to fill instead of 0.16, and a fault is a score of events, effects and messages.
+    """
+    return dataclass(slots=True, unsafe_hash=True)(cls)
 
 
 class Core(Protocol[EventT, EffectT]):

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 _FLUSH_RECORDS = 4096
+_END = "\n"
+_BETWEEN = f" {_END} "
 
 
 class Journal:
@@ -19,22 +21,22 @@ class Journal:
 
     def __init__(self, sink: TextIO | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self._pending: list[str] = []
+        self._pending: list[int | str] = []
         self._sink = sink
         self.records = 0
 
     def record(self, time_ns: int, kind: str, *fields: int | str) -> None:
         """Append one record."""
-        self._pending.append(f"{time_ns} {kind} {' '.join(map(str, fields))}\n")
+        self._pending += (time_ns, kind, *fields, _END) if fields else (time_ns, kind, "", _END)
         self.records += 1
-        if len(self._pending) >= _FLUSH_RECORDS:
+        if self.records % _FLUSH_RECORDS == 0:
             self.flush()
 
     def flush(self) -> None:
         """Hash and write what is pending."""
         if not self._pending:
             return
-        text = "".join(self._pending)
+        text = " ".join(map(str, self._pending)).replace(_BETWEEN, _END)[:-2] + _END
         self._pending.clear()
         self._hash.update(text.encode())
         if self._sink is not None:

@@ -1,4 +1,4 @@
-"""What crosses a process border, as frozen dataclasses: the cores speak these, ``apf.wire`` maps them to protobuf.
+"""What crosses a process border (``apf.core.message``): the cores speak these, ``apf.wire`` maps them to protobuf.
 
 Two conversations, both request and reply, both stamped with the vCPU's time. A vCPU has at most one request
 under way, to one of the two servers, and goes on at the reply's ``at_ns``, which is always later than the request.
@@ -12,8 +12,9 @@ All times are guest ns, all addresses bytes, gfn and pfn are frame numbers of 40
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
+
+from apf.core import message
 
 PAGE_SIZE = 4096
 PAGE_SHIFT = 12
@@ -74,7 +75,7 @@ class FaultKind(IntEnum):
 # vCPU -> hostd -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class FaultRaised:
     """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0.
 
@@ -88,7 +89,7 @@ class FaultRaised:
     forgotten: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class PrefaultRaised:
     """The work item's I/O is over and the vCPU maps the page before it tells the guest (kvm_arch_async_page_ready).
 
@@ -105,7 +106,7 @@ HostRequest = FaultRaised | PrefaultRaised
 # hostd -> vCPU -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Mapped:
     """The page is mapped. From ``at_ns`` on the vCPU may use ``pfn`` (its private overlay holds it until the border).
 
@@ -120,14 +121,14 @@ class Mapped:
     stall_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Retry:
     """Cannot be settled now; the guest executes the access again at ``at_ns`` (KVM's RET_PF_RETRY)."""
 
     at_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class InProgress:
     """The dedicated fault-in worker has work item ``work``; it will be done at ``ready_at_ns``, never revised.
 
@@ -145,41 +146,41 @@ HostReply = Mapped | Retry | InProgress
 # vCPU -> guestsched --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Booted:
     """The vCPU is up and asks what to run. First trap of every vCPU, at time 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class TickArrived:
     """A timer tick at or after the last Dispatch's ``run_until_ns`` was delivered."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class TimerArrived:
     """The timer of the last Dispatch (``timer_ns``) has expired: at that time, or late if the vCPU was stalled."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class InterruptArrived:
     """A posted interrupt was delivered: the guest kernel has changed something that concerns this vCPU."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class NotPresentArrived:
     """#PF whose word (2010: reason, since 5.8: flags) said 'page not present': CR2 is ``token``."""
 
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class PageReadyArrived:
     """'Page ready' for ``token``: a #PF with it in CR2 (2010), or an interrupt and the token word (since 5.8)."""
 
     token: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SyscallRaised:
     """The task executed ``syscall``; number and arguments are in its registers.
 
@@ -189,7 +190,7 @@ class SyscallRaised:
     data: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ExceptionRaised:
     """The task did what user code may not: x86 ``vector``, faulting ``address`` (0 if none), at ``rip``."""
 
@@ -198,14 +199,14 @@ class ExceptionRaised:
     rip: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Fetched:
     """The guest memory that the last Dispatch asked for (``fetch``), its pieces one after the other."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Stopped:
     """The vCPU reached the end of the run; its last trap. The reply ends the stream."""
 
@@ -239,7 +240,7 @@ class KernelPath(IntEnum):
     IDLE = 9
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Sample:
     """``count`` samples of the profile: in task ``task`` at ``rip`` (USER), or on the kernel's ``path`` (both 0)."""
 
@@ -249,7 +250,7 @@ class Sample:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class FaultMet:
     """A fault of a task's own access: the page, and how the host served it."""
 
@@ -257,7 +258,7 @@ class FaultMet:
     kind: FaultKind
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class TrapRaised:
     """A trap with the registers of the task it interrupted (``None`` if the vCPU was idle).
 
@@ -290,7 +291,7 @@ class Account(IntEnum):
     OTHER = 3
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Extent:
     """``pages`` pages of a process: guest-virtual ``gva`` (bytes) maps to guest frame ``gfn`` onwards.
 
@@ -304,7 +305,7 @@ class Extent:
     executable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class AddressSpace:
     """A guest process's page tables, as extents in ascending order of ``gva``; ``asid`` > 0."""
 
@@ -324,7 +325,7 @@ APF_TOKEN_OFFSET = 4
 """``struct kvm_vcpu_pv_apf_data`` (uapi/asm/kvm_para.h): u32 ``flags`` (2010: ``reason``), u32 ``token``."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class MsrWrite:
     """The guest kernel executes WRMSR."""
 
@@ -332,7 +333,7 @@ class MsrWrite:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Store:
     """The guest kernel stores ``data`` at guest-physical ``gpa``, within a page, with interrupts off."""
 
@@ -340,7 +341,7 @@ class Store:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ProtocolFault:
     """A fault of the APF protocol that is injected while the guest runs: ``what`` in the scenario's words.
 
@@ -357,7 +358,7 @@ KernelStep = MsrWrite | Store
 """What a handler of the guest kernel does with interrupts off before it returns, in order."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Dispatch:
     """What the vCPU does from ``at_ns`` on: run ``task`` (0: idle), until a tick at or after ``run_until_ns`` is due.
 
@@ -395,7 +396,7 @@ class Dispatch:
 # guestsched -> hostd: loading ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Stamp:
     """A self-verifying word in every page of a segment, at byte ``offset`` of the page (8-aligned).
 
@@ -413,7 +414,7 @@ class Stamp:
 CHECK_MULTIPLIER = 0x9E3779B97F4A7C15
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Segment:
     """``pages`` guest pages from ``gfn`` on, filled before window 0 as if the guest had written them one by one.
 

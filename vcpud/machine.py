@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 
+from apf.core import message
 from apf.messages import Dispatch, HostReply, HostRequest, TrapRaised
 from vcpud.core.effects import (
     AskGuest,
@@ -52,7 +52,7 @@ class NeedKind(Enum):
     NOTHING = "nothing"  # it has finished
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Need:
     """``time_ns`` is a lower bound of the vCPU's next request: what belongs into its slot."""
 
@@ -63,7 +63,7 @@ class Need:
     """Of a WINDOW: a posted interrupt ends the wait for it."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class _Answer:
     """A server's answer, which the core hears of in the window that holds the time it goes on at.
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from apf.core import message
 from apf.messages import HostReply, HostRequest, Segment
 
 Pfns = Sequence[int] | npt.NDArray[np.signedinteger]
@@ -34,7 +35,7 @@ Numbers = npt.NDArray[np.int64]
 """Page, frame or slot numbers, one-dimensional."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class RequestTaken:
     """A vCPU's request, taken in its place in the order of all requests; the step's time is the request's."""
 
@@ -54,7 +55,7 @@ class BorderReached:
     dirty: Pfns
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SegmentsLoaded:
     """What VM ``vm`` holds before its first window, in the order its pages were written; no page of it is there yet.
 
@@ -65,7 +66,7 @@ class SegmentsLoaded:
     segments: tuple[Segment, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class VmLeft:
     """VM ``vm`` is no more: none of its vCPUs will ask again. At a border, behind its BorderReached."""
 
@@ -75,14 +76,14 @@ class VmLeft:
 HostEvent = RequestTaken | BorderReached | SegmentsLoaded | VmLeft
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ZeroFrame:
     """Fill frame ``pfn`` with zeros and bump its generation."""
 
     pfn: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ReadSlot:
     """Read swap slot ``slot`` into frame ``pfn`` and bump its generation."""
 
@@ -90,7 +91,7 @@ class ReadSlot:
     pfn: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class WriteSlot:
     """Write frame ``pfn`` to swap slot ``slot``."""
 
@@ -98,7 +99,7 @@ class WriteSlot:
     pfn: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SetEpt:
     """Let the EPT of ``vm`` map ``gfn`` to ``pfn``."""
 
@@ -108,7 +109,7 @@ class SetEpt:
     writable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ClearEpt:
     """Take ``gfn`` out of the EPT of ``vm``."""
 
@@ -116,7 +117,7 @@ class ClearEpt:
     gfn: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Reply:
     """Send ``reply`` to a vCPU."""
 
@@ -141,7 +142,7 @@ class FillPages:
     slots: Numbers
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ClearVm:
     """Empty the EPT of ``vm``."""
 

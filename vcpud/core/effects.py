@@ -7,9 +7,9 @@ goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReaso
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 
+from apf.core import message
 from apf.messages import Access, AddressSpace, Dispatch, FaultMet, HostReply, HostRequest, Sample, Trap
 
 
@@ -25,12 +25,12 @@ class ExitCause(Enum):
 # facts
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Attached:
     """Both servers know this vCPU; time 0."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class GuestExited:
     """The CPU left guest mode. ``retired`` is the total of retired instructions since the start."""
 
@@ -43,54 +43,54 @@ class GuestExited:
     rip: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class HostReplied:
     """hostd answered the last AskHost."""
 
     reply: HostReply
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class GuestReplied:
     """guestsched answered the last AskGuest."""
 
     dispatch: Dispatch
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class TimeReached:
     """The time of the last WaitUntil has come."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ReasonRead:
     """The guest's #PF entry read and cleared the flags (2010: reason) word; None: its page is not mapped for writing."""
 
     reason: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class GuestMemoryRead:
     """The last ReadGuest; None: its page is not mapped."""
 
     data: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class GuestMemoryWritten:
     """The last WriteGuest; not done: its page is not mapped for writing."""
 
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ShadowFilled:
     """The last FillShadow; not done: the host has not mapped the page for this access."""
 
     done: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class InterruptPosted:
     """The vCPU has entered a window with an interrupt posted.
 
@@ -118,7 +118,7 @@ Event = (
 # imperatives
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class MapPage:
     """Put a mapping into the vCPU's private overlay."""
 
@@ -127,7 +127,7 @@ class MapPage:
     writable: bool
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class FillShadow:
     """Put what the host has mapped for ``gfn`` into the shadow table of the address space that runs."""
 
@@ -135,14 +135,14 @@ class FillShadow:
     access: Access
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SetSpace:
     """Make an address space known."""
 
     space: AddressSpace
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class LoadTask:
     """Switch the CPU to another task."""
 
@@ -150,7 +150,7 @@ class LoadTask:
     registers: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class EnterGuest:
     """Run guest code until the clock reaches ``until_ns`` or the guest exits.
 
@@ -161,14 +161,14 @@ class EnterGuest:
     until_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class AskHost:
     """Send a request to hostd and wait for its reply."""
 
     request: HostRequest
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class AskGuest:
     """Deliver a trap to the guest kernel and wait for its reply; with the task's registers unless it is idle.
 
@@ -184,7 +184,7 @@ class AskGuest:
     kernel: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class WaitUntil:
     """Let the clock jump to ``at_ns``; ``interruptible``: or until an interrupt is posted."""
 
@@ -192,7 +192,7 @@ class WaitUntil:
     interruptible: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class InjectReason:
     """Write ``reason`` to the word at ``gpa`` as KVM does, then read and clear it as the guest's #PF entry does."""
 
@@ -200,7 +200,7 @@ class InjectReason:
     reason: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class ReadGuest:
     """Read ``length`` bytes at ``gpa``, in one page, as the guest kernel or KVM does."""
 
@@ -208,7 +208,7 @@ class ReadGuest:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class WriteGuest:
     """Write ``data`` at ``gpa``, in one page, as the guest kernel or KVM does."""
 
@@ -216,7 +216,7 @@ class WriteGuest:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Finish:
     """The run is over for this vCPU."""
 
