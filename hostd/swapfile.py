@@ -1,11 +1,12 @@
 """The swap file: real bytes in a real file, a page a slot. What the device costs is the core's business.
 
-Reads and writes are synchronous and go through the page cache, so rules (1) to (3) of ``hostd.core.events`` hold by
-themselves: the bytes have moved when the call returns.
+Reads and writes are synchronous, so rules (1) to (3) of ``hostd.core.events`` hold by themselves: the bytes have moved
+when the call returns. They go through the page cache; not so those of a ``direct`` file, if its file system allows it.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -15,25 +16,43 @@ import numpy.typing as npt
 from apf.messages import PAGE_SIZE
 
 Frames = npt.NDArray[np.uint8]
-_BATCH_SLOTS = 4096
 
 
 class SwapFile:
-    """The file at ``path``, made empty; it grows as slots are written."""
+    """The file at ``path``, made empty; of ``slots`` slots it holds those that were written, and zeros elsewhere.
 
-    def __init__(self, path: Path) -> None:
+    ``direct``: single pages pass by the page cache; they must lie at multiples of the page size, as frames do. Whether
+    that works is in ``is_direct``.
+    """
+
+    def __init__(self, path: Path, slots: int = 0, *, direct: bool = False) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        os.ftruncate(self._fd, slots * PAGE_SIZE)
+        self._page_fd = self._open_direct() if direct else self._fd
+
+    def _open_direct(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # open(2): the file system does not support O_DIRECT
+                raise
+            return self._fd
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether single pages pass by the page cache."""
+        return self._page_fd != self._fd
 
     def read(self, slot: int, frame: Frames) -> None:
         """Fill ``frame`` (one page) from ``slot``."""
-        done = os.preadv(self._fd, [frame.data], slot * PAGE_SIZE)
+        done = os.preadv(self._page_fd, [frame.data], slot * PAGE_SIZE)
         if done != PAGE_SIZE:
             raise OSError(f"{self.path}: slot {slot}: read {done} of {PAGE_SIZE} bytes")
 
     def write(self, slot: int, frame: Frames) -> None:
         """Store ``frame`` (one page) in ``slot``."""
-        done = os.pwritev(self._fd, [frame.data], slot * PAGE_SIZE)
+        done = os.pwritev(self._page_fd, [frame.data], slot * PAGE_SIZE)
         if done != PAGE_SIZE:
             raise OSError(f"{self.path}: slot {slot}: wrote {done} of {PAGE_SIZE} bytes")
 
@@ -44,6 +63,12 @@ class SwapFile:
         while data:
             done = os.pwrite(self._fd, data, offset)
             data, offset = data[done:], offset + done
+
+    def settle(self) -> None:
+        """Have what ``write_run`` wrote on the device, and of a direct file nowhere else."""
+        if self.is_direct:
+            os.fsync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read_many(self, slots: npt.NDArray[np.int64]) -> Frames:
         """The pages in ``slots``, shape (n, 4096); runs of consecutive slots are read at once."""
@@ -59,4 +84,6 @@ class SwapFile:
 
     def close(self) -> None:
         """Close the file; whoever made its directory removes it."""
+        if self.is_direct:
+            os.close(self._page_fd)
         os.close(self._fd)

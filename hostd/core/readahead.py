@@ -1,15 +1,22 @@
-"""Which pages to read besides the one that is faulted in: policies of swap readahead, and the kernel's own.
+"""Which pages to read besides the one that is faulted in: readahead policies, and the kernel's own.
 
-A policy is asked when a fault starts a read (``window``), and told when a fault finds its page in the swap cache
-(``found``). It answers with pages in the order in which they are to be read, the faulted one in its place; of those
-only pages that are in swap are read, so it need not ask. Whoever faults allocates and submits them all, under one plug
-(block/blk-core.c:blk_start_plug), before it waits for its own.
+A policy is asked when a fault starts a read (``window``), and told when a fault finds its page in the swap cache or the
+page cache (``found``). It answers with pages in the order in which they are to be read, the faulted one in its place; of
+those only pages that are in no frame are read, so it need not ask. Whoever faults allocates and submits them all, under
+one plug (block/blk-core.c:blk_start_plug), before it waits for its own.
 
-``KernelReadahead`` follows mm/swap_state.c:swapin_readahead. On a device that rotates, a block of the swap area, aligned
-to its size, around the slot (swap_cluster_readahead, one state for the host); else a window of the address space around
-the page (swap_vma_readahead, a state for each VMA: the VM's memory is one). Both grow and shrink by how many pages read
-ahead were of use (__swapin_nr_pages). Departures: the swap area has no header, so slot 0 is like any other; the host
-looks its page up once a fault, not again when the read is over.
+``KernelReadahead`` goes one of three ways, by what a VM's memory is made of (``Way``):
+
+- by slot: a block of the swap area, aligned to its size, around the page's slot (mm/swap_state.c:swap_cluster_readahead,
+  one state for the host): if the device rotates, and always for shmem (mm/shmem.c:shmem_swapin_cluster);
+- by address: a window around the page (swap_vma_readahead; a state for each VMA, and the VM's memory is one). Both grow
+  and shrink by how many pages read ahead were of use (__swapin_nr_pages);
+- a file: read-around, 128 KiB with the page in their middle, until misses exceed hits by 100
+  (mm/filemap.c:do_sync_mmap_readahead; a state for each file, one a VM).
+
+Departures: the swap area has no header, so slot 0 is like any other; the host looks its page up once a fault, not again
+when the read is over; of a file, no further window is started when PG_readahead is met (do_async_mmap_readahead), and
+neighbours in the page cache are not mapped along (do_fault_around).
 
 ``StrideReadahead``: the reference prediction table of Chen and Baer, Effective hardware-based data prefetching for
 high-performance processors (IEEE Transactions on Computers 44, 1995). Departures: an entry is a vCPU, for want of the
@@ -29,6 +36,10 @@ ORDER_CEILING = 5
 """SWAP_RA_ORDER_CEILING: a window by address is no larger than 2 to the power of this."""
 HITS_MAX = 63
 """SWAP_RA_HITS_MAX."""
+FILE_PAGES = 32
+"""VM_READAHEAD_PAGES: 128 KiB, read_ahead_kb of a block device by default."""
+LOTS_OF_MISSES = 100
+"""MMAP_LOTSAMISS."""
 _HITS_AT_FIRST = 4
 """swapin_readahead_hits, GET_SWAP_RA_VAL: so that the first window is a large one."""
 
@@ -45,13 +56,23 @@ class SwapFault:
     end: int
 
 
+class Way(IntEnum):
+    """By which neighbourhood the kernel reads ahead for a VM."""
+
+    ADDRESS = 0
+    SLOT = 1
+    FILE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a policy is made for. ``page_in(slot)`` is the page whose slot that is, -1 if nobody's."""
+    """What a policy is made for: the way of each VM, and ``page_in(slot)``, the page whose slot that is, -1 if nobody's.
 
-    vms: int
+    ``slots``: of the swap area.
+    """
+
+    ways: tuple[Way, ...]
     page_cluster: int
-    by_slot: bool
     slots: int
     page_in: Callable[[int], int]
 
@@ -67,7 +88,7 @@ class Readahead(ABC):
         """Pages to read, in that order, among them ``fault.key``."""
 
     def found(self, fault: SwapFault, first_hit: bool) -> None:  # noqa: B027 - a policy need not care
-        """A fault found its page in the swap cache. ``first_hit``: it was read ahead, and this is its first use."""
+        """A fault found its page in a cache. ``first_hit``: it was read ahead, and this is its first use."""
 
     def forget(self, vm: int) -> None:  # noqa: B027 - a policy need not care
         """VM ``vm`` has left; another may come in its place."""
@@ -118,18 +139,26 @@ class _Vma:
 
 
 class KernelReadahead(Readahead):
-    """mm/swap_state.c:swapin_readahead."""
+    """mm/swap_state.c:swapin_readahead; mm/filemap.c:filemap_fault."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        self._vmas = [_Vma() for _ in range(settings.vms)]
+        self._vmas = [_Vma() for _ in settings.ways]
+        self._misses = [0] * len(settings.ways)
+        """file_ra_state.mmap_miss of each VM's file."""
         self._area = _Vma()
         self._area_max = 1 << settings.page_cluster
         self._vma_max = 1 << min(settings.page_cluster, ORDER_CEILING)
 
     def window(self, fault: SwapFault) -> Sequence[int]:
         """See ``Readahead``."""
-        return self._by_slot(fault) if self.settings.by_slot else self._by_address(fault)
+        match self.settings.ways[fault.vm]:
+            case Way.SLOT:
+                return self._by_slot(fault)
+            case Way.FILE:
+                return self._around(fault)
+            case _:
+                return self._by_address(fault)
 
     def _by_slot(self, fault: SwapFault) -> Sequence[int]:
         """swap_cluster_readahead with swapin_nr_pages: neighbours in the swap area, whosesoever they are."""
@@ -159,10 +188,22 @@ class KernelReadahead(Readahead):
             return (fault.key,)
         return range(*address_window(previous, fault.key, vma.window, fault.first, fault.end))
 
+    def _around(self, fault: SwapFault) -> Sequence[int]:
+        """do_sync_mmap_readahead."""
+        self._misses[fault.vm] = misses = min(self._misses[fault.vm] + 1, 10 * LOTS_OF_MISSES)
+        if misses > LOTS_OF_MISSES:
+            return (fault.key,)
+        start = max(fault.key - FILE_PAGES // 2, fault.first)
+        return range(start, min(start + FILE_PAGES, fault.end))
+
     def found(self, fault: SwapFault, first_hit: bool) -> None:
-        """swap_update_readahead."""
-        if self.settings.by_slot:
+        """swap_update_readahead; do_async_mmap_readahead."""
+        way = self.settings.ways[fault.vm]
+        if way is Way.SLOT:
             self._area.hits += first_hit
+            return
+        if way is Way.FILE:
+            self._misses[fault.vm] = max(0, self._misses[fault.vm] - 1)
             return
         vma = self._vmas[fault.vm]
         vma.previous = fault.key
@@ -171,6 +212,7 @@ class KernelReadahead(Readahead):
     def forget(self, vm: int) -> None:
         """See ``Readahead``."""
         self._vmas[vm] = _Vma()
+        self._misses[vm] = 0
 
 
 class Trust(IntEnum):

@@ -7,7 +7,9 @@ import pytest
 from apf.scenario import ScenarioError
 from hostd import readaheads
 from hostd.core.readahead import (
+    FILE_PAGES,
     HITS_MAX,
+    LOTS_OF_MISSES,
     TRUST,
     KernelReadahead,
     NoReadahead,
@@ -16,6 +18,7 @@ from hostd.core.readahead import (
     StrideReadahead,
     SwapFault,
     Trust,
+    Way,
     address_window,
     pages_to_read,
 )
@@ -23,9 +26,9 @@ from hostd.core.readahead import (
 PAGES = 2048
 
 
-def settings(by_slot: bool = False, cluster: int = 3, slots: int = 4096) -> Settings:
+def settings(way: Way = Way.ADDRESS, cluster: int = 3, slots: int = 4096) -> Settings:
     """Two VMs of PAGES pages; page k of the host lies in slot k + 5."""
-    return Settings(2, cluster, by_slot, slots, lambda slot: slot - 5 if 0 <= slot - 5 < 2 * PAGES else -1)
+    return Settings((way, way), cluster, slots, lambda slot: slot - 5 if 0 <= slot - 5 < 2 * PAGES else -1)
 
 
 def at(key: int, vcpu: int = 0) -> SwapFault:
@@ -113,7 +116,7 @@ def test_each_vm_has_a_window_of_its_own_and_a_new_vm_a_new_one() -> None:
 
 
 def test_windows_by_slot_are_aligned_blocks_whosesoever_the_pages_are() -> None:
-    policy = KernelReadahead(settings(by_slot=True))
+    policy = KernelReadahead(settings(Way.SLOT))
     assert list(policy.window(at(PAGES))) == list(range(PAGES - 2 - 3, PAGES + 3))  # slots 2048 .. 2055
     for length in (4, 2, 1, 1):
         assert len(policy.window(at(300))) == length
@@ -123,14 +126,14 @@ def test_windows_by_slot_are_aligned_blocks_whosesoever_the_pages_are() -> None:
 
 
 def test_a_block_of_slots_ends_with_the_swap_area_and_leaves_out_free_slots() -> None:
-    policy = KernelReadahead(settings(by_slot=True, slots=1006))
+    policy = KernelReadahead(settings(Way.SLOT, slots=1006))
     assert list(policy.window(at(1000))) == [995, 996, 997, 998, 999, 1000]
-    assert list(KernelReadahead(settings(by_slot=True)).window(at(1))) == [0, 1, 2]
+    assert list(KernelReadahead(settings(Way.SLOT)).window(at(1))) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("by_slot", [False, True])
-def test_cluster_of_one_page_reads_nothing_ahead(by_slot: bool) -> None:
-    policy = KernelReadahead(settings(by_slot=by_slot, cluster=0))
+@pytest.mark.parametrize("way", [Way.ADDRESS, Way.SLOT])
+def test_cluster_of_one_page_reads_nothing_ahead(way: Way) -> None:
+    policy = KernelReadahead(settings(way, cluster=0))
     assert [list(policy.window(at(key))) for key in (10, 11, 12)] == [[10], [11], [12]]
 
 
@@ -140,6 +143,40 @@ def test_windows_by_address_are_no_larger_than_the_kernel_has_them() -> None:
     for key in range(1000, 1100):
         policy.found(at(key), first_hit=True)
     assert len(policy.window(at(1100))) == 32
+
+
+def test_a_file_is_read_around_the_page_whatever_page_cluster_says() -> None:
+    policy = KernelReadahead(settings(Way.FILE, cluster=0))
+    assert policy.window(at(1000)) == range(984, 1016)
+    assert policy.window(at(3)) == range(32)
+    assert policy.window(at(PAGES - 1)) == range(PAGES - 17, PAGES)
+    assert policy.window(at(PAGES)) == range(PAGES, PAGES + FILE_PAGES)
+
+
+def test_a_file_that_misses_a_lot_is_no_longer_read_around_until_it_hits_again() -> None:
+    policy = KernelReadahead(settings(Way.FILE))
+    for _ in range(LOTS_OF_MISSES):
+        assert len(policy.window(at(1000))) == FILE_PAGES
+    assert list(policy.window(at(1000))) == [1000]
+    assert len(policy.window(at(PAGES + 1000))) == FILE_PAGES
+    for _ in range(2):
+        policy.found(at(1001), first_hit=True)
+    assert len(policy.window(at(1000))) == FILE_PAGES
+    assert list(policy.window(at(1000))) == [1000]
+    policy.forget(0)
+    assert len(policy.window(at(1000))) == FILE_PAGES
+
+
+def test_a_file_that_has_missed_for_ever_comes_back_after_a_thousand_hits() -> None:
+    policy = KernelReadahead(settings(Way.FILE))
+    for _ in range(5000):
+        policy.window(at(1000))
+    for _ in range(10 * LOTS_OF_MISSES - LOTS_OF_MISSES):
+        policy.found(at(1000), first_hit=False)
+    assert list(policy.window(at(1000))) == [1000]
+    for _ in range(2):
+        policy.found(at(1000), first_hit=False)
+    assert len(policy.window(at(1000))) == FILE_PAGES
 
 
 def test_none_reads_the_page_alone() -> None:

@@ -1,0 +1,76 @@
+"""Device "file": swap I/O on a real file, which takes as long as it takes there.
+
+The core has an I/O carried out at the moment it submits it, so that its completion is settled then as every device's is;
+the bytes have moved when the effect that names the I/O comes. What was measured is in the core's journal, from which the
+run can be repeated (``Recorded``); a second run measures anew, and is another one.
+
+One I/O at a time: of a device with a queue this measures how long an I/O takes alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from pathlib import Path
+
+from apf.core import CoreError
+from hostd.core.device import Op
+from hostd.swapfile import Frames, SwapFile
+
+
+class MeasuredFile(SwapFile):
+    """A swap file at ``path``, where nothing may be yet; its name is gone at once, so nobody has to remove it.
+
+    ``frames`` are those of the host, shape (n, 4096).
+    """
+
+    def __init__(self, path: Path, slots: int, frames: Frames) -> None:
+        super().__init__(path, slots, direct=True)
+        path.unlink()
+        self._frames = frames
+        self._done: Counter[tuple[Op, int]] = Counter()
+        """I/Os that were carried out before the effects that name them."""
+
+    def carry(self, op: Op, slot: int, pfn: int) -> int:
+        """Read ``slot`` into frame ``pfn``, or write it, now; the ns of wall time that took."""
+        frame = self._frames[pfn]
+        began_ns = time.perf_counter_ns()
+        if op is Op.READ:
+            super().read(slot, frame)
+        else:
+            super().write(slot, frame)
+        took_ns = time.perf_counter_ns() - began_ns
+        self._done[op, slot] += 1
+        return took_ns
+
+    def read(self, slot: int, frame: Frames) -> None:
+        """As ``SwapFile``, unless it was done already."""
+        if not self._was_done(Op.READ, slot):
+            super().read(slot, frame)
+
+    def write(self, slot: int, frame: Frames) -> None:
+        """As ``SwapFile``, unless it was done already."""
+        if not self._was_done(Op.WRITE, slot):
+            super().write(slot, frame)
+
+    def _was_done(self, op: Op, slot: int) -> bool:
+        if not self._done[op, slot]:
+            return False
+        self._done[op, slot] -= 1
+        return True
+
+
+class Recorded:
+    """What another run measured: (operation, slot, ns), in order."""
+
+    def __init__(self, measured: Iterable[tuple[str, int, int]]) -> None:
+        self._left = deque(measured)
+
+    def carry(self, op: Op, slot: int, pfn: int) -> int:
+        """What the recorded run measured here. CoreError if it did something else here."""
+        wanted = (op.name.lower(), slot)
+        if not self._left or self._left[0][:2] != wanted:
+            there = " ".join(map(str, self._left[0])) if self._left else "nothing"
+            raise CoreError(f"{wanted[0]} of slot {slot}, but next in the recording is {there}: not of this run")
+        return self._left.popleft()[2]
