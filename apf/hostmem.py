@@ -43,8 +43,10 @@ class Geometry:
     def of(cls, scenario: Scenario) -> Geometry:
         """The geometry of the scenario's host."""
         vms = scenario.host.places
-        frames = vms * (scenario.vm.group_memory // PAGE_SIZE) + scenario.host.reserve_frames
-        return cls(frames, (scenario.vm.guest_memory // PAGE_SIZE,) * vms)
+        managed = scenario.host.memory or vms * scenario.vm.group_memory
+        return cls(
+            managed // PAGE_SIZE + scenario.host.reserve_frames, (scenario.vm.guest_memory // PAGE_SIZE,) * vms
+        )
 
     def regions(self) -> dict[str, tuple[int, int]]:
         """Name -> (offset, length in bytes) of every region in the shared file."""

@@ -58,6 +58,8 @@ def _decimal(value: object) -> object:
 
 
 Size = Annotated[int, BeforeValidator(parse_size), Field(ge=PAGE_SIZE, le=1 << 40)]
+SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=1 << 40)]
+"""0 where there is none, or where it follows from others."""
 Cost = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
 
@@ -109,6 +111,8 @@ class Vm(_Model):
     # What guest memory is made of in the host: private anonymous memory, a mapped file, shared memory (memfd), or memory
     # that a userfaultfd's handler fills page by page from a snapshot ([userfault]).
     backing: Literal["anon", "file", "memfd", "userfault"] = "anon"
+    # memory.high of its group: above it, who charges reclaims and is slowed down. 0: none.
+    group_high: SizeOrNone = 0
     cpu_mips: Annotated[int, Field(ge=1, le=100_000)] = 1000
     hz: Literal[100, 250, 1000] = 250
 
@@ -294,6 +298,8 @@ class Swap(_Model):
         Annotated[DeviceName, BeforeValidator(_shipped), Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
         Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
     ] = "hdd-7200"
+    # Size of the swap area; 0: twice the guests' memory, so that it is never more than half full.
+    size: SizeOrNone = 0
     # Device "file": a file that does not exist yet, on what is to be measured. The run makes and removes it.
     file: Annotated[str, Field(max_length=4096)] = ""
     # What is read besides the page that faults: "kernel", "none", "stride", or an entry point of group apf.readahead.
@@ -330,6 +336,11 @@ class Host(_Model):
     max_vms: Annotated[int, Field(ge=0, le=16)] = 0
     # What the loss of a VM (a process of it died) does to the host: it ends with it, or goes on with the others.
     on_vm_loss: Literal["end", "leave"] = "end"
+    # Memory for all VMs together. Less than their groups' limits in sum: below its watermarks kswapd reclaims, and
+    # whoever allocates. 0: all groups' limits, and no watermarks.
+    memory: SizeOrNone = 0
+    # Which pages reclaim takes: "kernel" (active and inactive list, second chance), "clock", "lru", "fifo".
+    reclaim: Literal["kernel", "clock", "lru", "fifo"] = "kernel"
     reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
     # Wall seconds without any progress of virtual time after which a process gives up on its peers.
     patience_s: Annotated[int, Field(ge=1, le=3600)] = 120
@@ -371,6 +382,9 @@ class Scenario(_Model):
         for path, value in (
             ("vm.guest_memory", self.vm.guest_memory),
             ("vm.group_memory", self.vm.group_memory),
+            ("vm.group_high", self.vm.group_high),
+            ("swap.size", self.swap.size),
+            ("host.memory", self.host.memory),
             ("bench.buffer", self.bench.buffer),
         ):
             if value % PAGE_SIZE:
@@ -421,6 +435,11 @@ class Scenario(_Model):
             raise ValueError(f"host.max_vms = {self.host.max_vms}: 0, or at least host.vms, which is {self.host.vms}")
         if self.vm.group_memory < GROUP_BYTES_MIN:
             raise ValueError(f"vm.group_memory = {self.vm.group_memory}: at least {GROUP_BYTES_MIN}")
+        if 0 < self.host.memory < GROUP_BYTES_MIN * self.host.places:
+            least = GROUP_BYTES_MIN * self.host.places
+            raise ValueError(
+                f"host.memory = {self.host.memory}: 0, or at least {GROUP_BYTES_MIN} for each VM, so {least}"
+            )
         if not self.process and self.bench.fault_threads + self.bench.work_threads == 0:
             raise ValueError("bench.fault_threads = 0 and bench.work_threads = 0: at least one thread")
         if self.duration_s and self.duration_ns < 1:

@@ -106,8 +106,8 @@ def _memory(mm: Mm) -> Iterator[Metric]:
         for name, count in shown.items():
             pages.add_metric([str(vm), name], count)
         limits.add_metric([str(vm)], group.limit)
-        scanned.add_metric([str(vm)], group.scanned)
-        stolen.add_metric([str(vm)], group.stolen)
+        scanned.add_metric([str(vm)], group.stat["pgscan_direct"] + group.stat["pgscan_kswapd"])
+        stolen.add_metric([str(vm)], group.stat["pgsteal_direct"] + group.stat["pgsteal_kswapd"])
     frames = GaugeMetricFamily("apf_host_frames", "Frames of the host.", labels=["state"])
     free = len(mm.frames.free)
     frames.add_metric(["free"], free)

@@ -71,7 +71,8 @@ class HostShell:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
         accessed = self._collect(self._memory.accessed)
         dirty = self._collect(self._memory.dirty)
-        self._carry_out(self.core.step(BorderReached(accessed, dirty), now_ns))
+        zero = [pfn for pfn in self.core.writes_ahead() if not self._memory.frames[pfn].any()]
+        self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 
     def _collect(self, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Numbers of the set bytes, ascending; clears them."""
@@ -96,8 +97,11 @@ class HostShell:
         held = pfns >= 0
         audit.take(segment, numbers[held], self._memory.frames[pfns[held]])
         swapped = ~held & (slots >= 0)
-        order = np.argsort(slots[swapped], kind="stable")
-        audit.take(segment, numbers[swapped][order], self._swap.read_many(slots[swapped][order]))
+        zero = swapped & self.core.zero_slots(slots)
+        audit.take(segment, numbers[zero], np.zeros((int(zero.sum()), self._memory.frames.shape[1]), np.uint8))
+        read = swapped & ~zero
+        order = np.argsort(slots[read], kind="stable")
+        audit.take(segment, numbers[read][order], self._swap.read_many(slots[read][order]))
         if segment.demand_zero:  # what is nowhere was never touched, or lacks in the sum of writes
             return
         lost = int((~held & ~swapped).sum())

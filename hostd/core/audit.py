@@ -41,6 +41,8 @@ def _check_slots(mm: Mm) -> None:
     must = np.isin(state, (PageState.SWAPPED, PageState.READING, PageState.WRITEBACK))
     assert (slot[must] >= 0).all(), "a page in swap has no slot"
     assert (slot[state == PageState.NONE] < 0).all(), "an untouched page has a slot"
+    shadow = pages.view_i64(pages.shadow)
+    assert (shadow[np.isin(state, FRAMED)] == -1).all(), "a page in a frame has left a shadow"
     dirty = (flags & DIRTY) != 0
     assert dirty[np.isin(state, FRAMED) & (slot < 0)].all(), "a page without a slot is clean: its bytes would be lost"
     assert not dirty[np.isin(state, (PageState.SWAPPED, PageState.READING, PageState.NONE))].any(), "dirty, no frame"
@@ -56,12 +58,13 @@ def _check_groups(mm: Mm) -> None:
         own = slice(first, first + count)
         assert charged[own].sum() == group.usage <= group.limit, f"group {vm}: charge {group.usage} is wrong"
         assert pins[own].sum() == group.pinned, f"group {vm}: pins"
-        for keys in (group.inactive, group.active):
-            listed[np.fromiter(keys, dtype=np.int64, count=len(keys))] += 1
+        for keys in group.lists.lists():
+            listed[np.fromiter(keys, dtype=np.int64)] += 1
     assert listed.max(initial=0) <= 1, "a page is on two lists"
     assert ((listed == 1) == ((flags & LRU) != 0)).all(), "LRU flag and lists disagree"
-    assert (state[listed == 1] == PageState.RESIDENT).all(), "a page on an LRU list is not resident"
-    assert (listed[(state == PageState.RESIDENT) & (pins == 0)] == 1).all(), "a resident page is on no list"
+    listable = np.isin(state, (PageState.RESIDENT, PageState.CACHED))
+    assert listable[listed == 1].all(), "a page on an LRU list is neither resident nor in the swap cache"
+    assert (listed[listable & (pins == 0)] == 1).all(), "a page that nobody needs where it is is on no list"
     for vm in mm.left:
         own = slice(pages.first_key[vm], pages.first_key[vm] + mm.config.vms[vm].guest_pages)
         kept = (state[own] == PageState.NONE) | (pins[own] > 0) | (state[own] == PageState.READING)
@@ -86,7 +89,9 @@ def _check_agenda(mm: Mm) -> None:
     pages = mm.pages
     state, flags = pages.view_u8(pages.state), pages.view_u8(pages.flags)
     kinds = [what for _at, _order, what, _key, _vm, _write in mm.agenda]
-    assert len(kinds) - kinds.count(Own.READ_DONE) == sum(pages.pins), "pins and events under way differ"
+    unpinned = kinds.count(Own.READ_DONE) + kinds.count(Own.KSWAPD)
+    assert kinds.count(Own.KSWAPD) == (mm.kswapd_ns is not None), "kswapd runs twice, or has been forgotten"
+    assert len(kinds) - unpinned == sum(pages.pins), "pins and events under way differ"
     assert sorted(mm.reads) == np.flatnonzero(state == PageState.READING).tolist(), "reads and READING pages differ"
     writing = np.flatnonzero((flags & WRITING) != 0)
     assert len(writing) == kinds.count(Own.WRITE_DONE), "writes under way and WRITING pages differ"

@@ -2,8 +2,8 @@
 
 1. The closed windows' accessed bytes make frames young; their dirty bytes make pages dirty.
 2. Every page that reclaim picked since the last border leaves the EPT. If its slot holds its bytes, it is dropped and
-   its frame is free at once (pageout -> PAGE_CLEAN); else it gets a slot, its write is submitted, and the frame is
-   free when that is done (mm/vmscan.c:shrink_folio_list, pageout).
+   its frame is free at once (pageout -> PAGE_CLEAN); else its write is submitted, and when that is done it is clean in
+   the swap cache (mm/vmscan.c:shrink_folio_list, pageout). A page of zeros is not written (mm/page_io.c:swap_writeout).
 3. Mappings made since the last border, if still there, are published in the EPT.
 
 A page mapped read-only cannot be written without a fault, so a fault has told the core of every write before dirty
@@ -27,22 +27,25 @@ _MAPPABLE = [state in (PageState.RESIDENT, PageState.EVICTING, PageState.CACHED)
 class Border:
     """Carries out the work of borders."""
 
-    __slots__ = ("_flags", "_mm", "_owner", "_state")
+    __slots__ = ("_flags", "_mm", "_owner", "_state", "_wants_use")
 
     def __init__(self, mm: Mm) -> None:
         self._mm = mm
         self._state = mm.pages.view_u8(mm.pages.state)
         self._flags = mm.pages.view_u8(mm.pages.flags)
+        self._wants_use = any(group.lists.wants_use for group in mm.groups)
         self._owner = np.frombuffer(mm.frames.owner, dtype=np.int64)
 
     def step(self, event: BorderReached, now_ns: int) -> list[HostEffect]:
         """Do a border's work at time ``now_ns``."""
         mm = self._mm
         mm.frames.mark_young(event.accessed)
+        if self._wants_use:
+            self._note_use(event.accessed)
         self._mark_dirty(event.dirty, now_ns)
-        mm.counters["border"] += 1
+        mm.host_stat["border"] += 1
         mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
-        effects = self._evict(now_ns)
+        effects = self._evict(frozenset(event.zero), now_ns)
         self._publish(effects)
         for pressure in (*mm.pressure, mm.root_pressure):
             pressure.fold(now_ns)
@@ -60,29 +63,39 @@ class Border:
             assert owners.min() >= 0 and np.take(_MAPPABLE, self._state[owners]).all(), _unmapped(now_ns, dirty)
             self._flags[owners] |= DIRTY
 
-    def _evict(self, now_ns: int) -> list[HostEffect]:
-        mm, pages, counters = self._mm, self._mm.pages, self._mm.counters
+    def _note_use(self, accessed: Pfns) -> None:
+        """Tell the groups' policies which of their pages were used, in the order of frames."""
+        mm, used = self._mm, [self._mm.frames.owner[pfn] for pfn in accessed]
+        for vm, group in enumerate(mm.groups):
+            first = mm.pages.first_key[vm]
+            end = first + mm.config.vms[vm].guest_pages
+            group.lists.used([key for key in used if first <= key < end])
+
+    def _evict(self, zero: frozenset[int], now_ns: int) -> list[HostEffect]:
+        mm, pages = self._mm, self._mm.pages
         cleared: list[HostEffect] = []
         writes: list[HostEffect] = []
         for key, vm in mm.evicting.items():
-            gfn = key - pages.first_key[vm]
+            gfn, pfn, group = key - pages.first_key[vm], pages.pfn[key], mm.groups[vm]
             if pages.ept[key]:
                 pages.ept[key] = 0
                 cleared.append(ClearEpt(vm, gfn))
-            counters["pgsteal_direct"] += 1
-            mm.groups[vm].stolen += 1
+            mm.frames.young[pfn] = 0
             if pages.flags[key] & DIRTY:
-                if pages.slot[key] < 0:
-                    pages.slot[key] = mm.swap.allocate()
                 pages.move(key, PageEvent.WRITE_SUBMITTED, now_ns)
-                mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
-                writes.append(WriteSlot(pages.slot[key], pages.pfn[key]))
+                if pfn in zero:
+                    mm.write_zeros(key, vm, now_ns)
+                else:
+                    mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
+                    writes.append(WriteSlot(pages.slot[key], pfn))
             else:
                 pages.move(key, PageEvent.DROPPED, now_ns)
-                mm.journal.record(now_ns, "drop", vm, gfn, pages.slot[key], pages.pfn[key])
-                mm.release_frame(key)
-                counters["swap_dropped_clean"] += 1
+                mm.journal.record(now_ns, "drop", vm, gfn, pages.slot[key], pfn)
+                mm.forget_frame(key, group)
+                group.stat["swap_dropped_clean"] += 1
+                group.stat["pgsteal_kswapd" if key in mm.for_kswapd else "pgsteal_direct"] += 1
         mm.evicting.clear()
+        mm.for_kswapd.clear()
         cleared.extend(writes)
         return cleared
 

@@ -8,20 +8,26 @@ from apf.core import CoreError
 from apf.messages import PAGE_SIZE, GupVariant
 from apf.scenario import Costs, Scenario
 from hostd.core.device import DeviceProfile, default_window_ns
+from hostd.core.policies import POLICIES
 
 
 @dataclass(frozen=True, slots=True)
 class VmConfig:
-    """One VM and the memory group it lives in; sizes in pages."""
+    """One VM and the memory group it lives in; sizes in pages. ``high_pages`` 0: no memory.high."""
 
     guest_pages: int
     limit_pages: int
     vcpus: int
+    high_pages: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HostConfig:
-    """The host's part of a scenario. ``swap_slots`` 0: twice the guests' pages, so that slots stay in runs."""
+    """The host's part of a scenario.
+
+    ``swap_slots`` 0: twice the guests' pages, so that slots stay in runs. ``managed_pages``: the host's memory for the
+    VMs, which the watermarks keep some of free; 0: as much as all groups' limits together, and no watermarks.
+    """
 
     seed: int
     gup: GupVariant
@@ -31,11 +37,13 @@ class HostConfig:
     profile: DeviceProfile
     reserve_frames: int
     swap_slots: int = 0
+    managed_pages: int = 0
+    reclaim: str = "kernel"
 
     @property
     def frames(self) -> int:
         """Frames in the pool."""
-        return sum(vm.limit_pages for vm in self.vms) + self.reserve_frames
+        return (self.managed_pages or sum(vm.limit_pages for vm in self.vms)) + self.reserve_frames
 
     @property
     def slots(self) -> int:
@@ -55,9 +63,8 @@ class HostConfig:
             raise CoreError(f"profile.servers = {self.profile.servers}: at least 1")
         if self.reserve_frames < 1:
             raise CoreError(f"reserve_frames = {self.reserve_frames}: at least 1")
-        pages = sum(vm.guest_pages for vm in self.vms)
-        if self.slots < pages:
-            raise CoreError(f"swap_slots = {self.swap_slots}: at least one for each of the {pages} guest pages")
+        if self.reclaim not in POLICIES:
+            raise CoreError(f"reclaim = {self.reclaim!r}: {', '.join(POLICIES)}")
 
     @classmethod
     def of(cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1) -> HostConfig:
@@ -66,6 +73,7 @@ class HostConfig:
             guest_pages=scenario.vm.guest_memory // PAGE_SIZE,
             limit_pages=scenario.vm.group_memory // PAGE_SIZE,
             vcpus=scenario.vm.vcpus,
+            high_pages=scenario.vm.group_high // PAGE_SIZE,
         )
         return cls(
             seed=scenario.seed,
@@ -75,4 +83,7 @@ class HostConfig:
             vms=(vm,) * vms,
             profile=profile.for_cpus(vms * vm.vcpus),
             reserve_frames=scenario.host.reserve_frames,
+            swap_slots=scenario.swap.size // PAGE_SIZE,
+            managed_pages=scenario.host.memory // PAGE_SIZE,
+            reclaim=scenario.host.reclaim,
         )

@@ -48,11 +48,13 @@ class RequestTaken:
 class BorderReached:
     """All vCPUs stand at the border, which is the step's time, and their TLBs are flushed.
 
-    ``accessed`` and ``dirty`` are the frames used and written since the last such event, each ascending.
+    ``accessed`` and ``dirty`` are the frames used and written since the last such event, each ascending. ``zero`` are
+    those of ``HostCore.writes_ahead`` that hold nothing but zeros.
     """
 
     accessed: Pfns
     dirty: Pfns
+    zero: Sequence[int] = ()
 
 
 @message

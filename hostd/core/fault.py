@@ -13,9 +13,11 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | EVICTING, WRITEBACK, CACHED | worker | mapped | mapped                     | mapped                   |
 | READING            | worker     | worker | worker                          | waits for that read      |
 | SWAPPED            | worker     | worker | starts the read, worker waits   | reads and waits          |
+| SWAPPED, all zeros | worker     | mapped | mapped                          | mapped                   |
 
 Charging may reclaim; whoever charges pays: the vCPU, or the worker for what FAST and NOIO leave to it. If no frame is
-free or nothing can be reclaimed, the answer is Retry at the next border.
+free or nothing can be reclaimed, the answer is Retry at the next border. A vCPU whose group is above memory.high is
+held back before it enters the guest again; a worker never is.
 
 Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the
 worker will do it a little later (the arrival at the device is the worker's): so the time of completion is settled
@@ -37,10 +39,11 @@ from apf.messages import (
     PrefaultRaised,
     Retry,
 )
+from hostd.core import workingset
 from hostd.core.device import Op
 from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
 from hostd.core.mm import REFUSED, Mm, Own
-from hostd.core.page import DIRTY, PageEvent, PageState
+from hostd.core.page import DIRTY, WORKINGSET, PageEvent, PageState
 
 _KINDS = ("minor", "major")
 _HOW = tuple(tuple(f"{access.name}/{mode.name}" for mode in FaultMode) for access in Access)
@@ -64,7 +67,7 @@ class FaultPath:
         mm = self._mm
         key = self._key(vm, request.gfn)
         write = request.access == Access.WRITE
-        mm.counters["pf_taken"] += 1
+        mm.groups[vm].stat["pf_taken"] += 1
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
         if request.mode == FaultMode.BLOCKING or self._gup_succeeds(key):
@@ -86,12 +89,12 @@ class FaultPath:
                 f"vCPU {vcpu} of VM {vm} at {now_ns}: {request}, but work items (gfn, ready, write) known: {work}"
             )
         key = self._key(vm, request.gfn)
-        mm.counters["prefault"] += 1
+        mm.groups[vm].stat["prefault"] += 1
         effects = self._map(vm, vcpu, key, work[2], now_ns, now_ns + max(1, self._costs.host_fault_ns))
         reply = _reply_of(effects)
         if isinstance(reply, Mapped):
             del self._works[vm, vcpu, request.work]
-            mm.counters["prefault_sync"] += reply.kind is FaultKind.MAJOR
+            mm.groups[vm].stat["prefault_sync"] += reply.kind is FaultKind.MAJOR
         self._record("prefault", vm, vcpu, request.gfn, request.work, effects, now_ns)
         return effects
 
@@ -112,42 +115,44 @@ class FaultPath:
             return True
         if self._gup is GupVariant.FAST or state == PageState.READING:
             return False
-        if state != PageState.SWAPPED:
+        if state != PageState.SWAPPED or self._is_zero(key):
             return True
         return self._gup is GupVariant.NOWAIT and not self._background
+
+    def _is_zero(self, key: int) -> bool:
+        """Whether a page that is SWAPPED needs no I/O, being all zeros."""
+        return self._mm.swap.is_zero(self._mm.pages.slot[key])
 
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
         state = self._mm.pages.state[key]
-        if state == PageState.READING or state == PageState.SWAPPED:
+        if state == PageState.READING or (state == PageState.SWAPPED and not self._is_zero(key)):
             return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
-        mm, pages, counters, costs = self._mm, self._mm.pages, self._mm.counters, self._costs
+        mm, pages, costs = self._mm, self._mm.pages, self._costs
+        stat = mm.groups[vm].stat
         effects: list[HostEffect] = []
-        if state == PageState.NONE:
-            cost_ns = self._allocate(vm, key, now_ns)
+        if state == PageState.NONE or state == PageState.SWAPPED:
+            cost_ns = self._allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.zero_fill_ns + costs.host_fault_ns
-            pages.flags[key] |= DIRTY
-            pages.move(key, PageEvent.ZERO_FILLED, now_ns)
-            effects.append(ZeroFrame(pages.pfn[key]))
-            counters["zero_fill"] += 1
-            counters["pgfault"] += 1
+            effects.append(self._zero_fill(vm, key, PageEvent.ZERO_FILLED, now_ns))
+            stat["pgfault"] += 1
         elif state != PageState.RESIDENT:
-            cost_ns = self._take_back(vm, key, now_ns)
+            cost_ns = self._take_back(vm, key, now_ns, True)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.host_fault_ns
-            counters["swap_cache_hit"] += 1
-            counters["pgfault"] += 1
+            stat["swap_cache_hit"] += 1
+            stat["pgfault"] += 1
         elif write and not pages.flags[key] & DIRTY:
             at_ns += costs.host_fault_ns
-            counters["wp_fault"] += 1
-            counters["pgfault"] += 1
-        mm.map_page(key, write, now_ns)
-        effects.append(self._mapped(vm, vcpu, key, write, at_ns, 0))
+            stat["wp_fault"] += 1
+            stat["pgfault"] += 1
+        mm.map_page(key, vm, write, now_ns)
+        effects.append(self._mapped(vm, vcpu, key, write, at_ns, 0, now_ns))
         return effects
 
     def _map_after_read(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
@@ -155,25 +160,45 @@ class FaultPath:
         mm = self._mm
         effects: list[HostEffect] = []
         if mm.pages.state[key] == PageState.SWAPPED:
-            cost_ns = self._allocate(vm, key, now_ns)
+            cost_ns = self._allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + self._costs.swap_submit_ns
             effects.append(self._read(vm, key, at_ns, now_ns))
         else:
-            mm.counters["read_wait"] += 1
-        mm.counters["pgfault"] += 1
+            mm.groups[vm].stat["read_wait"] += 1
+        mm.groups[vm].stat["pgfault"] += 1
         stall_ns = max(0, mm.reads[key] - at_ns)
-        mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
-        effects.append(self._mapped(vm, vcpu, key, write, at_ns + stall_ns + self._costs.host_fault_ns, stall_ns))
+        if mm.pages.flags[key] & WORKINGSET:
+            mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
+        at_ns += stall_ns + self._costs.host_fault_ns
+        effects.append(self._mapped(vm, vcpu, key, write, at_ns, stall_ns, now_ns))
         return effects
 
-    def _mapped(self, vm: int, vcpu: int, key: int, write: bool, at_ns: int, stall_ns: int) -> Reply:
+    def _zero_fill(self, vm: int, key: int, event: PageEvent, now_ns: int) -> ZeroFrame:
+        """Give a page that was never touched, or that is all zeros in swap, its zeros; it has its frame."""
+        pages, stat = self._mm.pages, self._mm.groups[vm].stat
+        if pages.state[key] == PageState.NONE:
+            pages.flags[key] |= DIRTY
+            pages.move(key, event, now_ns)
+            stat["zero_fill"] += 1
+        else:
+            pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
+            pages.move(key, PageEvent.READ_DONE, now_ns)
+            stat["swpin_zero"] += 1
+            stat["pgmajfault"] += 1
+        return ZeroFrame(pages.pfn[key])
+
+    def _mapped(self, vm: int, vcpu: int, key: int, write: bool, at_ns: int, stall_ns: int, now_ns: int) -> Reply:
         """The reply that maps the page from ``at_ns`` on; until then the page is pinned."""
         mm, pages = self._mm, self._mm.pages
+        if mm.groups[vm].over_high:
+            pages.pins[key] += 1
+            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
+            pages.pins[key] -= 1
         mm.schedule(at_ns, Own.MAPPING_MADE, key, vm, write)
-        mm.counters["pf_fixed"] += 1
+        mm.groups[vm].stat["pf_fixed"] += 1
         kind = FaultKind.MAJOR if stall_ns else FaultKind.MINOR
         writable = write or bool(pages.flags[key] & DIRTY)
         gfn = key - pages.first_key[vm]
@@ -184,13 +209,16 @@ class FaultPath:
         mm, costs, state = self._mm, self._costs, self._mm.pages.state[key]
         at_ns = now_ns + costs.ept_violation_ns
         cost_ns = 0
+        zeros = state == PageState.NONE or (state == PageState.SWAPPED and self._is_zero(key))
+        by_vcpu = self._gup is GupVariant.NOWAIT and not zeros
         if state != PageState.READING:
-            cost_ns = self._take_back(vm, key, now_ns) if mm.pages.pfn[key] >= 0 else self._allocate(vm, key, now_ns)
+            get = self._take_back if mm.pages.pfn[key] >= 0 else self._allocate
+            cost_ns = get(vm, key, now_ns, by_vcpu)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
         effects: list[HostEffect] = []
         reclaims_ns = 0  # of the worker
-        if state == PageState.SWAPPED and self._gup is GupVariant.NOWAIT:
+        if state == PageState.SWAPPED and by_vcpu:
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.swap_submit_ns
             effects.append(self._read(vm, key, at_ns, now_ns))
@@ -198,52 +226,58 @@ class FaultPath:
         else:
             reclaims_ns = cost_ns
             ready_ns = at_ns + costs.fault_in_worker_ns + cost_ns
-            if state == PageState.SWAPPED:
+            if zeros:
+                ready_ns += costs.zero_fill_ns
+                effects.append(self._zero_fill(vm, key, PageEvent.ZERO_FILLED_BY_WORKER, now_ns))
+            elif state == PageState.SWAPPED:
                 ready_ns += costs.swap_submit_ns
                 effects.append(self._read(vm, key, ready_ns, now_ns))
-            elif state == PageState.NONE:
-                ready_ns += costs.zero_fill_ns
-                mm.pages.flags[key] |= DIRTY
-                mm.pages.move(key, PageEvent.ZERO_FILLED_BY_WORKER, now_ns)
-                effects.append(ZeroFrame(mm.pages.pfn[key]))
-                mm.counters["zero_fill"] += 1
             elif state in (PageState.EVICTING, PageState.WRITEBACK):
                 mm.pages.move(key, PageEvent.FOUND_BY_WORKER, now_ns)
         read_ns = max(ready_ns, mm.reads.get(key, 0))
         comes_ns, waits_ns = at_ns + costs.fault_in_worker_ns, ready_ns
         ready_ns = read_ns + costs.host_fault_ns
+        if not mm.pages.flags[key] & WORKINGSET:
+            waits_ns = read_ns
         spans = ((comes_ns, comes_ns + reclaims_ns), (waits_ns, read_ns))
         mm.root_pressure.comes_and_waits(spans, comes_ns, ready_ns)
         mm.schedule(ready_ns, Own.WORKER_DONE, key, vm)
-        mm.counters["kvm_try_async_get_page"] += 1
+        mm.groups[vm].stat["kvm_try_async_get_page"] += 1
+        if mm.groups[vm].over_high:
+            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
         effects.append(Reply(vm, vcpu, InProgress(at_ns, work, ready_ns)))
         return effects
 
-    def _allocate(self, vm: int, key: int, now_ns: int) -> int:
+    def _allocate(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
         """Charge and take a frame for a page that has none; the ns that took, or REFUSED."""
         mm = self._mm
+        spared_ns = mm.spare(now_ns)
         if not mm.frames.free:
             return REFUSED
-        cost_ns = mm.charge(vm, now_ns)
-        if cost_ns != REFUSED:
-            mm.take_frame(key)
-        return cost_ns
+        cost_ns = mm.charge(vm, now_ns, by_vcpu)
+        if cost_ns == REFUSED:
+            return REFUSED
+        mm.take_frame(key)
+        workingset.refault(mm.pages, mm.groups[vm], key)
+        return spared_ns + cost_ns
 
-    def _take_back(self, vm: int, key: int, now_ns: int) -> int:
+    def _take_back(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
         """Charge a page that was picked or is being written again; the ns that took, or REFUSED."""
-        mm = self._mm
-        if mm.pages.state[key] == PageState.CACHED:
+        mm, pages = self._mm, self._mm.pages
+        if pages.state[key] == PageState.CACHED:
             return 0
-        cost_ns = mm.charge(vm, now_ns)
-        if cost_ns != REFUSED and mm.pages.state[key] == PageState.EVICTING:
+        cost_ns = mm.charge(vm, now_ns, by_vcpu)
+        if cost_ns != REFUSED and pages.state[key] == PageState.EVICTING:
             del mm.evicting[key]
-            mm.counters["eviction_cancelled"] += 1
+            if pages.flags[key] & DIRTY and pages.slot[key] >= 0:
+                mm.free_slot(key)
+            mm.groups[vm].stat["eviction_cancelled"] += 1
         return cost_ns
 
     def _read(self, vm: int, key: int, arrival_ns: int, now_ns: int) -> ReadSlot:
         mm = self._mm
         mm.submit(Op.READ, key, vm, arrival_ns, now_ns)
-        mm.counters["pgmajfault"] += 1
+        mm.groups[vm].stat["pgmajfault"] += 1
         return ReadSlot(mm.pages.slot[key], mm.pages.pfn[key])
 
     def _retry(self, vm: int, vcpu: int, now_ns: int) -> list[HostEffect]:

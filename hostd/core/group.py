@@ -1,108 +1,81 @@
-"""A memory group (memcg): its limit, what is charged to it, and the LRU lists reclaim takes pages from.
+"""A memory group (memcg): its limits, what is charged to it, what happened to it, and the pages reclaim may take.
 
-Follows mm/memcontrol.c:try_charge_memcg (at the limit whoever charges reclaims at least SWAP_CLUSTER_MAX pages
-itself) and the classic LRU of mm/vmscan.c: new pages enter the inactive list; at its tail folio_check_references
-gives a used page a second chance (first use: PG_referenced and once round again, next use: activate); the active
-list's tail is demoted whatever its use while inactive_is_low. Departures: no refault distance (workingset.c), no
-priorities: one call scans at most twice as many pages as the lists hold, which is what the kernel's priorities 12
-to 0 add up to. A page that is picked is not unmapped here: see ``border``.
+Follows mm/memcontrol.c: at ``limit`` (memory.max) whoever charges reclaims at least SWAP_CLUSTER_MAX pages itself
+(try_charge_memcg); above ``high`` (memory.high) a task reclaims and then sleeps when it goes back to user mode or into
+the guest (__mem_cgroup_handle_over_high), which a kworker never does. Refaults by mm/workingset.c, see ``workingset``.
+
+Departures: a charge is checked against ``high`` once every MEMCG_CHARGE_BATCH charges of the group, where the kernel
+keeps a stock of so many for each CPU.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from math import isqrt
+from hostd.core.lru import Policy
 
-from hostd.core.page import ACTIVE, LRU, REFERENCED, Pages
+MEMCG_CHARGE_BATCH = 64
+MAX_RECLAIM_RETRIES = 16
+_HZ = 250
+_JIFFY_NS = 1_000_000_000 // _HZ
+_MAX_HIGH_DELAY_JIFFIES = 2 * _HZ
+_PRECISION_SHIFT = 20
+_SCALING_SHIFT = 14
 
-SWAP_CLUSTER_MAX = 32
-_PAGES_PER_GIB_SHIFT = 18
-
-
-@dataclass(slots=True)
-class Scan:
-    """What one reclaim did: the pages picked, oldest first, and how many it looked at or moved."""
-
-    picked: list[int] = field(default_factory=list)
-    scanned: int = 0
-    refilled: int = 0
-    activated: int = 0
+STAT = (
+    *("pf_taken", "pf_fixed", "pgfault", "pgmajfault", "pswpin", "pswpout", "swpin_zero", "swpout_zero"),
+    *("pgscan_direct", "pgscan_kswapd", "pgsteal_direct", "pgsteal_kswapd"),
+    *("pgrefill", "pgdeactivate", "pgactivate", "pgrotated", "allocstall", "nr_vmscan_write"),
+    *("workingset_refault_anon", "workingset_activate_anon", "workingset_restore_anon"),
+    *("swap_cache_hit", "zero_fill", "wp_fault", "read_wait", "eviction_cancelled", "swap_dropped_clean"),
+    *("kvm_try_async_get_page", "kvm_async_pf_completed", "prefault", "prefault_sync", "retry"),
+)
+"""What is counted for each group, by the kernel's names where it has one."""
+EVENTS = ("low", "high", "max", "oom", "oom_kill")
+"""memory.events."""
 
 
 class MemoryGroup:
-    """One group. ``usage`` and ``limit`` in pages; each list runs from its tail (oldest) to its head."""
+    """One group. ``usage`` (memory.current), ``limit`` and ``high`` in pages; ``high`` 0: none."""
 
     __slots__ = (
-        *("_pages", "_young", "active", "fruitless", "inactive", "limit", "pinned", "retry_ns", "usage"),
-        *("scanned", "stolen"),
+        *("age", "events", "fruitless", "high", "limit", "lists", "over_high", "pinned", "retry_ns", "stat"),
+        *("_stock", "usage"),
     )
 
-    def __init__(self, limit: int, pages: Pages, young: bytearray) -> None:
+    def __init__(self, limit: int, high: int, lists: Policy) -> None:
         self.limit = limit
+        self.high = high
         self.usage = 0
-        self.inactive: OrderedDict[int, None] = OrderedDict()
-        self.active: OrderedDict[int, None] = OrderedDict()
+        self.lists = lists
+        self.stat = dict.fromkeys(STAT, 0)
+        self.events = dict.fromkeys(EVENTS, 0)
         self.pinned = 0
         """Pins held on the group's pages: while there are any, something will become reclaimable by itself."""
+        self.age = 0
+        """nonresident_age (workingset.c): evictions and activations so far."""
         self.retry_ns = -1
         self.fruitless = 0
-        self.scanned = 0
-        self.stolen = 0
-        """The group's part of pgscan_direct and pgsteal_direct."""
-        self._pages = pages
-        self._young = young
+        self.over_high = 0
+        """Pages charged above ``high`` for which nobody has been throttled yet (memcg_nr_pages_over_high)."""
+        self._stock = 0
 
-    def add(self, key: int) -> None:
-        """Put a page at the head of the inactive list."""
-        self.inactive[key] = None
-        self._pages.flags[key] |= LRU
+    def note_charge(self) -> None:
+        """A task that can be throttled has charged a page: look at ``high`` once a batch."""
+        if self._stock:
+            self._stock -= 1
+            return
+        self._stock = MEMCG_CHARGE_BATCH - 1
+        if self.usage > self.high:
+            self.over_high += MEMCG_CHARGE_BATCH
 
-    def inactive_is_low(self) -> bool:
-        """Whether the active list has outgrown the inactive one (vmscan.c, same name)."""
-        inactive, active = len(self.inactive), len(self.active)
-        gib = (inactive + active) >> _PAGES_PER_GIB_SHIFT
-        ratio = isqrt(10 * gib) if gib else 1
-        return inactive * ratio < active
 
-    def scan(self, want: int) -> Scan:
-        """Take up to ``want`` pages off the lists' tails."""
-        scan = Scan()
-        budget = 2 * (len(self.inactive) + len(self.active))
-        while len(scan.picked) < want and scan.scanned + scan.refilled < budget and (self.inactive or self.active):
-            if self.inactive_is_low():
-                self._shrink_active(scan)
-            self._shrink_inactive(scan, want)
-        return scan
+def high_delay_ns(usage: int, high: int, charged: int) -> int:
+    """How long to sleep for ``charged`` pages at ``usage`` above ``high`` (calculate_high_delay, calculate_overage).
 
-    def _shrink_active(self, scan: Scan) -> None:
-        pages, flags, young = self._pages, self._pages.flags, self._young
-        for _ in range(min(SWAP_CLUSTER_MAX, len(self.active))):
-            key, _none = self.active.popitem(last=False)
-            young[pages.pfn[key]] = 0
-            flags[key] &= ~ACTIVE
-            self.inactive[key] = None
-            scan.refilled += 1
-
-    def _shrink_inactive(self, scan: Scan, want: int) -> None:
-        pages, flags, young, inactive = self._pages, self._pages.flags, self._young, self.inactive
-        for _ in range(min(SWAP_CLUSTER_MAX, len(inactive))):
-            if len(scan.picked) == want:
-                return
-            key, _none = inactive.popitem(last=False)
-            scan.scanned += 1
-            pfn = pages.pfn[key]
-            if pages.pins[key]:
-                inactive[key] = None
-            elif not young[pfn]:
-                flags[key] &= ~(LRU | REFERENCED)
-                scan.picked.append(key)
-            elif flags[key] & REFERENCED:
-                young[pfn] = 0
-                flags[key] |= ACTIVE
-                self.active[key] = None
-                scan.activated += 1
-            else:
-                young[pfn] = 0
-                flags[key] |= REFERENCED
-                inactive[key] = None
+    Grows with the square of the overage's share; nothing up to a hundredth of a second, and 2 s at most.
+    """
+    if usage <= high:
+        return 0
+    overage = ((usage - high) << _PRECISION_SHIFT) // max(high, 1)
+    jiffies = overage * overage * _HZ >> _PRECISION_SHIFT >> _SCALING_SHIFT
+    jiffies = min(jiffies * charged // MEMCG_CHARGE_BATCH, _MAX_HIGH_DELAY_JIFFIES)
+    return jiffies * _JIFFY_NS if jiffies > _HZ // 100 else 0

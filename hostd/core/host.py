@@ -23,6 +23,7 @@ from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken
 from hostd.core.fault import FaultPath
 from hostd.core.leave import gone_ns, leave
 from hostd.core.mm import Mm
+from hostd.core.page import DIRTY
 from hostd.core.population import populate
 from hostd.core.pressure import Totals
 
@@ -37,7 +38,11 @@ class HostCore:
         self._fault_path = FaultPath(self._mm)
         self._border = Border(self._mm)
         self._now_ns = 0
-        self.counters = self._mm.counters
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """All VMs together, a copy."""
+        return self._mm.counters()
 
     def step(self, event: HostEvent, now_ns: int) -> list[HostEffect]:
         """Take ``event`` at ``now_ns``, which never goes back. CoreError for what a peer may not ask."""
@@ -70,15 +75,22 @@ class HostCore:
 
         Simple and safe; with many long reads under way nearly every border has work by it. See ``border_due_ns``.
         """
-        mm = self._mm
-        return bool(mm.evicting or mm.publish or mm.mapping_times)
+        return self.border_due_ns() is not None
 
     def border_due_ns(self) -> int | None:
         """No border before this time needs a step; None: none does, as things stand. The exact ``border_work``."""
         mm = self._mm
         if mm.evicting or mm.publish:
             return self._now_ns
-        return mm.mapping_times[0] if mm.mapping_times else None
+        due_ns = mm.mapping_times[0] if mm.mapping_times else None
+        if mm.kswapd_ns is not None and (due_ns is None or mm.kswapd_ns < due_ns):
+            return mm.kswapd_ns
+        return due_ns
+
+    def writes_ahead(self) -> list[int]:
+        """Frames that the next border is going to have written, as things stand, in that order."""
+        mm, pages = self._mm, self._mm.pages
+        return [pages.pfn[key] for key in mm.evicting if pages.flags[key] & DIRTY]
 
     def gone_ns(self, vm: int) -> int:
         """When the place of ``vm``, which has left, is free for a VM to join; the core's time if it is already."""
@@ -96,6 +108,10 @@ class HostCore:
         pages = self._mm.pages
         keys = gfns + pages.first_key[vm]
         return pages.view_i64(pages.pfn)[keys], pages.view_i64(pages.slot)[keys]
+
+    def zero_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of ``slots`` stand for a page of zeros, and have never been written as such."""
+        return self._mm.swap.are_zero(slots)
 
     @property
     def swap_pages(self) -> int:
@@ -125,11 +141,9 @@ class HostCore:
         """Carry out what is due by ``now_ns``, the end of the run, and write the final records."""
         self._now_ns = max(self._now_ns, now_ns)
         self._mm.run_until(now_ns)
-        for name in sorted(self.counters):
-            self.journal.record(now_ns, "counter", name, self.counters[name])
+        for name, value in sorted(self.counters.items()):
+            self.journal.record(now_ns, "counter", name, value)
         for vm, group in enumerate(self._mm.groups):
-            self.journal.record(
-                now_ns, "group", vm, group.usage, len(group.inactive), len(group.active), group.pinned
-            )
+            self.journal.record(now_ns, "group", vm, group.usage, *group.lists.sizes(), group.pinned)
         self.journal.record(now_ns, "host", len(self._mm.frames.free), self._mm.swap.in_use)
         self.journal.flush()

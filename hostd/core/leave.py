@@ -24,9 +24,8 @@ def leave(mm: Mm, vm: int, now_ns: int) -> list[HostEffect]:
     assert not mm.evicting and not mm.publish, "a VM leaves behind a border's own work"
     mm.left.add(vm)
     pages, group = mm.pages, mm.groups[vm]
-    group.inactive.clear()
-    group.active.clear()
-    group.fruitless = 0
+    group.lists.clear()
+    group.fruitless = group.over_high = 0
     first = pages.first_key[vm]
     own = slice(first, first + mm.config.vms[vm].guest_pages)
     pages.view_u64(pages.ept)[own] = 0

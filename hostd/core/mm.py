@@ -1,9 +1,9 @@
 """The state all parts of the host's mm work on, and the few things done to it from more than one part.
 
 Time of the core's own events: what will happen by itself (a read completes, a mapping takes effect, the fault-in
-worker is done, a write completes) waits in ``agenda``, a heap by time and order of scheduling, and is carried out
-before anything else of the same time. ``run_until`` does that. None of these events has an effect for the shell:
-everything that others wait for was settled when the event was scheduled.
+worker is done, a write completes, kswapd goes on) waits in ``agenda``, a heap by time and order of scheduling, and is
+carried out before anything else of the same time. ``run_until`` does that. None of these events has an effect for the
+shell: everything that others wait for was settled when the event was scheduled.
 """
 
 from __future__ import annotations
@@ -15,23 +15,34 @@ from heapq import heappop, heappush
 from apf.core import CoreError
 from apf.histogram import Histogram
 from apf.journal import Journal
+from hostd.core import workingset
 from hostd.core.config import HostConfig
 from hostd.core.device import Device, Op
 from hostd.core.frames import Frames
-from hostd.core.group import SWAP_CLUSTER_MAX, MemoryGroup
+from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
+from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import CHARGED, DIRTY, LRU, WRITING, PageEvent, Pages, PageState
+from hostd.core.policies import POLICIES
 from hostd.core.pressure import Pressure
-from hostd.core.swap import SwapArea
+from hostd.core.swap import NO_SLOT, SwapArea
+from hostd.core.watermarks import Watermarks
 
-FRUITLESS_BORDERS_MAX = 1000
 REFUSED = -1
 
-COUNTERS = (
-    *("pf_taken", "pf_fixed", "pgfault", "pgmajfault", "pswpin", "pswpout"),
-    *("pgscan_direct", "pgsteal_direct", "pgrefill", "pgdeactivate", "pgactivate", "allocstall"),
-    *("swap_cache_hit", "zero_fill", "wp_fault", "read_wait", "eviction_cancelled", "swap_dropped_clean"),
-    *("kvm_try_async_get_page", "kvm_async_pf_completed", "prefault", "prefault_sync", "retry", "border"),
-)
+HOST_COUNTERS = ("border", "kswapd_wake", "pageoutrun")
+"""What is not counted for a group."""
+COUNTERS = (*STAT, *HOST_COUNTERS)
+
+
+class OutOfMemory(CoreError):
+    """The group of ``vm`` can neither grow nor be reclaimed: its VM is killed.
+
+    Follows mm/memcontrol.c:mem_cgroup_out_of_memory; the group's only process is the VMM.
+    """
+
+    def __init__(self, vm: int, text: str) -> None:
+        super().__init__(text)
+        self.vm = vm
 
 
 class Own(IntEnum):
@@ -41,25 +52,16 @@ class Own(IntEnum):
     WRITE_DONE = 1
     MAPPING_MADE = 2
     WORKER_DONE = 3
+    KSWAPD = 4
 
 
 class Mm:
     """Pages, frames, slots, groups, the device and the agenda of one host."""
 
     __slots__ = (
-        *("_order", "agenda", "config", "counters", "device", "evicting", "frames", "groups", "journal"),
-        *(
-            "io",
-            "left",
-            "mapping_times",
-            "pages",
-            "pressure",
-            "publish",
-            "reads",
-            "root_pressure",
-            "swap",
-            "window_ns",
-        ),
+        *("_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups", "host_stat", "io"),
+        *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
+        *("swap", "watermarks", "window_ns"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal) -> None:
@@ -71,9 +73,14 @@ class Mm:
         self.frames = Frames(config.frames)
         self.swap = SwapArea(config.slots)
         self.device = Device(config.profile, config.seed)
-        self.groups = [MemoryGroup(vm.limit_pages, self.pages, self.frames.young) for vm in config.vms]
+        policy = POLICIES[config.reclaim]
+        self.groups = [
+            MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young)) for vm in config.vms
+        ]
         self.evicting: OrderedDict[int, int] = OrderedDict()
         """Pages picked since the last border, with their VM, in the order they were picked."""
+        self.for_kswapd: set[int] = set()
+        """Those that kswapd picked."""
         self.publish: dict[int, int] = {}
         """Pages whose EPT entry the next border looks at, with their VM."""
         self.mapping_times: list[int] = []
@@ -85,18 +92,25 @@ class Mm:
         self.left: set[int] = set()
         """VMs that are no more; pages of theirs that an I/O or a worker still has are freed when it lets go."""
         self._order = 0
-        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.watermarks = Watermarks.of(config.managed_pages)
+        self.kswapd_ns: int | None = None
+        """When kswapd goes on; None: it sleeps."""
+        self.host_stat = dict.fromkeys(HOST_COUNTERS, 0)
         # Not journaled and never asked by the core: for whoever watches.
         self.io = tuple(Histogram() for _ in Op)
         """From arrival to completion of the I/Os submitted so far, by Op."""
         self.pressure = [Pressure(vm.vcpus) for vm in config.vms]
         self.root_pressure = Pressure()
 
+    def counters(self) -> dict[str, int]:
+        """All counters of all groups together, and the host's own."""
+        return {name: sum(group.stat[name] for group in self.groups) for name in STAT} | self.host_stat
+
     def schedule(self, at_ns: int, what: Own, key: int, vm: int, write: bool = False) -> None:
         """Let ``what`` happen to page ``key`` at ``at_ns``; the page is pinned until then (a read: until mapped)."""
         self._order += 1
         heappush(self.agenda, (at_ns, self._order, what, key, vm, write))
-        if what is Own.READ_DONE:
+        if what is Own.READ_DONE or what is Own.KSWAPD:
             return
         self.pages.pins[key] += 1
         self.groups[vm].pinned += 1
@@ -111,57 +125,87 @@ class Mm:
             if what is Own.READ_DONE:
                 del self.reads[key]
                 pages.move(key, PageEvent.READ_DONE, at_ns)
-                if vm in self.left and not pages.pins[key]:
-                    self.free_page(key, vm, at_ns)
+                if not pages.pins[key]:
+                    self._settle(key, vm, at_ns)
+                continue
+            if what is Own.KSWAPD:
+                self._kswapd(at_ns)
                 continue
             if what is Own.WRITE_DONE:
-                self._write_done(key, at_ns)
+                self._write_done(key, vm, at_ns)
             elif what is Own.MAPPING_MADE:
                 heappop(self.mapping_times)
                 if vm not in self.left:
-                    self.map_page(key, write, at_ns)
+                    self.map_page(key, vm, write, at_ns)
                     self.publish[key] = vm
             else:
                 self._worker_done(key, vm, at_ns)
-            self._unpin(key, vm, at_ns)
+            pages.pins[key] -= 1
+            self.groups[vm].pinned -= 1
+            if not pages.pins[key]:
+                self._settle(key, vm, at_ns)
 
     def _worker_done(self, key: int, vm: int, at_ns: int) -> None:
         """The worker's get_user_pages, a write fault, is over: the host maps the page, the EPT does not yet (E44).
 
         Of a VM that has left it finds no mm, and completes its item without a page (E55).
         """
+        stat = self.groups[vm].stat
         if vm not in self.left:
-            self.counters["pgfault"] += self.pages.state[key] != PageState.RESIDENT
-            self.map_page(key, True, at_ns)
-        self.counters["kvm_async_pf_completed"] += 1
+            stat["pgfault"] += self.pages.state[key] != PageState.RESIDENT
+            self.map_page(key, vm, True, at_ns)
+        stat["kvm_async_pf_completed"] += 1
         self.journal.record(at_ns, "completed", vm, key - self.pages.first_key[vm])
 
-    def _unpin(self, key: int, vm: int, at_ns: int) -> None:
-        pages, group = self.pages, self.groups[vm]
-        pages.pins[key] -= 1
-        group.pinned -= 1
+    def _settle(self, key: int, vm: int, at_ns: int) -> None:
+        """Nobody needs page ``key`` where it is any more: reclaim may have it, or, if its VM has left, it is freed."""
+        state = self.pages.state[key]
         if vm in self.left:
-            if not pages.pins[key] and pages.state[key] != PageState.READING:
+            if state != PageState.READING and state != PageState.NONE:
                 self.free_page(key, vm, at_ns)
-        elif not pages.pins[key] and pages.state[key] == PageState.RESIDENT and not pages.flags[key] & LRU:
-            group.add(key)
+        elif (state == PageState.RESIDENT or state == PageState.CACHED) and not self.pages.flags[key] & LRU:
+            self.groups[vm].lists.add(key)
 
-    def _write_done(self, key: int, at_ns: int) -> None:
-        """The slot holds the frame's bytes: free the frame, unless a fault has taken the page back."""
-        pages = self.pages
+    def _write_done(self, key: int, vm: int, at_ns: int) -> None:
+        """The slot holds the frame's bytes: the page is clean and, unless a fault has taken it back, next to go.
+
+        See ``page``: it is charged again if there is room, and freed at once if there is none.
+        """
+        pages, group = self.pages, self.groups[vm]
         pages.flags[key] &= ~WRITING
         if pages.state[key] == PageState.WRITEBACK:
             pages.move(key, PageEvent.WRITE_DONE, at_ns)
-            pages.move(key, PageEvent.RELEASED, at_ns)
-            self.release_frame(key)
+            if vm in self.left:
+                pages.move(key, PageEvent.RELEASED, at_ns)
+                self.release_frame(key)
+            elif group.usage < group.limit and len(self.frames.free) > self.watermarks.min:
+                group.usage += 1
+                group.lists.add_tail(key)
+            else:
+                self._release(key, group, at_ns)
+                group.stat["pgsteal_direct"] += 1
         elif pages.flags[key] & DIRTY:
             self.free_slot(key)
 
-    def map_page(self, key: int, write: bool, now_ns: int) -> None:
-        """Make page ``key``, which has its bytes in a frame, host-mapped; a write takes the slot."""
+    def _release(self, key: int, group: MemoryGroup, at_ns: int) -> None:
+        """Free the frame of a clean page in the swap cache (__remove_mapping)."""
+        self.pages.move(key, PageEvent.RELEASED, at_ns)
+        self.forget_frame(key, group)
+
+    def forget_frame(self, key: int, group: MemoryGroup) -> None:
+        """Page ``key`` is in its slot only."""
+        workingset.eviction(self.pages, group, key)
+        self.release_frame(key)
+
+    def map_page(self, key: int, vm: int, write: bool, now_ns: int) -> None:
+        """Make page ``key``, which has its bytes in a frame, host-mapped; a write takes the slot.
+
+        So does a read when slots are scarce (mm/memory.c:should_try_to_free_swap).
+        """
         pages = self.pages
         if pages.state[key] != PageState.RESIDENT:
             pages.move(key, PageEvent.MAPPED, now_ns)
+            write = write or self.swap.is_full
         if write and not pages.flags[key] & DIRTY:
             pages.flags[key] |= DIRTY
             # A slot that is being written stays (folio_free_swap refuses under writeback): _write_done frees it.
@@ -178,12 +222,13 @@ class Mm:
         if pages.slot[key] >= 0:
             self.free_slot(key)
         pages.flags[key] = 0
+        pages.shadow[key] = -1
         pages.move(key, PageEvent.FREED, now_ns)
 
     def free_slot(self, key: int) -> None:
         """Take page ``key``'s slot away."""
         self.swap.free(self.pages.slot[key])
-        self.pages.slot[key] = -1
+        self.pages.slot[key] = NO_SLOT
 
     def take_frame(self, key: int) -> int:
         """Give page ``key`` a free frame."""
@@ -196,34 +241,145 @@ class Mm:
         self.frames.release(self.pages.pfn[key])
         self.pages.pfn[key] = -1
 
-    def charge(self, vm: int, now_ns: int) -> int:
-        """Charge a page to the group of ``vm``; returns the ns that took, REFUSED if nothing could be reclaimed."""
+    def charge(self, vm: int, now_ns: int, task: bool) -> int:
+        """Charge a page to the group of ``vm``; returns the ns that took, REFUSED if nothing could be reclaimed.
+
+        ``task``: a vCPU thread charges, which can be throttled, not a kworker.
+        """
         group = self.groups[vm]
         cost_ns = 0
         if group.usage >= group.limit:
-            cost_ns = self._reclaim(vm, group, now_ns)
+            group.events["max"] += 1
+            group.stat["allocstall"] += 1
+            cost_ns = self.reclaim(vm, SWAP_CLUSTER_MAX, now_ns)[0]
             if group.usage >= group.limit:
                 return REFUSED
         group.usage += 1
         group.fruitless = 0
+        if task and group.high:
+            group.note_charge()
         return cost_ns
 
-    def _reclaim(self, vm: int, group: MemoryGroup, now_ns: int) -> int:
-        scan = group.scan(SWAP_CLUSTER_MAX)
-        pages, counters, costs = self.pages, self.counters, self.config.costs
-        for key in scan.picked:
-            pages.move(key, PageEvent.PICKED, now_ns)
-            self.evicting[key] = vm
-        picked = len(scan.picked)
-        group.usage -= picked
-        counters["allocstall"] += 1
-        counters["pgscan_direct"] += scan.scanned
-        group.scanned += scan.scanned
-        counters["pgrefill"] += scan.refilled
-        counters["pgdeactivate"] += scan.refilled
-        counters["pgactivate"] += scan.activated
-        self.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked)
-        return (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + picked * costs.reclaim_unmap_ns
+    def reclaim(self, vm: int, want: int, now_ns: int, kswapd: bool = False) -> tuple[int, int]:
+        """Reclaim ``want`` pages of a group; returns the ns that took and how many pages are free by it at once.
+
+        The others that were taken leave their frames at the border, or when they have been written.
+        """
+        group, costs = self.groups[vm], self.config.costs
+        pages, evicting, swap = self.pages, self.evicting, self.swap
+        picked = freed = 0
+
+        def evict(key: int) -> bool:
+            nonlocal picked, freed
+            if pages.state[key] == PageState.CACHED:
+                self._release(key, group, now_ns)
+                freed += 1
+            else:
+                if pages.slot[key] < 0:
+                    slot = swap.allocate()
+                    if slot == NO_SLOT:
+                        return False
+                    pages.slot[key] = slot
+                pages.move(key, PageEvent.PICKED, now_ns)
+                evicting[key] = vm
+                picked += 1
+                if kswapd:
+                    self.for_kswapd.add(key)
+            group.usage -= 1
+            return True
+
+        scan = group.lists.scan(want, evict)
+        stat = group.stat
+        stat["pgscan_kswapd" if kswapd else "pgscan_direct"] += scan.scanned
+        stat["pgsteal_kswapd" if kswapd else "pgsteal_direct"] += freed
+        stat["pgrefill"] += scan.refilled
+        stat["pgdeactivate"] += scan.refilled
+        stat["pgactivate"] += scan.activated
+        stat["pgrotated"] += scan.rotated
+        group.age += scan.activated
+        self.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed)
+        cost_ns = (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + scan.taken * costs.reclaim_unmap_ns
+        return cost_ns, freed
+
+    def throttle_ns(self, vm: int, at_ns: int, now_ns: int) -> int:
+        """For how long a task of ``vm`` reclaims and sleeps from ``at_ns`` on, before it enters the guest; mostly 0.
+
+        As the kernel does, it reclaims again for as long as that frees pages and the sleep would be worth while.
+        """
+        group = self.groups[vm]
+        charged, group.over_high = group.over_high, 0
+        if not charged:
+            return 0
+        cost_ns, want = 0, charged
+        group.events["high"] += 1
+        while True:
+            took_ns, freed = self.reclaim(vm, want, now_ns)
+            cost_ns += took_ns
+            delay_ns = high_delay_ns(group.usage + self._in_transit(vm), group.high, charged)
+            if not delay_ns or not freed:
+                break
+            want = SWAP_CLUSTER_MAX
+        self.journal.record(now_ns, "high", vm, charged, cost_ns, delay_ns)
+        self.pressure[vm].waits(at_ns, at_ns + cost_ns + delay_ns)
+        return cost_ns + delay_ns
+
+    def _in_transit(self, vm: int) -> int:
+        """Pages of ``vm`` that are in frames and uncharged: on their way out."""
+        first = self.pages.first_key[vm]
+        end = first + self.config.vms[vm].guest_pages
+        state = self.pages.state
+        return state.count(PageState.EVICTING, first, end) + state.count(PageState.WRITEBACK, first, end)
+
+    # The host's memory, if it has less than its groups may have: watermarks, direct reclaim, kswapd. ----------------
+
+    def _coming(self) -> int:
+        """Frames that are free, or will be when what is on its way out is out."""
+        return self.frames.total - sum(group.usage for group in self.groups)
+
+    def spare(self, now_ns: int) -> int:
+        """Before a frame is taken: wake kswapd below the low watermark, reclaim below min; the ns that took.
+
+        Follows mm/page_alloc.c:__alloc_pages_slowpath.
+        """
+        free, marks = len(self.frames.free), self.watermarks
+        if free >= marks.low:
+            return 0
+        if self.kswapd_ns is None:
+            self.host_stat["kswapd_wake"] += 1
+            self._kswapd_goes_on(now_ns + self.config.costs.fault_in_worker_ns)
+        if free > marks.min:
+            return 0
+        cost_ns = 0
+        for vm, group in enumerate(self.groups):
+            if self._coming() >= marks.low:
+                break
+            if vm not in self.left and any(group.lists.sizes()):
+                group.stat["allocstall"] += 1
+                cost_ns += self.reclaim(vm, SWAP_CLUSTER_MAX, now_ns)[0]
+        return cost_ns
+
+    def _kswapd(self, now_ns: int) -> None:
+        """A round of mm/vmscan.c:balance_pgdat: a cluster of each group, in turn, until free pages reach high.
+
+        Departures: groups are scanned by equal shares, not by their sizes, and the CPU that kswapd runs on is no vCPU's.
+        """
+        self.kswapd_ns = None
+        self.host_stat["pageoutrun"] += 1
+        cost_ns = progress = 0
+        for vm in range(len(self.groups)):
+            if self._coming() >= self.watermarks.high:
+                return
+            before = self.groups[vm].usage
+            cost_ns += self.reclaim(vm, SWAP_CLUSTER_MAX, now_ns, kswapd=True)[0]
+            progress += before - self.groups[vm].usage
+        if progress and self._coming() < self.watermarks.high:
+            self._kswapd_goes_on(now_ns + max(1, cost_ns))
+
+    def _kswapd_goes_on(self, at_ns: int) -> None:
+        self.kswapd_ns = at_ns
+        self.schedule(at_ns, Own.KSWAPD, -1, -1)
+
+    # ------------------------------------------------------------------------------------------------------------------
 
     def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int) -> int:
         """Submit an I/O between page ``key``'s frame and slot; returns when it is done."""
@@ -231,37 +387,55 @@ class Mm:
         slot, gfn = pages.slot[key], key - pages.first_key[vm]
         start_ns, done_ns = self.device.submit(op, slot, arrival_ns)
         self.io[op].observe(done_ns - arrival_ns)
+        stat = self.groups[vm].stat
         if op is Op.READ:
             pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
             self.reads[key] = done_ns
             self.schedule(done_ns, Own.READ_DONE, key, vm)
-            self.counters["pswpin"] += 1
+            stat["pswpin"] += 1
             self.journal.record(now_ns, "read", vm, gfn, slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
         else:
             pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
+            self.swap.set_zero(slot, False)
             self.schedule(done_ns, Own.WRITE_DONE, key, vm)
-            self.counters["pswpout"] += 1
+            stat["pswpout"] += 1
+            stat["nr_vmscan_write"] += 1
             self.journal.record(now_ns, "write", vm, gfn, slot, pages.pfn[key], start_ns, done_ns)
         return done_ns
+
+    def write_zeros(self, key: int, vm: int, now_ns: int) -> None:
+        """Page ``key``, on its way out, is all zeros: its slot says so, and that is all (swap_zeromap_folio_set)."""
+        pages = self.pages
+        pages.flags[key] &= ~DIRTY
+        self.swap.set_zero(pages.slot[key], True)
+        self.groups[vm].stat["swpout_zero"] += 1
+        self.journal.record(now_ns, "write_zeros", vm, key - pages.first_key[vm], pages.slot[key])
+        self._write_done(key, vm, now_ns)
 
     def next_border_ns(self, now_ns: int) -> int:
         """The first border after ``now_ns``."""
         return (now_ns // self.window_ns + 1) * self.window_ns
 
     def retry_ns(self, vm: int, now_ns: int) -> int:
-        """When VM ``vm`` may try again to get a page; CoreError if that has become hopeless.
+        """When VM ``vm`` may try again to get a page; OutOfMemory if that has become hopeless.
 
-        Hopeless: for FRUITLESS_BORDERS_MAX borders in a row the group got nothing, and nothing under way could help.
+        Hopeless: MAX_RECLAIM_RETRIES borders in a row the group got nothing, and nothing under way could help. Where the
+        kernel tries again it waits a little too (reclaim_throttle).
         """
         group = self.groups[vm]
         at_ns = self.next_border_ns(now_ns)
         if at_ns != group.retry_ns:
             group.retry_ns = at_ns
-            group.fruitless = 0 if group.pinned else group.fruitless + 1
-            if group.fruitless > FRUITLESS_BORDERS_MAX:
-                raise CoreError(
-                    f"memory group of VM {vm} is out of memory: limit {group.limit} pages, {group.usage} charged, "
-                    f"none reclaimable for {FRUITLESS_BORDERS_MAX} windows: limit too small"
+            hopes = group.pinned or (not self.frames.free and self.agenda)
+            group.fruitless = 0 if hopes or self.evicting else group.fruitless + 1
+            if group.fruitless > MAX_RECLAIM_RETRIES:
+                group.events["oom"] += 1
+                group.events["oom_kill"] += 1
+                raise OutOfMemory(
+                    vm,
+                    f"memory group of VM {vm} is out of memory: limit {group.limit} pages, {group.usage} charged, none "
+                    f"reclaimable in {MAX_RECLAIM_RETRIES} windows, {self.swap.total - self.swap.in_use} of "
+                    f"{self.swap.total} swap slots free: the VM is killed",
                 )
-        self.counters["retry"] += 1
+        group.stat["retry"] += 1
         return at_ns

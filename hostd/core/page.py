@@ -3,15 +3,18 @@
 NONE      never touched: no frame, no slot
 RESIDENT  in a frame and mapped by the host; mapped in the EPT too once a border published it
 EVICTING  picked by reclaim and uncharged, but usable by all until the border
-WRITEBACK out of the EPT, being written to its slot; uncharged
+WRITEBACK out of the EPT, in the swap cache, being written to its slot; uncharged
 CACHED    in a frame with the right bytes, unlocked, but not mapped by the host (the swap cache)
 READING   in a frame that is locked until the read from its slot completes
 SWAPPED   in its slot only
 
-Follows mm/vmscan.c:shrink_folio_list and mm/memory.c:do_swap_page. Departures: the kernel unmaps a page as soon as it
-is picked, here EVICTING lasts until the border, since no other vCPU may lose a mapping within a window. The kernel
-keeps a page that was written in the swap cache until a later scan; here WRITE_DONE and RELEASED come together. A page
-that the fault-in worker is about to map is CACHED also if it is a zero page and never was in swap.
+Follows mm/vmscan.c:shrink_folio_list and mm/memory.c:do_swap_page. Swap-out takes two phases: a page picked dirty is
+written, and is then clean in the swap cache, first in line for the next scan, which frees it; a fault before that finds
+it there. Departures: the kernel unmaps a page as soon as it is picked, here EVICTING lasts until the border, since no
+other vCPU may lose a mapping within a window. The kernel charges a page until it is freed, and whoever charges waits
+for writes; here a page is uncharged when it is picked, and charged again when its write is done, if there is room for it
+in the group; if there is none, somebody was given its charge meanwhile, and it is freed at once. A page that the
+fault-in worker is about to map is CACHED also if it is a zero page and never was in swap.
 
 ``pins`` counts who still needs the page where it is: each Mapped reply until its time, each work item until its
 get_user_pages is over, and a running write. Reclaim passes over pinned pages, as over raised reference counts.
@@ -88,6 +91,7 @@ REFERENCED = 2
 ACTIVE = 4
 LRU = 8
 WRITING = 16
+WORKINGSET = 32
 
 _ILLEGAL = 255
 _EVENTS = len(PageEvent)
@@ -99,10 +103,11 @@ for (_state, _event), _next in TRANSITIONS.items():
 class Pages:
     """All guest pages of a host as parallel arrays, indexed by ``key`` = first key of the VM + gfn.
 
-    ``slot`` and ``pfn`` are -1 where there is none; ``ept`` is the shadow copy of the EPT entry, 0 if not present.
+    ``slot`` and ``pfn`` are -1 where there is none; ``ept`` is the shadow copy of the EPT entry, 0 if not present;
+    ``shadow`` is what an evicted page left behind (``hostd.core.workingset``), -1 if none.
     """
 
-    __slots__ = ("_past", "ept", "first_key", "flags", "pfn", "pins", "slot", "state", "total")
+    __slots__ = ("_past", "ept", "first_key", "flags", "pfn", "pins", "shadow", "slot", "state", "total")
 
     def __init__(self, guest_pages: tuple[int, ...]) -> None:
         self.first_key: list[int] = []
@@ -114,6 +119,7 @@ class Pages:
         self.flags = bytearray(self.total)
         self.pfn = array("q", [-1]) * self.total
         self.slot = array("q", [-1]) * self.total
+        self.shadow = array("q", [-1]) * self.total
         self.pins = array("i", [0]) * self.total
         self.ept = array("Q", [0]) * self.total
         self._past: deque[tuple[int, int, int, int]] = deque(maxlen=STORY_LENGTH)

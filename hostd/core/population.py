@@ -18,7 +18,7 @@ from apf.hostmem import EPT_PRESENT, EPT_WRITE
 from apf.messages import PAGE_SHIFT, PAGE_SIZE, Segment
 from hostd.core.events import FillPages, HostEffect, SegmentsLoaded
 from hostd.core.mm import Mm
-from hostd.core.page import DIRTY, LRU, PageState
+from hostd.core.page import DIRTY, PageState
 
 
 def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
@@ -27,7 +27,14 @@ def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
     mm.left.discard(event.vm)
     group = mm.groups[event.vm]
     loaded = [segment for segment in event.segments if not segment.demand_zero]
-    excess = max(0, sum(segment.pages for segment in loaded) - min(group.limit, len(mm.frames.free)))
+    room = min(group.limit, max(0, len(mm.frames.free) - mm.watermarks.high))
+    excess = max(0, sum(segment.pages for segment in loaded) - room)
+    free = mm.swap.total - mm.swap.in_use
+    if excess > free:
+        raise CoreError(
+            f"VM {event.vm}: {excess} pages exceed its share of memory, {room} pages, and would be in swap, which has "
+            f"{free} of {mm.swap.total} slots free: swap.size is too small"
+        )
     effects: list[HostEffect] = []
     for segment in loaded:
         swapped = min(excess, segment.pages)
@@ -49,9 +56,12 @@ def _fill(mm: Mm, vm: int, segment: Segment, swapped: int) -> FillPages:
     pages.view_u64(pages.ept)[middle:end] = (pfns << PAGE_SHIFT | EPT_PRESENT | EPT_WRITE).astype(np.uint64)
     pages.view_u8(pages.state)[first:middle] = PageState.SWAPPED
     pages.view_u8(pages.state)[middle:end] = PageState.RESIDENT
-    pages.view_u8(pages.flags)[middle:end] = DIRTY | LRU
-    group.inactive.update(dict.fromkeys(range(middle, end)))
+    pages.view_u8(pages.flags)[middle:end] = DIRTY
+    for key in range(middle, end):
+        group.lists.add(key)
     group.usage += end - middle
+    pages.view_i64(pages.shadow)[first:middle] = np.arange(group.age, group.age + swapped) << 1
+    group.age += swapped
     numbers = np.arange(segment.pages, dtype=np.int64)
     return FillPages(vm, segment, numbers[swapped:], pfns, numbers[:swapped], slots)
 

@@ -18,9 +18,8 @@ the time from its waking up to get_user_pages being over.
 
 Departures. The kernel integrates on each CPU and averages by the CPUs' non-idle time; here a group has one integral,
 which is what its documentation defines. hostd is not told when a vCPU halts because its guest idles: it counts as
-useful then, so a VM's ``full`` is the time in which all its vCPUs wait at once, a lower bound where vCPUs idle. Every
-page read counts as a refault: a workingset's distance is not modelled. Averages over 10, 60 and 300 seconds are left to
-whoever reads the totals.
+useful then, so a VM's ``full`` is the time in which all its vCPUs wait at once, a lower bound where vCPUs idle.
+Averages over 10, 60 and 300 seconds are left to whoever reads the totals.
 
 How. All intervals are known when a request is answered, and begin no earlier than the request. They are kept as they
 come, which is all that a fault pays for, and are folded into the totals a few thousand at a time, in order of time. What

@@ -1,8 +1,9 @@
-"""Swap slots: which are in use.
+"""Swap slots: which are in use, and which stand for a page of zeros.
 
 Follows mm/swapfile.c in that slots are handed out in ascending order from where the last one was, so that pages which
-leave together lie together; departure: no clusters, a plain next fit that wraps. A page has at most one slot and the
-area has at least one for every guest page, so it never runs full.
+leave together lie together; departure: no clusters, a plain next fit that wraps. A page of zeros keeps its slot, but is
+neither written nor read (the zeromap of mm/page_io.c:swap_writeout). When more than half of the area is in use
+(vm_swap_full), a page that comes back gives its slot up even if it is only read (mm/memory.c:should_try_to_free_swap).
 """
 
 from __future__ import annotations
@@ -10,33 +11,42 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+NO_SLOT = -1
+
 
 class SwapArea:
     """``total`` slots, numbered from 0."""
 
-    __slots__ = ("_cursor", "_used", "in_use", "total")
+    __slots__ = ("_cursor", "_used", "_zero", "in_use", "total")
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.in_use = 0
         self._used = bytearray(total)
+        self._zero = bytearray(total)
         self._cursor = 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether slots are so scarce that pages in memory should not keep theirs (vm_swap_full)."""
+        return 2 * self.in_use > self.total
+
     def allocate(self) -> int:
-        """The next free slot."""
+        """The next free slot; NO_SLOT if there is none."""
         slot = self._used.find(0, self._cursor)
         if slot < 0:
             slot = self._used.find(0)
-        assert slot >= 0, "swap area full, though it has a slot for every page"
+        if slot < 0:
+            return NO_SLOT
         self._used[slot] = 1
         self._cursor = slot + 1
         self.in_use += 1
         return slot
 
     def allocate_many(self, count: int) -> npt.NDArray[np.int64]:
-        """The next ``count`` free slots, in the order in which ``allocate`` would give them."""
+        """The next ``count`` free slots, in the order in which ``allocate`` would give them; there must be so many."""
         free = np.flatnonzero(np.frombuffer(self._used, dtype=np.uint8) == 0)
-        assert len(free) >= count, "swap area full, though it has a slot for every page"
+        assert len(free) >= count, f"{count} slots wanted, {len(free)} are free"
         slots = np.roll(free, -int(np.searchsorted(free, self._cursor)))[:count].astype(np.int64)
         np.frombuffer(self._used, dtype=np.uint8)[slots] = 1
         if count:
@@ -48,7 +58,21 @@ class SwapArea:
         """Give ``slot`` back; it must be in use."""
         assert self._used[slot], f"slot {slot} freed twice"
         self._used[slot] = 0
+        self._zero[slot] = 0
         self.in_use -= 1
+
+    def set_zero(self, slot: int, zero: bool) -> None:
+        """Note whether ``slot`` stands for a page of zeros."""
+        self._zero[slot] = zero
+
+    def is_zero(self, slot: int) -> bool:
+        """Whether ``slot`` stands for a page of zeros."""
+        return bool(self._zero[slot])
+
+    def are_zero(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """``is_zero`` of many; False for numbers below 0."""
+        zero: npt.NDArray[np.bool_] = np.frombuffer(self._zero, dtype=np.bool_)[slots]
+        return zero & (slots >= 0)
 
     def is_used(self, slot: int) -> bool:
         """Whether ``slot`` is in use."""

@@ -111,15 +111,19 @@ class FakeShell:
         pages = self.core._mm.pages
         for (vm, gfn), value in self.model.items():
             key = pages.first_key[vm] + gfn
-            found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self.slots[pages.slot[key]]
+            found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self._slot(pages.slot[key])
             assert found == value, f"VM {vm} gfn {gfn}: {found!r} instead of {value!r}\n{pages.story(key)}"
+
+    def _slot(self, slot: int) -> bytes:
+        return ZERO if self.core._mm.swap.is_zero(slot) else self.slots[slot]
 
     def _cross_border(self) -> None:
         for one in self.vcpus:
             one.overlay.clear()
         due_ns = self.core.border_due_ns()
         if due_ns is not None and due_ns <= self.border_ns:
-            event = BorderReached(sorted(self.accessed), sorted(self.dirty))
+            zero = [pfn for pfn in self.core.writes_ahead() if self.frames[pfn] == ZERO]
+            event = BorderReached(sorted(self.accessed), sorted(self.dirty), zero)
             self.accessed.clear()
             self.dirty.clear()
             self._step(event, self.border_ns)
@@ -202,6 +206,7 @@ class FakeShell:
             case ReadSlot(slot, pfn):
                 self._refill(pfn)
                 self._settle_writes(slot=slot)
+                assert not self.core._mm.swap.is_zero(slot), "zeros are not read"
                 self.frames[pfn] = self.slots[slot]
             case WriteSlot(slot):
                 self._settle_writes(slot=slot)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from apf.messages import (
     Access,
     FaultMode,
@@ -38,14 +40,21 @@ class Rig:
         reserve: int = 64,
         gup: GupVariant = GupVariant.NOIO,
         profile: DeviceProfile = PROFILE,
+        high: int = 0,
+        **host: Any,
     ) -> None:
-        one = VmConfig(guest_pages, limit, 2)
-        self.core = HostCore(HostConfig(1, gup, COSTS, WINDOW_NS, (one,) * vms, profile, reserve))
+        one = VmConfig(guest_pages, limit, 2, high)
+        self.core = HostCore(HostConfig(1, gup, COSTS, WINDOW_NS, (one,) * vms, profile, reserve, **host))
         self.effects: list[HostEffect] = []
 
     def load(self, pages: int, vm: int = 0) -> None:
         """Populate: of 256 pages and a limit of 64 the first 192 are swapped out."""
         self.effects = self.core.step(SegmentsLoaded(vm, (Segment(0, pages),)), 0)
+
+    def thrashes(self, *gfns: int) -> None:
+        """Let these pages of VM 0, which are in swap, have been evicted just now, out of the working set."""
+        for gfn in gfns:
+            self.core._mm.pages.shadow[gfn] = 1 << 41 | 1
 
     def fault(
         self, gfn: int, at_ns: int, access: Access = READ, vcpu: int = 0, vm: int = 0, work: int = 0
@@ -75,10 +84,14 @@ class Rig:
         return self._reply()
 
     def border(
-        self, at_ns: int, accessed: list[int] | None = None, dirty: list[int] | None = None
+        self,
+        at_ns: int,
+        accessed: list[int] | None = None,
+        dirty: list[int] | None = None,
+        zero: list[int] | None = None,
     ) -> list[HostEffect]:
         """A border."""
-        self.effects = self.core.step(BorderReached(accessed or [], dirty or []), at_ns)
+        self.effects = self.core.step(BorderReached(accessed or [], dirty or [], zero or []), at_ns)
         return self.effects
 
     def state(self, gfn: int) -> PageState:

@@ -41,9 +41,28 @@ def test_frames_are_quarantined_until_their_write_is_done(new_rig: NewRig) -> No
     free = rig.core.free_frames
     rig.border(WINDOW_NS)
     assert rig.core.free_frames == free
+    group = rig.core._mm.groups[0]
+    group.usage = group.limit  # others got what the pages that are written were charged
     rig.border(WINDOW_NS + WRITE_NS)
+    group.usage -= 31
     assert rig.core.free_frames == free + 1
     assert rig.state(0) is PageState.SWAPPED and rig.state(1) is PageState.WRITEBACK
+
+
+def test_a_page_that_was_written_is_in_the_swap_cache_until_a_later_scan_frees_it(new_rig: NewRig) -> None:
+    rig = evicting(new_rig)
+    rig.border(WINDOW_NS)
+    usage, free = rig.core.resident_pages(0), rig.core.free_frames
+    rig.border(WINDOW_NS + 32 * WRITE_NS)
+    assert [rig.state(gfn) for gfn in (0, 30, 31)] == [PageState.CACHED, PageState.CACHED, PageState.SWAPPED]
+    assert rig.core.resident_pages(0) == usage + 31 == 64, "no room for the last"
+    assert rig.core.free_frames == free + 1
+    hit = rig.mapped(5, WINDOW_NS + 32 * WRITE_NS + 1)
+    assert hit.kind is FaultKind.MINOR and rig.core.counters["swap_cache_hit"] == 1
+    rig.mapped(101, WINDOW_NS + 32 * WRITE_NS + 2)
+    counters = rig.core.counters
+    assert rig.state(0) is PageState.SWAPPED and rig.state(30) is PageState.SWAPPED, "first in line, without any I/O"
+    assert counters["pgsteal_direct"] == 31 and counters["pswpout"] == 32
 
 
 def test_a_write_to_a_page_in_writeback_frees_the_slot_only_when_the_write_is_done(new_rig: NewRig) -> None:

@@ -114,13 +114,23 @@ def some(rig: Rig, at_ns: int) -> dict[str, int]:
 def test_a_synchronous_fault_waits_in_the_vms_group(new_rig: NewRig) -> None:
     rig = new_rig()
     rig.load(256)
+    rig.thrashes(0)
     reply = rig.mapped(0, 1_000)
     assert reply.stall_ns and some(rig, 10**9) == {"0": RECLAIM_NS + reply.stall_ns, "root": 0}
+
+
+def test_a_page_that_was_not_of_the_working_set_is_waited_for_without_pressure(new_rig: NewRig) -> None:
+    """mm/page_io.c:swap_read_folio, mm/filemap.c:folio_wait_bit_common: memstall under PG_workingset only."""
+    rig = new_rig()
+    rig.load(256)
+    reply = rig.mapped(0, 1_000)
+    assert reply.stall_ns and some(rig, 10**9) == {"0": RECLAIM_NS, "root": 0}
 
 
 def test_full_is_when_both_vcpus_wait(new_rig: NewRig) -> None:
     rig = new_rig()
     rig.load(256)
+    rig.thrashes(0, 1)
     first = rig.mapped(0, 1_000, vcpu=0)
     second = rig.mapped(1, 2_000, vcpu=1)
     group = rig.core.watched().pressure[0].totals(10**9)
@@ -133,6 +143,7 @@ def test_full_is_when_both_vcpus_wait(new_rig: NewRig) -> None:
 def test_an_asynchronous_fault_waits_in_the_root_group(new_rig: NewRig) -> None:
     rig = new_rig()
     rig.load(256)
+    rig.thrashes(0)
     reply = rig.in_progress(0, 1_000)
     comes_ns = reply.at_ns + COSTS.fault_in_worker_ns
     reads_ns = comes_ns + RECLAIM_NS + COSTS.swap_submit_ns
@@ -145,6 +156,7 @@ def test_an_asynchronous_fault_waits_in_the_root_group(new_rig: NewRig) -> None:
 def test_nowait_leaves_the_reclaim_with_the_vcpu(new_rig: NewRig) -> None:
     rig = new_rig(gup=GupVariant.NOWAIT)
     rig.load(256)
+    rig.thrashes(0)
     reply = rig.in_progress(0, 1_000)
     waits_ns = reply.ready_at_ns - COSTS.host_fault_ns - reply.at_ns - COSTS.fault_in_worker_ns
     assert some(rig, 10**9) == {"0": RECLAIM_NS, "root": waits_ns}

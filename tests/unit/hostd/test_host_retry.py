@@ -8,7 +8,7 @@ import pytest
 
 from apf.core import CoreError
 from apf.messages import Mapped, Retry
-from hostd.core.mm import FRUITLESS_BORDERS_MAX
+from hostd.core.group import MAX_RECLAIM_RETRIES
 from tests.unit.hostd.rig import WINDOW_NS, WRITE_NS, Rig
 
 NewRig = Callable[..., Rig]
@@ -30,10 +30,10 @@ def test_without_a_free_frame_the_fault_is_retried_and_works_once_a_write_is_don
 def test_a_group_that_never_gets_a_page_is_out_of_memory(new_rig: NewRig) -> None:
     rig = new_rig(limit=1)
     rig.core._mm.groups[0].limit = 0
-    for border in range(FRUITLESS_BORDERS_MAX):
+    for border in range(MAX_RECLAIM_RETRIES):
         assert rig.fault(0, border * WINDOW_NS) == Retry((border + 1) * WINDOW_NS)
     with pytest.raises(CoreError, match="VM 0 is out of memory: limit 0 pages"):
-        rig.fault(0, FRUITLESS_BORDERS_MAX * WINDOW_NS)
+        rig.fault(0, MAX_RECLAIM_RETRIES * WINDOW_NS)
 
 
 def test_a_retried_work_item_does_not_exist(new_rig: NewRig) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from hostd.core.frames import Frames
-from hostd.core.swap import SwapArea
+from hostd.core.swap import NO_SLOT, SwapArea
 
 
 def test_slots_ascend_skip_used_ones_and_wrap() -> None:
@@ -15,8 +16,27 @@ def test_slots_ascend_skip_used_ones_and_wrap() -> None:
     swap.free(3)
     assert [swap.allocate(), swap.allocate()] == [1, 3]
     assert swap.in_use == 4
-    with pytest.raises(AssertionError, match="full"):
-        swap.allocate()
+    assert swap.allocate() == NO_SLOT
+    assert swap.is_full
+
+
+def test_slots_are_scarce_when_more_than_half_are_in_use() -> None:
+    swap = SwapArea(4)
+    slots = [swap.allocate() for _ in range(2)]
+    assert not swap.is_full
+    slots.append(swap.allocate())
+    assert swap.is_full
+    swap.free(slots[0])
+    assert not swap.is_full
+
+
+def test_a_slot_stands_for_zeros_until_it_is_freed() -> None:
+    swap = SwapArea(2)
+    slot = swap.allocate()
+    swap.set_zero(slot, True)
+    assert swap.is_zero(slot) and swap.are_zero(np.array([slot, 1, -1])).tolist() == [True, False, False]
+    swap.free(slot)
+    assert not swap.is_zero(slot)
 
 
 def test_a_slot_freed_twice_is_a_bug() -> None:

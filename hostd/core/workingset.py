@@ -1,0 +1,43 @@
+"""Refaults: whether a page that comes back was thrown out too early (mm/workingset.c).
+
+A page that is evicted leaves a shadow: the group's nonresident_age then, and whether it was part of the working set. The
+age advances with each eviction and activation. If it comes back within a distance that the group's active pages could
+have spared it (workingset_test_recent), it is active at once, and part of the working set again if it had been before.
+
+Which lists that distance is measured against depends on the kind of page: for anonymous memory, with no file pages in
+the group, the active list alone.
+"""
+
+from __future__ import annotations
+
+from hostd.core.group import MemoryGroup
+from hostd.core.page import ACTIVE, WORKINGSET, Pages
+
+_NONE = -1
+
+
+def eviction(pages: Pages, group: MemoryGroup, key: int) -> None:
+    """Page ``key`` loses its frame and leaves a shadow (workingset_eviction)."""
+    flags = pages.flags
+    pages.shadow[key] = group.age << 1 | bool(flags[key] & WORKINGSET)
+    flags[key] &= ~(WORKINGSET | ACTIVE)
+    group.age += 1
+
+
+def refault(pages: Pages, group: MemoryGroup, key: int) -> None:
+    """Page ``key`` gets a frame again (workingset_refault)."""
+    shadow = pages.shadow[key]
+    if shadow == _NONE:
+        return
+    pages.shadow[key] = _NONE
+    stat = group.stat
+    stat["workingset_refault_anon"] += 1
+    _inactive, active = group.lists.sizes()
+    if group.age - (shadow >> 1) > active:
+        return
+    pages.flags[key] |= ACTIVE
+    group.age += 1
+    stat["workingset_activate_anon"] += 1
+    if shadow & 1:
+        pages.flags[key] |= WORKINGSET
+        stat["workingset_restore_anon"] += 1
