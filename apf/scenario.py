@@ -127,6 +127,11 @@ class Userfault(_Model):
     # Guest second of the run at which they die, which leaves faults for ever; 0: they do not.
     dies_at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
 
+    @property
+    def dies_ns(self) -> int | None:
+        """When they die, in guest ns."""
+        return int(self.dies_at_s * 1_000_000_000) or None
+
 
 class Bench(_Model):
     """The published benchmark's guest: threads that fault and threads that count."""

@@ -52,4 +52,4 @@ def window_ns(scenario: Scenario) -> int:
 
 def _config(scenario: Scenario) -> HostConfig:
     profile = device_profiles.load(scenario.swap.device)
-    return HostConfig.of(scenario, profile, readaheads.load(scenario.swap.readahead), scenario.host.places)
+    return HostConfig.of(scenario, profile, scenario.host.places, readaheads.load(scenario.swap.readahead))

@@ -52,6 +52,7 @@ class HostShell:
     def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
         """Fill a VM's memory: before window 0, or at the border at which it joins."""
         self._carry_out(self.core.step(SegmentsLoaded(vm, segments), now_ns))
+        self._swap.settle()
         self._loaded[vm] = segments
 
     def leave(self, vm: int, now_ns: int, intact: bool = True) -> None:

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hostd.core.device import DeviceProfile
 from hostd.core.readahead import Way
 
 
@@ -52,9 +53,21 @@ class Backing:
         """Whether its I/O is swapping in and out."""
         return not self.fixed_place
 
+    @property
+    def kind(self) -> str:
+        """Of which kind its pages are to the counters of refaults; shared memory swaps, and counts as anonymous."""
+        return "anon" if self.swaps else "file"
+
 
 ANON = Backing("anon")
 FILE = Backing("file", fixed_place=True, way=Way.FILE)
 MEMFD = Backing("memfd", map_frees_slot=True, nowait_sleeps=True, way=Way.SLOT)
 USERFAULT = Backing("userfault", starts_missing=True)
 BACKINGS = {backing.name: backing for backing in (ANON, FILE, MEMFD, USERFAULT)}
+
+
+def way_of(backing: Backing, profile: DeviceProfile) -> Way:
+    """How the kernel reads ahead for such memory on such a device (mm/swap_state.c:swap_use_vma_readahead)."""
+    if backing.way is not None:
+        return backing.way
+    return Way.SLOT if profile.rotation_ns else Way.ADDRESS

@@ -6,8 +6,8 @@ place with UFFDIO_COPY, which allocates and charges it and wakes all who wait fo
 mapped in the host then, dirty, and anonymous memory like any other. ``handlers`` threads serve the events in the order
 in which they were queued.
 
-A handler that dies leaves all events for ever that it has not served by then: who waits for such a page can neither be
-killed nor woken, and destroying the VM waits for its workers (E56). ``after the run`` is when they go on.
+Handlers that die leave for ever what they have not begun by then: who waits for such a page can neither be killed nor
+woken, and destroying the VM waits for its workers (E56). Here for ever is until the run is over.
 
 Departures: frame and charge of a page are taken when the event is queued, not at UFFDIO_COPY; a second event for a page
 that a handler has already costs it nothing, since UFFDIO_COPY's wake-up finds that waiter too.
@@ -16,7 +16,7 @@ that a handler has already costs it nothing, since UFFDIO_COPY's wake-up finds t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from heapq import heapify, heapreplace
+from heapq import heapreplace
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +29,21 @@ class UserfaultConfig:
 
 
 class Handlers:
-    """The handlers' queue."""
+    """The handlers' queue. What they leave at their death they serve from ``resumes_ns`` on: after the run."""
 
-    __slots__ = ("_config", "_free")
+    __slots__ = ("_config", "_free", "_resumes_ns")
 
-    def __init__(self, config: UserfaultConfig) -> None:
+    def __init__(self, config: UserfaultConfig, resumes_ns: int) -> None:
         self._config = config
+        self._resumes_ns = resumes_ns
         self._free = [0] * config.handlers
-        heapify(self._free)
 
-    def done_ns(self, event_ns: int, extra_ns: int = 0) -> int | None:
-        """When a page whose event is queued at ``event_ns`` would be there; None: never. ``extra_ns``: reclaim."""
-        done_ns = max(self._free[0], event_ns) + self._config.service_ns + extra_ns
-        dies_ns = self._config.dies_ns
-        return None if dies_ns is not None and done_ns > dies_ns else done_ns
-
-    def serve(self, event_ns: int, extra_ns: int) -> int:
-        """Queue an event at ``event_ns``, which a handler will live to serve; when its page is there."""
-        done_ns = max(self._free[0], event_ns) + self._config.service_ns + extra_ns
+    def serve(self, event_ns: int, reclaim_ns: int) -> int:
+        """When the page is there whose event is queued at ``event_ns``; ``reclaim_ns`` is what charging it takes."""
+        config = self._config
+        start_ns = max(self._free[0], event_ns)
+        if config.dies_ns is not None and start_ns >= config.dies_ns:
+            start_ns = max(start_ns, self._resumes_ns)
+        done_ns = start_ns + config.service_ns + reclaim_ns
         heapreplace(self._free, done_ns)
         return done_ns
