@@ -316,7 +316,8 @@ class Swap(_Model):
     def _has_file(self) -> Self:
         if self.is_measured is not bool(self.file):
             raise ValueError(
-                f"device = {self.name!r}, file = {self.file!r}: device {swapdevice.MEASURED!r} needs a file, no other has one"
+                f"device = {self.name!r}, file = {self.file!r}: device {swapdevice.MEASURED!r} needs a file, and no "
+                f"other has one"
             )
         return self
 
@@ -424,12 +425,13 @@ class Scenario(_Model):
                     raise ValueError(f"inject.{number}.{field} = {value}: 0 to {there - 1}")
         if self.userfault.dies_at_s and self.vm.backing != "userfault":
             raise ValueError(
-                f"userfault.dies_at_s = {self.userfault.dies_at_s}, vm.backing = {self.vm.backing!r}: 0, or backing 'userfault'"
+                f"userfault.dies_at_s = {self.userfault.dies_at_s}, vm.backing = {self.vm.backing!r}: 0, or backing "
+                f"'userfault'"
             )
         if self.userfault.dies_at_s and not self.duration_s:
             raise ValueError(
-                f"userfault.dies_at_s = {self.userfault.dies_at_s}, duration_s = 0: who waits for a dead handler hears of no "
-                f"shutdown; a duration"
+                f"userfault.dies_at_s = {self.userfault.dies_at_s}, duration_s = 0: who waits for a dead handler hears "
+                f"of no shutdown; a duration"
             )
         if not self.process and self.bench.buffer > room:
             raise ValueError(

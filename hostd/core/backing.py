@@ -1,24 +1,26 @@
 """What the memory of a VM is made of in the host, and the few questions to which that makes a difference.
 
-| question                            | ANON | FILE | MEMFD | USERFAULT |
-|-------------------------------------|------|------|-------|-----------|
-| where does a page lie that is out   | a swap slot | its place in the file | a swap slot | as ANON; at first in a snapshot |
-| is it kept when the page is mapped  | until it is written to | for ever | no | as ANON |
-| can FOLL_NOWAIT sleep for its read  | no | no | yes | no |
-| whose read is it                    | the device's | the device's | the device's | at first the handler's |
-| which pages are read besides        | by address or slot | read-around | by slot | as ANON |
+A slot is one of the swap area's, a place a number beyond those, which is a page's own: in a file, or in a snapshot.
+
+| question                            | ANON         | FILE      | MEMFD      | USERFAULT            |
+|-------------------------------------|--------------|-----------|------------|----------------------|
+| where does a page lie that is out   | a slot       | its place | a slot     | its place; ANON then |
+| is that kept when it is mapped      | until a write | for good | no         | no; ANON then        |
+| can FOLL_NOWAIT sleep for its read  | no           | no        | yes        | no                   |
+| whose read is it                    | the device's | as ANON   | as ANON    | a handler's; ANON then |
+| which pages are read besides        | by address or slot | around | by slot | none; ANON then      |
 
 ANON, private anonymous memory: mm/memory.c:do_swap_page, do_anonymous_page.
 
-FILE, a shared mapping of a file (mm/filemap.c:filemap_fault). A page's place is a number beyond the swap area's last
-slot. The page cache takes the part of the swap cache: a page in it that is not mapped is CACHED, so get_user_pages_fast
-fails on it, and a look without I/O finds it. Departures: no flusher threads: reclaim writes dirty pages itself, as it
-does anonymous ones; one pair of LRU lists; a page that was never touched is filled with zeros without I/O, as the hole of
-a file is, and counts as no major fault.
+FILE, a shared mapping of a file (mm/filemap.c:filemap_fault). The page cache takes the part of the swap cache: a page
+in it that is not mapped is CACHED, so get_user_pages_fast fails on it, and a look without I/O finds it. Departures: no
+flusher threads: reclaim writes dirty pages itself, as it does anonymous ones; one pair of LRU lists; a page that was
+never touched is filled with zeros without I/O, as the hole of a file is, and counts as no major fault.
 
-MEMFD, shared memory (mm/shmem.c:shmem_swapin_folio): swapping in takes folio_lock, whatever the caller allows, so a fault
-that must not sleep sleeps, and is not asynchronous (E14); the slot is freed and the page dirty even if it is only read.
-Departure: the proposal of 2010 (``gup = "noio"``) never met this, and is taken at its word: no I/O, so the worker has it.
+MEMFD, shared memory (mm/shmem.c:shmem_swapin_folio): swapping in takes folio_lock, whatever the caller allows, so a
+fault that must not sleep sleeps, and is not asynchronous (E14); the slot is freed and the page dirty even if it is only
+read. Departure: the proposal of 2010 (``gup = "noio"``) never met this, and is taken at its word: no I/O, so the worker
+has it.
 
 USERFAULT, anonymous memory that a userfaultfd watches for missing pages (fs/userfaultfd.c:handle_userfault), as of a VM
 that is restored from a snapshot: see ``userfault``. All of the VM is missing at first.

@@ -11,7 +11,7 @@ from hostd.core.backing import ANON, BACKINGS, Backing
 from hostd.core.device import DeviceProfile, default_window_ns
 from hostd.core.policies import POLICIES
 from hostd.core.readahead import NoReadahead, Readahead
-from hostd.core.userfault import UserfaultConfig
+from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class VmConfig:
     vcpus: int
     high_pages: int = 0
     backing: Backing = ANON
-    userfault: UserfaultConfig = UserfaultConfig()
+    userfault: UserfaultConfig = ONE_HANDLER
 
 
 @dataclass(frozen=True, slots=True)

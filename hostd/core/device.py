@@ -73,7 +73,7 @@ class Device:
         heapify(self._servers)
         self._last: list[tuple[Op, int]] = [(Op.READ, -1 - profile.skip_slots_max)] * profile.servers
 
-    def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:  # noqa: ARG002 - as a model
+    def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
         start_ns = max(free_ns, arrival_ns)

@@ -17,21 +17,22 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
 
 MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
-page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it allocates
-and submits those pages before it goes on; a page under such a read is READING like any other (E10), so an asynchronous
-fault on it neither reads nor counts a major fault. A page that cannot be charged ends the readahead, and nobody is told.
+page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
+allocates and submits those pages before it goes on; a page under such a read is READING like any other (E10), so an
+asynchronous fault on it neither reads nor counts a major fault. A page that cannot be charged ends the readahead, and
+nobody is told.
 
 Charging may reclaim; whoever charges pays: the vCPU, or the worker for what FAST and NOIO leave to it. If no frame is
 free or nothing can be reclaimed, the answer is Retry at the next border. A vCPU whose group is above memory.high is
 held back before it enters the guest again; a worker never is.
 
-Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the
-worker will do it a little later (the arrival at the device is the worker's): so the time of completion is settled
-at once. A mapping present but read-only is fixed up in all variants. ``background = false`` devices finish a NOWAIT
-read on the faulting vCPU and read nothing ahead (SWP_SYNCHRONOUS_IO; the kernel reads ahead on zswap, whose pages it
-decompresses one by one). pgmajfault counts who starts a read, not who waits for another's. The page that faults is charged
-before those read ahead, so that they never cost it its place; the kernel goes on behind a page that it cannot charge. A
-page of zeros starts no readahead.
+Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the worker
+will do it a little later (the arrival at the device is the worker's): so the time of completion is settled at once. A
+mapping present but read-only is fixed up in all variants. ``background = false`` devices finish a NOWAIT read on the
+faulting vCPU and read nothing ahead (SWP_SYNCHRONOUS_IO; the kernel reads ahead on zswap, whose pages it decompresses
+one by one). pgmajfault counts who starts a read, not who waits for another's. The page that faults is charged before
+those read ahead, so that they never cost it its place; the kernel goes on behind a page that it cannot charge. A page
+of zeros starts no readahead.
 """
 
 from __future__ import annotations
@@ -319,7 +320,7 @@ class FaultPath:
         return SwapFault(key, pages.slot[key], vm, vcpu, first, first + self._mm.config.vms[vm].guest_pages)
 
     def _found(self, vm: int, vcpu: int, key: int) -> None:
-        """The host has found page ``key`` in the swap cache, or the page cache (mm/swap_state.c:swap_update_readahead)."""
+        """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""
         mm = self._mm
         if mm.is_missing(key, vm):
             return
@@ -345,7 +346,7 @@ class FaultPath:
             if one == key:
                 ahead.append(one)
                 continue
-            if refused or not 0 <= one < pages.total or pages.state[one] != PageState.SWAPPED:
+            if refused or not 0 <= one < pages.total or pages.state[one] != PageState.SWAPPED or pages.pfn[one] >= 0:
                 continue
             whose = mm.vm_of(one)
             if mm.is_missing(one, whose) or whose in mm.left:

@@ -256,10 +256,7 @@ class Mm:
 
     def give_slot(self, key: int, vm: int) -> bool:
         """Have a slot, or its place, for page ``key``, which has none; False if the swap area is full."""
-        if self.backings[vm].fixed_place:
-            slot = self.swap.total + key
-        else:
-            slot = self.swap.allocate(key)
+        slot = self.swap.total + key if self.backings[vm].fixed_place else self.swap.allocate(key)
         self.pages.slot[key] = slot
         return slot != NO_SLOT
 
@@ -272,7 +269,7 @@ class Mm:
         self.pages.slot[key] = NO_SLOT
 
     def _fetched(self, key: int, vm: int, at_ns: int) -> None:
-        """A handler has put page ``key`` in place: the host maps it, dirty (mm/userfaultfd.c:mfill_atomic_install_pte)."""
+        """A handler has put page ``key`` in place: the host maps it, dirty (mfill_atomic_install_pte)."""
         pages = self.pages
         self.free_slot(key, vm)
         pages.flags[key] |= DIRTY

@@ -8,8 +8,8 @@ A VM that joins a host that runs is loaded the same way, at the border at which 
 
 A segment that is ``demand_zero`` is only looked at: its pages stay NONE until the guest touches them.
 
-A mapped file holds what exceeds the limit in its places. A VM whose missing pages a userfaultfd's handler fetches has none
-of its pages in memory: what it was loaded with is in the snapshot, and all the rest of it is zeros.
+A mapped file holds what exceeds the limit in its places. A VM whose missing pages a userfaultfd's handler fetches has
+none of its pages in memory: what it was loaded with is in the snapshot, and all the rest of it is zeros.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The user space that fetches missing pages of a VM: the handlers behind its userfaultfd (fs/userfaultfd.c).
 
 A fault on a missing page that may not sleep returns at once and tells nobody; the fault-in worker's, or one that may,
-queues one event and sleeps (handle_userfault). A handler reads the event, takes the page from a snapshot, and puts it in
-place with UFFDIO_COPY, which allocates and charges it and wakes all who wait for it (mm/userfaultfd.c:mfill_atomic): it is
-mapped in the host then, dirty, and anonymous memory like any other. ``handlers`` threads serve the events in the order
-in which they were queued.
+queues one event and sleeps (handle_userfault). A handler reads the event, takes the page from a snapshot, and puts it
+in place with UFFDIO_COPY, which allocates and charges it and wakes all who wait for it (mm/userfaultfd.c:mfill_atomic):
+it is mapped in the host then, dirty, and anonymous memory like any other. ``handlers`` threads serve the events in the
+order in which they were queued.
 
 Handlers that die leave for ever what they have not begun by then: who waits for such a page can neither be killed nor
 woken, and destroying the VM waits for its workers (E56). Here for ever is until the run is over.
@@ -26,6 +26,9 @@ class UserfaultConfig:
     handlers: int = 1
     service_ns: int = 25_000
     dies_ns: int | None = None
+
+
+ONE_HANDLER = UserfaultConfig()
 
 
 class Handlers:
