@@ -165,9 +165,14 @@ class SmallHost:
             self.now_ns = reply.at_ns
         self.border()
 
-    def let_io_end(self) -> None:
+    def swap_page_0_out(self) -> None:
+        """Let its write end, which leaves it in the swap cache, and then touch others until a scan frees it."""
         self.now_ns += 10_000_000
         self.border()
+        gfn = self.LIMIT + 1
+        while self.core.locate(0, np.zeros(1, np.int64))[0][0] >= 0:
+            self.now_ns = self.fault(gfn, FaultMode.BLOCKING).at_ns
+            gfn += 1
 
 
 def reply_in(gup: GupVariant, page: str) -> tuple[SmallHost, HostReply]:
@@ -175,7 +180,7 @@ def reply_in(gup: GupVariant, page: str) -> tuple[SmallHost, HostReply]:
     host = SmallHost(gup)
     host.evict_page_0()
     if page != "swap cache":
-        host.let_io_end()
+        host.swap_page_0_out()
     if page in ("host only", "under read"):
         first = host.fault(0, FaultMode.NOWAIT)
         assert isinstance(first, InProgress) and host.read

@@ -188,7 +188,7 @@ class Mm:
     def _write_done(self, key: int, vm: int, at_ns: int) -> None:
         """The slot holds the frame's bytes: the page is clean and, unless a fault has taken it back, next to go.
 
-        See ``page``: it is charged again if there is room, and freed at once if there is none.
+        See ``page``: it is charged again if there is room, in the group and on the host, and freed at once if not.
         """
         pages, group = self.pages, self.groups[vm]
         pages.flags[key] &= ~WRITING
@@ -197,7 +197,7 @@ class Mm:
             if vm in self.left:
                 pages.move(key, PageEvent.RELEASED, at_ns)
                 self.release_frame(key)
-            elif group.usage < group.limit and len(self.frames.free) > self.watermarks.min:
+            elif group.usage < group.limit and len(self.frames.free) > self.watermarks.high:
                 group.usage += 1
                 group.lists.add_tail(key)
             else:

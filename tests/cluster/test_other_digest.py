@@ -261,7 +261,7 @@ def _without(kind: type) -> Callable[[list[Any]], list[Any]]:
     return mutant
 
 
-@pytest.mark.parametrize("n", [1, 30])
+@pytest.mark.parametrize("n", [2, 40])
 @pytest.mark.parametrize("kind", [MapPage, SetEpt])
 def test_an_effect_dropped(kind: type, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that is in no overlay, or in the overlay but never in the EPT, is missed when it is used again."""
