@@ -40,7 +40,7 @@ def host_shell(
         swap = SwapFile(swap_path, slots)
         carry = Recorded(measured).carry
     else:
-        swap = real = MeasuredFile(Path(scenario.swap.file), slots, memory.frames)
+        swap = real = MeasuredFile(Path(scenario.swap.file), slots, memory.address)
         carry = real.carry
     return HostShell(host_core(scenario, journal, carry), memory, swap), swap
 

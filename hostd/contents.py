@@ -64,21 +64,23 @@ class Audit:
     writes: dict[int, int] = field(default_factory=dict)
     """Stamp offset -> writes counted in memory, all pages together."""
 
-    def take(self, segment: Segment, numbers: Numbers, pages: Pages) -> None:
-        """Look at the segment's pages ``numbers``, whose bytes are ``pages``."""
+    def take(
+        self, segment: Segment, numbers: Numbers, pages: Pages, wrong: npt.NDArray[np.bool_] | None = None
+    ) -> None:
+        """Look at the segment's pages ``numbers``, whose bytes are ``pages``; ``wrong``: whose checksums are."""
         if not segment.stamps:
             return
         words = pages.view(np.uint64)
-        bad = np.zeros(len(numbers), bool)
+        bad = np.zeros(len(numbers), bool) if wrong is None else wrong.copy()
         rest = np.ones(PAGE_SIZE // _WORD, bool)
         for stamp in segment.stamps:
             column = stamp.offset // _WORD
             word = words[:, column]
-            wrong = (word & _TAG_BITS) != _first_words(stamp, numbers)
-            wrong |= words[:, column + 1] != word * _MULTIPLIER
+            other = (word & _TAG_BITS) != _first_words(stamp, numbers)
+            other |= words[:, column + 1] != word * _MULTIPLIER
             if segment.demand_zero:
-                wrong &= (word | words[:, column + 1]) != 0
-            bad |= wrong
+                other &= (word | words[:, column + 1]) != 0
+            bad |= other
             rest[column : column + 3] = False
             writes = int((word & _COUNT_BITS).sum())
             self.writes[stamp.offset] = self.writes.get(stamp.offset, 0) + writes

@@ -10,55 +10,45 @@ One I/O at a time: of a device with a queue this measures how long an I/O takes 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 from apf.core import CoreError
+from apf.messages import PAGE_SIZE
 from hostd.core.device import Op
-from hostd.swapfile import Frames, SwapFile
+from hostd.swapfile import SwapFile
 
 
 class MeasuredFile(SwapFile):
     """A swap file at ``path``, where nothing may be yet; its name is gone at once, so nobody has to remove it.
 
-    ``frames`` are those of the host, shape (n, 4096).
+    ``address`` is that of the host's first frame. What an I/O takes includes its checksums.
     """
 
-    def __init__(self, path: Path, slots: int, frames: Frames) -> None:
+    def __init__(self, path: Path, slots: int, address: int) -> None:
         super().__init__(path, slots, direct=True)
         path.unlink()
-        self._frames = frames
-        self._done: Counter[tuple[Op, int]] = Counter()
-        """I/Os that were carried out before the effects that name them."""
+        self._address = address
+        self._found: dict[int, str] = {}
+        """What is wrong with slots that were read ahead of the effects that name them."""
 
     def carry(self, op: Op, slot: int, pfn: int) -> int:
         """Read ``slot`` into frame ``pfn``, or write it, now; the ns of wall time that took."""
-        frame = self._frames[pfn]
+        address = self._address + pfn * PAGE_SIZE
         began_ns = time.perf_counter_ns()
         if op is Op.READ:
-            super().read(slot, frame)
+            self._found[slot] = super().read_to(slot, address)
         else:
-            super().write(slot, frame)
-        took_ns = time.perf_counter_ns() - began_ns
-        self._done[op, slot] += 1
-        return took_ns
+            super().write_from(slot, address)
+        return time.perf_counter_ns() - began_ns
 
-    def read(self, slot: int, frame: Frames) -> None:
-        """As ``SwapFile``, unless it was done already."""
-        if not self._was_done(Op.READ, slot):
-            super().read(slot, frame)
+    def read_to(self, slot: int, address: int) -> str:
+        """What is wrong with what ``carry`` read."""
+        return self._found.pop(slot)
 
-    def write(self, slot: int, frame: Frames) -> None:
-        """As ``SwapFile``, unless it was done already."""
-        if not self._was_done(Op.WRITE, slot):
-            super().write(slot, frame)
-
-    def _was_done(self, op: Op, slot: int) -> bool:
-        if not self._done[op, slot]:
-            return False
-        self._done[op, slot] -= 1
-        return True
+    def write_from(self, slot: int, address: int) -> None:
+        """``carry`` has written it."""
 
 
 class Recorded:

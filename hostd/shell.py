@@ -13,7 +13,8 @@ import numpy.typing as npt
 from numba import njit
 
 from apf.hostmem import HostMemory, ept_entry
-from apf.messages import HostReply, HostRequest, Segment
+from apf.messages import PAGE_SIZE, HostReply, HostRequest, Segment
+from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
     BorderReached,
@@ -31,10 +32,15 @@ from hostd.core.events import (
     ZeroFrame,
 )
 from hostd.core.host import HostCore
+from hostd.core.io_faults import IoResult
 from hostd.swapfile import SwapFile
 
 _BULK_PAGES = 512
 """Pages handled at once: 2 MiB, which stay in a core's cache between two passes over them."""
+
+
+class SwapCorrupted(Failure):
+    """The swap file does not have what was written to it, and nobody asked for that."""
 
 
 class HostShell:
@@ -102,7 +108,7 @@ class HostShell:
         audit.take(segment, numbers[zero], np.zeros((int(zero.sum()), self._memory.frames.shape[1]), np.uint8))
         read = swapped & ~zero
         order = np.argsort(slots[read], kind="stable")
-        audit.take(segment, numbers[read][order], self._swap.read_many(slots[read][order]))
+        audit.take(segment, numbers[read][order], *self._swap.read_many(slots[read][order]))
         if segment.demand_zero:  # what is nowhere was never touched, or lacks in the sum of writes
             return
         lost = int((~held & ~swapped).sum())
@@ -115,11 +121,10 @@ class HostShell:
             match effect:
                 case Reply():
                     reply = effect.reply
-                case ReadSlot(slot=slot, pfn=pfn):
-                    self._swap.read(slot, memory.frames[pfn])
-                    memory.generation[pfn] += 1
-                case WriteSlot(slot=slot, pfn=pfn):
-                    self._swap.write(slot, memory.frames[pfn])
+                case ReadSlot():
+                    self._read(effect)
+                case WriteSlot():
+                    self._write(effect)
                 case SetEpt(vm=vm, gfn=gfn, pfn=pfn, writable=writable):
                     memory.epts[vm][gfn] = ept_entry(pfn, writable)
                 case ClearEpt(vm=vm, gfn=gfn):
@@ -134,6 +139,30 @@ class HostShell:
                 case _:
                     assert_never(effect)
         return reply
+
+    def _read(self, effect: ReadSlot) -> None:
+        """A slot's bytes, which must be those of its last write exactly if the core says so."""
+        slot, pfn = effect.slot, effect.pfn
+        wrong = self._swap.read_to(slot, self._memory.address + pfn * PAGE_SIZE)
+        self._memory.generation[pfn] += 1
+        if wrong and not effect.damaged:
+            vm, gfn = self.core.owner_of(pfn)
+            raise SwapCorrupted(f"{self._swap.path}: slot {slot}, which has gfn {gfn:#x} of VM {vm}: {wrong}")
+        assert wrong or not effect.damaged, f"slot {slot} was damaged when it was written, and its checksum is right"
+
+    def _write(self, effect: WriteSlot) -> None:
+        swap, slot, pfn = self._swap, effect.slot, effect.pfn
+        if effect.result is IoResult.OK:
+            swap.write_from(slot, self._memory.address + pfn * PAGE_SIZE)
+            return
+        frame = self._memory.frames[pfn]
+        match effect.result:
+            case IoResult.TORN:
+                swap.tear(slot, frame)
+            case IoResult.LOST:
+                swap.lose(slot, frame)
+            case _:
+                raise AssertionError(f"{effect}: such a write moves nothing")
 
     def _fill_pages(self, effect: FillPages) -> None:
         """Generate pages in bulk: swapped ones into the file, resident ones into frames and the EPT."""

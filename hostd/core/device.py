@@ -59,12 +59,17 @@ def default_window_ns(profile: DeviceProfile) -> int:
     return min(max(profile.read_median_ns // 20, WINDOW_NS_MIN), WINDOW_NS_MAX)
 
 
+Served = Callable[[Op, int, int], tuple[int, int]]
+"""What a device that stops or is slow at times makes of an I/O's start and service time: when it starts and is done."""
+
+
 class Device:
     """The queue and servers of one device."""
 
-    __slots__ = ("_chance", "_last", "_profile", "_rotation", "_servers", "_tables")
+    __slots__ = ("_chance", "_last", "_profile", "_rotation", "_served", "_servers", "_tables")
 
-    def __init__(self, profile: DeviceProfile, seed: int) -> None:
+    def __init__(self, profile: DeviceProfile, seed: int, served: Served | None = None) -> None:
+        self._served = served
         self._profile = profile
         self._tables = (profile.read_ns, profile.write_ns)
         self._chance = (Stream(seed, "device.read"), Stream(seed, "device.write"))
@@ -77,7 +82,11 @@ class Device:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
         start_ns = max(free_ns, arrival_ns)
-        done_ns = start_ns + max(1, self._service_ns(op, slot, server))
+        service_ns = max(1, self._service_ns(op, slot, server))
+        if self._served is None:
+            done_ns = start_ns + service_ns
+        else:
+            start_ns, done_ns = self._served(op, start_ns, service_ns)
         heapreplace(self._servers, (done_ns, server))
         self._last[server] = (op, slot)
         return start_ns, done_ns

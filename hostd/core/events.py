@@ -15,6 +15,8 @@ over all steps: a slot is not read before its last write returned, nor written w
 Likewise for a frame: ``WriteSlot`` must have taken the frame's bytes before a later ``ZeroFrame`` or ``ReadSlot``
 refills it. The core hands frames out oldest first, so a shell seldom waits for (3).
 
+An I/O that the device reports as failed moves nothing and has no effect here.
+
 ``ZeroFrame``, ``ReadSlot`` and ``FillPages`` give a frame other contents: the shell bumps the frame's generation.
 """
 
@@ -28,6 +30,7 @@ import numpy.typing as npt
 
 from apf.core import message
 from apf.messages import HostReply, HostRequest, Segment
+from hostd.core.io_faults import IoResult
 
 Pfns = Sequence[int] | npt.NDArray[np.signedinteger]
 """Host frame numbers, ascending."""
@@ -88,18 +91,23 @@ class ZeroFrame:
 
 @message
 class ReadSlot:
-    """Read swap slot ``slot`` into frame ``pfn`` and bump its generation."""
+    """Read swap slot ``slot`` into frame ``pfn`` and bump its generation.
+
+    ``damaged``: its last write was torn or lost, so its checksum must be wrong; otherwise it must be right.
+    """
 
     slot: int
     pfn: int
+    damaged: bool = False
 
 
 @message
 class WriteSlot:
-    """Write frame ``pfn`` to swap slot ``slot``."""
+    """Write frame ``pfn`` to swap slot ``slot``: all of it (OK), its first half (TORN), or nothing (LOST)."""
 
     slot: int
     pfn: int
+    result: IoResult = IoResult.OK
 
 
 @message

@@ -8,6 +8,7 @@ moment at which the core learns what was used and written, so all shells must fo
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import assert_never
 
 import numpy as np
@@ -114,6 +115,12 @@ class HostCore:
     def zero_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of ``slots`` stand for a page of zeros, and have never been written as such."""
         return self._mm.swap.are_zero(slots)
+
+    def owner_of(self, pfn: int) -> tuple[int, int]:
+        """VM and gfn of the page in frame ``pfn``, which somebody owns."""
+        key, first_key = self._mm.frames.owner[pfn], self._mm.pages.first_key
+        vm = bisect_right(first_key, key) - 1
+        return vm, key - first_key[vm]
 
     @property
     def swap_pages(self) -> int:

@@ -113,7 +113,9 @@ def test_what_the_host_did(held: Held) -> None:
         assert host.sum("apf_swap_io_total", device="nvme", kind=kind, result="ok") == totals[name] > 0
         assert host.sum("apf_swap_io_seconds_count", device="nvme", kind=kind) == totals[name]
     pages = {state: host.sum("apf_host_memory_pages", vm=0, state=state) for state in STATES.values()}
-    assert sum(pages.values()) - pages["swapped"] + host.sum("apf_host_frames", state="free") == host.sum("apf_host_frames")
+    assert sum(pages.values()) - pages["swapped"] + host.sum("apf_host_frames", state="free") == host.sum(
+        "apf_host_frames"
+    )
     assert 0 < pages["resident"] <= host.sum("apf_host_memory_limit_pages") == 1024
     assert pages["swap_cache"] > 0, "written, and not yet freed"
     assert pages["swapped"] > 300 and host.sum("apf_swap_slots", state="used") >= pages["swapped"]

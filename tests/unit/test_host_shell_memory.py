@@ -42,9 +42,10 @@ def test_set_bytes_are_found_in_order_and_cleared(length: int, marks: set[int]) 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HostShell, HostMemory, SwapFile]]:
-    swap = SwapFile(Path(tmp_path_factory.mktemp("swap")) / "swap")
+    core = host_core(SCENARIO, Journal())
+    swap = SwapFile(Path(tmp_path_factory.mktemp("swap")) / "swap", core.config.slots)
     memory = HostMemory.anonymous(Geometry.of(SCENARIO))
-    shell = HostShell(host_core(SCENARIO, Journal()), memory, swap)
+    shell = HostShell(core, memory, swap)
     shell.load(0, guest_core(SCENARIO, Journal()).segments())
     yield shell, memory, swap
     swap.close()

@@ -1,0 +1,168 @@
+"""Which I/Os of the swap device fail, how, and what the device's state does to the times of the others.
+
+Whether an I/O fails is decided when it is submitted, by the time and the order of submission, as its completion is. So
+the core knows of a failure before anybody can see it; what it does takes effect when the I/O completes. Torn and lost
+writes are carried out for real (``events.WriteSlot``), and the checksum of the slot finds them when it is read: the core
+predicts that (``SlotDamage``), and the shell holds the two against each other.
+
+A device that stops goes on with what it had where it stopped. A slow one is slow for the I/Os that start while it is.
+
+Departures: a failure is of the one I/O it hits; no retries by a driver, and what is queued behind it is not hit. What is
+asked for while the host runs is in force for I/Os submitted from then on: the completion of those before is promised.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from apf.io_faults import ANY, IoFault, IoFaultWish
+from hostd.core.device import Op
+
+
+class IoResult(Enum):
+    """What becomes of an I/O. OK and ERROR are what the device says; TORN and LOST writes it takes for done."""
+
+    OK = "ok"
+    ERROR = "error"
+    TORN = "torn"
+    LOST = "lost"
+    CHECKSUM = "checksum"
+    """A read that brings bytes that are not those which were to be written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failure in force from ``at_ns`` on, for ``for_ns`` (0: to the end) or for ``count`` I/Os (0: all), ns."""
+
+    what: str
+    at_ns: int
+    nth: int = 1
+    count: int = 1
+    vm: int = ANY
+    gfn: int = ANY
+    slot: int = ANY
+    io: str = "any"
+    factor: int = 1
+    for_ns: int = 0
+    add_ns: int = 0
+
+    @classmethod
+    def of(cls, wanted: IoFault | IoFaultWish, at_ns: int) -> Failure:
+        """``wanted`` from ``at_ns`` on."""
+        return cls(
+            wanted.what,
+            at_ns,
+            wanted.nth,
+            wanted.count,
+            wanted.vm,
+            wanted.gfn,
+            wanted.slot,
+            wanted.io,
+            wanted.factor,
+            wanted.for_ns,
+            wanted.add_ns,
+        )
+
+
+_OF_IOS: dict[str, tuple[Op, IoResult]] = {
+    "read_error": (Op.READ, IoResult.ERROR),
+    "write_error": (Op.WRITE, IoResult.ERROR),
+    "torn_write": (Op.WRITE, IoResult.TORN),
+    "lost_write": (Op.WRITE, IoResult.LOST),
+}
+_OPS = {"any": tuple(Op), "read": (Op.READ,), "write": (Op.WRITE,)}
+
+
+class _Counted:
+    """One that happens to I/Os: how many that it is about were seen."""
+
+    __slots__ = ("_failure", "_op", "_seen", "result")
+
+    def __init__(self, failure: Failure) -> None:
+        self._failure = failure
+        self._op, self.result = _OF_IOS[failure.what]
+        self._seen = 0
+
+    def hits(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> bool:
+        """Whether it happens to this I/O, which it counts."""
+        failure = self._failure
+        if op is not self._op or now_ns < failure.at_ns:
+            return False
+        if failure.vm not in (ANY, vm) or failure.gfn not in (ANY, gfn) or failure.slot not in (ANY, slot):
+            return False
+        self._seen += 1
+        behind = self._seen - failure.nth
+        return behind >= 0 and (not failure.count or behind < failure.count)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it can happen to no other I/O."""
+        failure = self._failure
+        return bool(failure.count) and self._seen >= failure.nth + failure.count - 1
+
+
+class IoFaults:
+    """The failures of one device. ``end_ns``: when the run ends; what stops for ever goes on only after it."""
+
+    __slots__ = ("_counted", "_end_ns", "_full", "_slow", "_stops")
+
+    def __init__(self, failures: tuple[Failure, ...], end_ns: int) -> None:
+        self._end_ns = end_ns
+        self._counted: list[_Counted] = []
+        self._slow: list[tuple[int, int, Failure]] = []
+        self._stops: list[tuple[int, int]] = []  # ascending and apart
+        self._full: list[tuple[int, int]] = []
+        for failure in failures:
+            self.add(failure)
+
+    def add(self, failure: Failure) -> None:
+        """One more."""
+        if failure.what in _OF_IOS:
+            self._counted.append(_Counted(failure))
+            return
+        until_ns = failure.at_ns + failure.for_ns if failure.for_ns else self._end_ns + 1
+        if failure.what == "slow":
+            self._slow.append((failure.at_ns, until_ns, failure))
+        elif failure.what == "stop":
+            self._stops = _merged([*self._stops, (failure.at_ns, until_ns)])
+        else:
+            assert failure.what == "swap_full", failure
+            self._full.append((failure.at_ns, until_ns))
+
+    def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> IoResult:
+        """What becomes of an I/O that is submitted at ``now_ns``; all failures that are about it count it."""
+        if not self._counted:
+            return IoResult.OK
+        hit = [one for one in self._counted if one.hits(op, vm, gfn, slot, now_ns)]
+        self._counted = [one for one in self._counted if not one.is_over]
+        return hit[0].result if hit else IoResult.OK
+
+    def is_swap_full(self, now_ns: int) -> bool:
+        """Whether no swap slot can be had."""
+        return any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
+
+    def served(self, op: Op, start_ns: int, service_ns: int) -> tuple[int, int]:
+        """When an I/O for which a server is free at ``start_ns`` starts and is done."""
+        for from_ns, until_ns in self._stops:
+            if from_ns <= start_ns < until_ns:
+                start_ns = until_ns
+        for from_ns, until_ns, slow in self._slow:
+            if from_ns <= start_ns < until_ns and op in _OPS[slow.io]:
+                service_ns = service_ns * slow.factor + slow.add_ns
+        done_ns = start_ns + service_ns
+        for from_ns, until_ns in self._stops:
+            if start_ns <= from_ns < done_ns:
+                done_ns += until_ns - from_ns
+        return start_ns, done_ns
+
+
+def _merged(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same times as spans that are apart, in order."""
+    merged: list[tuple[int, int]] = []
+    for from_ns, until_ns in sorted(spans):
+        if merged and from_ns <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(until_ns, merged[-1][1]))
+        else:
+            merged.append((from_ns, until_ns))
+    return merged
