@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hostd.core.host import HostCore
 from hostd.shell import HostShell
+
+_GFNS_SHOWN = 8
 
 
 def host_report(shell: HostShell) -> dict[str, Any]:
@@ -14,5 +17,21 @@ def host_report(shell: HostShell) -> dict[str, Any]:
     return {
         "counters": dict(shell.core.counters),
         "pressure_ns": {group: {"some": one.some_ns, "full": one.full_ns} for group, one in pressure.items()},
+        "told": [*_hanging(shell.core), *shell.swap.told()],
         "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
     }
+
+
+def _hanging(core: HostCore) -> list[str]:
+    """Who waits for ever, a line for each VM."""
+    lines = []
+    for vm, config in enumerate(core.config.vms):
+        pages = core.hanging(vm)
+        if pages:
+            gfns = ", ".join(f"{gfn:#x}" for gfn, _since_ns in pages[:_GFNS_SHOWN])
+            lines.append(
+                f"VM {vm}: the handlers of its userfaultfd died at {(config.userfault.dies_ns or 0) / 1e9:g} s; who touched "
+                f"these {len(pages)} pages has waited since {min(since_ns for _gfn, since_ns in pages) / 1e9:g} s or later, "
+                f"and its destruction would too: gfn {gfns}{', ...' if len(pages) > _GFNS_SHOWN else ''}"
+            )
+    return lines
