@@ -46,9 +46,7 @@ def check_space(scenario: Scenario) -> None:
         if scenario.swap.is_measured:
             place = Path(scenario.swap.file)
             if place.exists():
-                raise ScenarioError(
-                    f"swap.file = {scenario.swap.file!r}: exists; a file that does not, which the run makes"
-                )
+                raise ScenarioError(f"swap.file = {scenario.swap.file!r}: exists; a new one, which the run makes")
             if not place.parent.is_dir():
                 raise ScenarioError(f"swap.file = {scenario.swap.file!r}: no directory {place.parent}")
             place = place.parent

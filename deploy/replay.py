@@ -1,5 +1,7 @@
-"""Runs repeated in the twin: with load from outside from its log of arrivals (``guestsched.arrival_log``), and those of
-a recording, on a real device with the times that were measured then.
+"""Runs repeated in the twin.
+
+A run with load from outside, from its log of arrivals (``guestsched.arrival_log``); and those of a recording, on a real
+device with the times that were measured then.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def run(paths: Sequence[Path], keep: Keep | None = None) -> tuple[RunResult, lis
 
 
 def run_recorded(directory: Path) -> list[tuple[RunResult, str]]:
-    """Repeat the runs of a recording: each one's result, and the digest that was recorded. Raises ScenarioError, Failure."""
+    """Repeat the runs of a recording: each one's result, and the digest recorded. Raises ScenarioError, Failure."""
     return [
         (twin.run(recorded.scenario, measured=list(_measured(recorded))), recorded.digest)
         for recorded in recording.read(directory)

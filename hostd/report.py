@@ -30,8 +30,9 @@ def _hanging(core: HostCore) -> list[str]:
         if pages:
             gfns = ", ".join(f"{gfn:#x}" for gfn, _since_ns in pages[:_GFNS_SHOWN])
             lines.append(
-                f"VM {vm}: the handlers of its userfaultfd died at {(config.userfault.dies_ns or 0) / 1e9:g} s; who touched "
-                f"these {len(pages)} pages has waited since {min(since_ns for _gfn, since_ns in pages) / 1e9:g} s or later, "
-                f"and its destruction would too: gfn {gfns}{', ...' if len(pages) > _GFNS_SHOWN else ''}"
+                f"VM {vm}: the handlers of its userfaultfd died at {(config.userfault.dies_ns or 0) / 1e9:g} s; who "
+                f"touched these {len(pages)} pages waits for ever, and so would the VM's destruction: gfn {gfns}"
+                f"{', ...' if len(pages) > _GFNS_SHOWN else ''}, the first since "
+                f"{min(since_ns for _gfn, since_ns in pages) / 1e9:g} s"
             )
     return lines
