@@ -192,7 +192,7 @@ def replay(
     trace_limit: _TraceLimit = None,
     record: _Record = None,
 ) -> None:
-    """Repeat, in the twin, a run that had load from outside, or a recording's; exits 1 if it does not come to the same."""
+    """Repeat, in the twin, a run that had load from outside, or a recording's; exits 1 if it comes to something else."""
     from deploy import replay as replaying
     from deploy import report
 
