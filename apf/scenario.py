@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from apf import refusal, swapdevice
+from apf.io_faults import IoFault, endless_stop
 from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
 from apf.swapdevice import CarriedProfile, DeviceName
 
@@ -303,6 +304,11 @@ class Swap(_Model):
         Annotated[DeviceName, BeforeValidator(_shipped), Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
         Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
     ] = "hdd-7200"
+    # What becomes of a page that cannot be read: as in the kernel (the VM dies of it, or its tasks fault for ever), or
+    # the task that touched it is killed and the operator is told.
+    errors: Literal["kernel", "report"] = "kernel"
+    # I/O failures.
+    fault: Annotated[tuple[IoFault, ...], Field(max_length=256)] = ()
     # Size of the swap area; 0: twice the guests' memory, so that it is never more than half full.
     size: SizeOrNone = 0
     # Device "file": a file that does not exist yet, on what is to be measured. The run makes and removes it.
@@ -433,6 +439,13 @@ class Scenario(_Model):
                 f"userfault.dies_at_s = {self.userfault.dies_at_s}, duration_s = 0: who waits for a dead handler hears "
                 f"of no shutdown; a duration"
             )
+        for number, fault in enumerate(self.swap.fault):
+            if fault.vm >= self.host.places:
+                raise ValueError(f"swap.fault.{number}.vm = {fault.vm}: -1 (any) to {self.host.places - 1}")
+            if endless_stop(fault.what, fault.for_s, self.duration_s):
+                raise ValueError(
+                    f"swap.fault.{number}.for_s = 0, duration_s = 0: nothing would ever end a stop; a length for one"
+                )
         if not self.process and self.bench.buffer > room:
             raise ValueError(
                 f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "

@@ -341,6 +341,9 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
         _say(keeper.finish())
     if any(result.corrupt_pages for result in results):
         _fail("guest memory was corrupted; see above", EXIT_FAILED)
+    for result in results:
+        for vm, why in result.failed.items():
+            _fail(f"{result.mode}: VM {vm} has ended early: {why}", EXIT_FAILED)
 
 
 def _say(lines: list[str]) -> None:
@@ -761,6 +764,53 @@ def inject(
 
         where = _where(name, vm, api, tls_cert, tls_key, tls_ca)[0]
         steer.inject(where, what, vcpu, nth, count, length, _console())
+
+
+@app.command("io-fault")
+def io_fault(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="As in a scenario's [[swap.fault]]: read_error, write_error, torn_write, lost_write, slow, stop, "
+            "swap_full.",
+        ),
+    ],
+    nth: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the first four: which I/O from then on it happens to.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="To how many in a row; 0: to all.")] = None,
+    vm: Annotated[int | None, typer.Option(metavar="N", help="Only to I/Os of this VM.")] = None,
+    gfn: Annotated[str | None, typer.Option(metavar="N", help="Only to those of this guest page.")] = None,
+    slot: Annotated[int | None, typer.Option(metavar="N", help="Only to those on this swap slot.")] = None,
+    io: Annotated[str | None, typer.Option(metavar="IO", help="What is slow: any, read or write.")] = None,
+    factor: Annotated[int | None, typer.Option(metavar="N", help="slow: so many times as long.")] = None,
+    add: Annotated[str, typer.Option(metavar="S", help="slow: so much longer, guest s.")] = "0",
+    length: Annotated[
+        str,
+        typer.Option("--for", metavar="S", help="How long slow, stop and swap_full last, guest s; 0: to the end."),
+    ] = "0",
+    name: _Name = DEFAULT_NAME,
+    api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for operators.")] = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+) -> None:
+    """Let the swap device of a running host fail."""
+    with _told():
+        from deploy import client, steer
+
+        security = _security(tls_cert, tls_key, tls_ca)
+        if api is not None:
+            where = client.Address(client.address(api), security.tls)
+        elif security.tls is not None:
+            raise BadInput(
+                f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api"
+            )
+        else:
+            where = client.Address(client.running(Clusters.of_user(), name).host_address, None)
+        options = steer.IoFaultOptions(what, nth, count, vm, gfn, slot, io, factor, length, add)
+        steer.io_fault(where, options, _console())
 
 
 @app.command("list")

@@ -18,6 +18,7 @@ from apf.clockpage import ClockPage
 from apf.metrics import NS_PER_S, add_histogram, seconds
 from hostd.core.device import Op
 from hostd.core.host import HostCore
+from hostd.core.io_faults import IoResult
 from hostd.core.mm import COUNTERS, Mm
 from hostd.core.page import PageState
 
@@ -31,6 +32,10 @@ STATES = {
 }
 """A page picked for eviction is in a frame, usable by all, until the border. Pages never touched are nowhere."""
 _OP = {Op.READ: "read", Op.WRITE: "write"}
+_RESULTS = {
+    Op.READ: (IoResult.ERROR, IoResult.CHECKSUM),
+    Op.WRITE: (IoResult.ERROR, IoResult.TORN, IoResult.LOST),
+}
 _RATIO_S = 5.0
 
 
@@ -126,7 +131,10 @@ def _io(mm: Mm) -> Iterator[Metric]:
     device = mm.config.profile.name
     for op, kind in _OP.items():
         histogram = mm.io[op]
-        done.add_metric([device, kind, "ok"], histogram.count)
+        failed = {result: mm.failed_ios[op, result] for result in _RESULTS[op]}
+        done.add_metric([device, kind, "ok"], histogram.count - sum(failed.values()))
+        for result, count in failed.items():
+            done.add_metric([device, kind, result.value], count)
         add_histogram(took, [device, kind], histogram)
     yield from (done, took)
 

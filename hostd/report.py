@@ -17,8 +17,20 @@ def host_report(shell: HostShell) -> dict[str, Any]:
     return {
         "counters": dict(shell.core.counters),
         "pressure_ns": {group: {"some": one.some_ns, "full": one.full_ns} for group, one in pressure.items()},
-        "told": [*_hanging(shell.core), *shell.swap.told()],
         "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
+        "lost_pages": dict(sorted(audit.lost.items())),
+        "page_errors": [
+            {
+                "vm": vm,
+                "gfn": gfn,
+                "slot": one.slot,
+                "why": one.error.words,
+                "since_ns": one.since_ns,
+                "faults": one.faults,
+            }
+            for vm, gfn, one in shell.core.troubles()
+        ],
+        "told": [*shell.core.told, *_hanging(shell.core), *shell.swap.told()],
     }
 
 

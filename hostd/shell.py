@@ -5,6 +5,7 @@ Used by the daemon and by the twin alike; neither gRPC nor clocks come in here.
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from typing import assert_never
 
@@ -13,7 +14,8 @@ import numpy.typing as npt
 from numba import njit
 
 from apf.hostmem import HostMemory, ept_entry
-from apf.messages import PAGE_SIZE, HostReply, HostRequest, Segment
+from apf.io_faults import IoFaultWish
+from apf.messages import PAGE_SIZE, HostReply, HostRequest, PageError, Segment
 from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
@@ -22,6 +24,7 @@ from hostd.core.events import (
     ClearVm,
     FillPages,
     HostEffect,
+    IoFaultArrived,
     ReadSlot,
     Reply,
     RequestTaken,
@@ -35,6 +38,7 @@ from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
 from hostd.swapfile import SwapFile
 
+log = logging.getLogger(__name__)
 _BULK_PAGES = 512
 """Pages handled at once: 2 MiB, which stay in a core's cache between two passes over them."""
 
@@ -54,6 +58,8 @@ class HostShell:
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         self._found = np.empty(len(memory.accessed), np.int64)
         self._audited = Audit()
+        self._lines = core.told
+        self._told = 0
 
     def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
         """Fill a VM's memory: before window 0, or at the border at which it joins."""
@@ -67,6 +73,10 @@ class HostShell:
         if intact:
             self._audit_vm(self._audited, vm, segments)
         self._carry_out(self.core.step(VmLeft(vm), now_ns))
+
+    def fail_ios(self, wish: IoFaultWish, now_ns: int) -> None:
+        """An operator lets the device fail, from the border at ``now_ns`` on."""
+        self._carry_out(self.core.step(IoFaultArrived(wish), now_ns))
 
     def take(self, vm: int, vcpu: int, request: HostRequest, now_ns: int) -> HostReply:
         """Answer a vCPU's request, whose turn it is."""
@@ -101,6 +111,10 @@ class HostShell:
 
     def _audit_pages(self, audit: Audit, vm: int, segment: Segment, numbers: npt.NDArray[np.int64]) -> None:
         pfns, slots = self.core.locate(vm, numbers + segment.gfn)
+        why = self.core.lost(vm, numbers + segment.gfn)
+        audit.lost.update(PageError(error).name.lower() for error in why[why > 0].tolist())
+        audit.pages += int((why > 0).sum())
+        numbers, pfns, slots = numbers[why == 0], pfns[why == 0], slots[why == 0]
         held = pfns >= 0
         audit.take(segment, numbers[held], self._memory.frames[pfns[held]])
         swapped = ~held & (slots >= 0)
@@ -138,6 +152,10 @@ class HostShell:
                     memory.epts[vm][:] = 0
                 case _:
                     assert_never(effect)
+        if len(self._lines) > self._told:
+            for line in self._lines[self._told :]:
+                log.warning("%s", line)
+            self._told = len(self._lines)
         return reply
 
     def _read(self, effect: ReadSlot) -> None:
