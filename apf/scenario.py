@@ -144,10 +144,13 @@ class Bench(_Model):
     populate: bool = True
 
 
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]
+
+
 class Sched(_Model):
     """The guest's scheduler: ``cfs``, ``eevdf``, ``rr``, or an entry point of group ``apf.schedulers``."""
 
-    policy: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)] = "cfs"
+    policy: PluginName = "cfs"
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=64)]
@@ -351,8 +354,9 @@ class Host(_Model):
     # Memory for all VMs together. Less than their groups' limits in sum: below its watermarks kswapd reclaims, and
     # whoever allocates. 0: all groups' limits, and no watermarks.
     memory: SizeOrNone = 0
-    # Which pages reclaim takes: "kernel" (active and inactive list, second chance), "clock", "lru", "fifo".
-    reclaim: Literal["kernel", "clock", "lru", "fifo"] = "kernel"
+    # Which pages reclaim takes: "kernel" (active and inactive list, second chance), "clock", "lru", "fifo", or an entry
+    # point of group apf.reclaim.
+    reclaim: PluginName = "kernel"
     reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
     # Wall seconds without any progress of virtual time after which a process gives up on its peers.
     patience_s: Annotated[int, Field(ge=1, le=3600)] = 120

@@ -931,6 +931,49 @@ def top(
             return
 
 
+@app.command("policies")
+def policies_command(
+    programs: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Built-in programs (default: zipfian,shifting,sequential)."),
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Reclaim policies (default: kernel,clock,lru,fifo).")
+    ] = None,
+    duration: Annotated[str, typer.Option(metavar="S", help="Guest seconds a run.")] = "1",
+    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 1,
+    device: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Swap device.")] = "nvme",
+    group_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Limit of the memory group of a program of 16 MiB.")
+    ] = "8MiB",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it there; also .svg and .pdf.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
+) -> None:
+    """Compare reclaim policies: the pages each brings in, against Belady's optimum for the same uses."""
+    with _told(), _named_files():
+        from deploy import policies as comparison
+
+        if plot is not None and plot.suffix not in {".png", ".svg", ".pdf"}:
+            raise BadInput(f"--plot = {plot}: a file .png, .svg or .pdf")
+        console = _console()
+        with console.status("") as status:
+            found = comparison.compare(
+                comparison.names(programs, comparison.PROGRAMS, "--programs"),
+                comparison.names(policies, comparison.POLICIES, "--policies"),
+                seed,
+                duration,
+                device,
+                group_memory,
+                lambda program, policy: status.update(f"{program}, {policy}"),
+            )
+        console.print(comparison.table(found))
+        if plot is not None:
+            comparison.plot(found, plot)
+            console.print(f"drawn: {plot}", highlight=False)
+        if json_file is not None:
+            json_file.write_text(json.dumps([one.document() for one in found], indent=2) + "\n")
+
+
 _device = typer.Typer(no_args_is_help=True, help="Swap devices: what there is, and your own from fio's measurements.")
 app.add_typer(_device, name="device")
 

@@ -404,6 +404,7 @@ class _Opener(threading.Thread):
         began_s = time.monotonic()
         pace = _Pace(self._config.scenario.pace, began_s)
         clock.set_limit(pace.now_ns())
+        clock.set_border_due(shell.core.border_due_ns())
         while not self._turns.is_over:
             match clock.run_openings(window_ns):
                 case Waited.PARKED:

@@ -6,6 +6,7 @@ Used by the daemon and by the twin alike; neither gRPC nor clocks come in here.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from copy import deepcopy
 from typing import assert_never
 
@@ -58,6 +59,8 @@ class HostShell:
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         self._found = np.empty(len(memory.accessed), np.int64)
         self._audited = Audit()
+        self.on_use: Callable[[int, npt.NDArray[np.int64]], None] | None = None
+        """Told at each border that has work of the frames used since the last one, ascending."""
         self._lines = core.told
         self._told = 0
 
@@ -88,6 +91,8 @@ class HostShell:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
         accessed = self._collect(self._memory.accessed)
         dirty = self._collect(self._memory.dirty)
+        if self.on_use is not None:
+            self.on_use(now_ns, accessed)
         zero = [pfn for pfn in self.core.writes_ahead() if not self._memory.frames[pfn].any()]
         self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 

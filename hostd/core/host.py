@@ -50,6 +50,9 @@ class HostCore:
         self._fault_path = FaultPath(self._mm)
         self._border = Border(self._mm)
         self._now_ns = 0
+        self._border_ns = 0  # the last one that was stepped
+        self.every_border = config.reclaim.wants_use
+        """Whether every border needs a step, for somebody wants to know what was used in which window."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -68,6 +71,7 @@ class HostCore:
                     return self._fault_path.fault(event.vm, event.vcpu, event.request, now_ns)
                 return self._fault_path.prefault(event.vm, event.vcpu, event.request, now_ns)
             case BorderReached():
+                self._border_ns = now_ns
                 return self._border.step(event, now_ns)
             case SegmentsLoaded():
                 return populate(self._mm, event, now_ns)
@@ -97,6 +101,8 @@ class HostCore:
         mm = self._mm
         if mm.evicting or mm.publish:
             return self._now_ns
+        if self.every_border:
+            return self._border_ns + 1
         due_ns = mm.mapping_times[0] if mm.mapping_times else None
         if mm.kswapd_ns is not None and (due_ns is None or mm.kswapd_ns < due_ns):
             return mm.kswapd_ns

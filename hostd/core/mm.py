@@ -28,7 +28,6 @@ from hostd.core.io_faults import Failure, IoFaults, IoResult
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import CHARGED, DIRTY, LRU, READAHEAD, WRITING, PageEvent, Pages, PageState
-from hostd.core.policies import POLICIES
 from hostd.core.pressure import Pressure
 from hostd.core.readahead import Settings
 from hostd.core.swap import NO_SLOT, SwapArea
@@ -105,6 +104,7 @@ class Mm:
         self.hanging: dict[int, int] = {}
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
+        policy = config.reclaim
         self.io_faults = IoFaults(config.failures, config.end_ns)
         served = self.io_faults.served if config.failures else None
         self.device: Device | MeasuredDevice
@@ -118,7 +118,6 @@ class Mm:
         self.log = KernelLog()
         self.failed_ios: Counter[tuple[Op, IoResult]] = Counter()
         """I/Os submitted so far that come to anything but OK."""
-        policy = POLICIES[config.reclaim]
         self.groups = [
             MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young), vm.backing.kind)
             for vm in config.vms
