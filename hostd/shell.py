@@ -12,11 +12,12 @@ from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import carray, njit
 
 from apf.hostmem import HostMemory, ept_entry
 from apf.io_faults import IoFaultWish
 from apf.messages import PAGE_SIZE, HostReply, HostRequest, PageError, Segment
+from apf.native import pointer_u64
 from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
@@ -26,6 +27,7 @@ from hostd.core.events import (
     FillPages,
     HostEffect,
     IoFaultArrived,
+    Pfns,
     ReadSlot,
     Reply,
     RequestTaken,
@@ -35,6 +37,7 @@ from hostd.core.events import (
     WriteSlot,
     ZeroFrame,
 )
+from hostd.core.frames import FEW
 from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
 from hostd.swapfile import SwapFile
@@ -55,7 +58,7 @@ class HostShell:
         assert core.config.frames == memory.geometry.frames
         self.core = core
         self._memory = memory
-        self._swap = swap
+        self.swap = swap
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         self._found = np.empty(len(memory.accessed), np.int64)
         self._audited = Audit()
@@ -67,6 +70,7 @@ class HostShell:
     def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
         """Fill a VM's memory: before window 0, or at the border at which it joins."""
         self._carry_out(self.core.step(SegmentsLoaded(vm, segments), now_ns))
+        self.swap.settle()
         self._loaded[vm] = segments
 
     def leave(self, vm: int, now_ns: int, intact: bool = True) -> None:
@@ -91,13 +95,15 @@ class HostShell:
         accessed = self._collect(self._memory.accessed)
         dirty = self._collect(self._memory.dirty)
         if self.on_use is not None:
-            self.on_use(now_ns, accessed)
-        zero = [pfn for pfn in self.core.writes_ahead() if not self._memory.frames[pfn].any()]
+            self.on_use(now_ns, np.asarray(accessed, np.int64))
+        frames = self._memory.address
+        zero = [pfn for pfn in self.core.writes_ahead() if _is_zero(frames + pfn * PAGE_SIZE)]
         self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 
-    def _collect(self, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """Numbers of the set bytes, ascending; clears them."""
-        return self._found[: _take_set(flags, self._found)].copy()
+    def _collect(self, flags: npt.NDArray[np.uint8]) -> Pfns:
+        """Numbers of the set bytes, ascending; clears them. A few as plain integers, which plain loops are for."""
+        count = _take_set(flags, self._found)
+        return self._found[:count].tolist() if count <= FEW else self._found[:count].copy()
 
     def audit(self) -> Audit:
         """Check the stamps of every page of every VM, wherever it is, also of VMs when they left. Changes nothing."""
@@ -126,7 +132,7 @@ class HostShell:
         audit.take(segment, numbers[zero], np.zeros((int(zero.sum()), self._memory.frames.shape[1]), np.uint8))
         read = swapped & ~zero
         order = np.argsort(slots[read], kind="stable")
-        audit.take(segment, numbers[read][order], *self._swap.read_many(slots[read][order]))
+        audit.take(segment, numbers[read][order], *self.swap.read_many(slots[read][order]))
         if segment.demand_zero:  # what is nowhere was never touched, or lacks in the sum of writes
             return
         lost = int((~held & ~swapped).sum())
@@ -165,15 +171,15 @@ class HostShell:
     def _read(self, effect: ReadSlot) -> None:
         """A slot's bytes, which must be those of its last write exactly if the core says so."""
         slot, pfn = effect.slot, effect.pfn
-        wrong = self._swap.read_to(slot, self._memory.address + pfn * PAGE_SIZE)
+        wrong = self.swap.read_to(slot, self._memory.address + pfn * PAGE_SIZE)
         self._memory.generation[pfn] += 1
         if wrong and not effect.damaged:
             vm, gfn = self.core.owner_of(pfn)
-            raise SwapCorrupted(f"{self._swap.path}: slot {slot}, which has gfn {gfn:#x} of VM {vm}: {wrong}")
+            raise SwapCorrupted(f"{self.swap.path}: slot {slot}, which has gfn {gfn:#x} of VM {vm}: {wrong}")
         assert wrong or not effect.damaged, f"slot {slot} was damaged when it was written, and its checksum is right"
 
     def _write(self, effect: WriteSlot) -> None:
-        swap, slot, pfn = self._swap, effect.slot, effect.pfn
+        swap, slot, pfn = self.swap, effect.slot, effect.pfn
         if effect.result is IoResult.OK:
             swap.write_from(slot, self._memory.address + pfn * PAGE_SIZE)
             return
@@ -197,7 +203,7 @@ class HostShell:
             fill(segment, numbers, pages)
             for run in np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots) != 1) + 1):
                 if len(run):
-                    self._swap.write_run(int(slots[run[0]]), pages[run[0] : run[-1] + 1])
+                    self.swap.write_run(int(slots[run[0]]), pages[run[0] : run[-1] + 1])
         for first in range(0, len(effect.resident), _BULK_PAGES):
             numbers = effect.resident[first : first + _BULK_PAGES]
             pfns = effect.pfns[first : first + _BULK_PAGES]
@@ -207,6 +213,16 @@ class HostShell:
             memory.generation[pfns] += 1
             entries = pfns.astype(np.uint64) << np.uint64(12) | np.uint64(ept_entry(0, True))
             memory.epts[effect.vm][segment.gfn + numbers] = entries
+
+
+@njit("boolean(int64)", cache=True, nogil=True)
+def _is_zero(address: int) -> bool:
+    """Whether the page there is; most pages say no with their first words."""
+    words = carray(pointer_u64(address), PAGE_SIZE // 8)
+    for word in words:
+        if word:
+            return False
+    return True
 
 
 @njit("int64(uint8[::1], int64[::1])", cache=True, nogil=True)
