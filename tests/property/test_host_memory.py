@@ -120,7 +120,7 @@ class HostMemory(RuleBasedStateMachine):
         """Some I/Os to come fail."""
         self.shell.fail(IoFaultWish.of({"what": what, "nth": nth, "count": count, "gfn": gfn}))
 
-    @rule(for_ns=st.integers(1, 100_000), factor=st.integers(2, 20))
+    @rule(for_ns=st.integers(1, 20_000), factor=st.integers(2, 4))
     def hold_up(self, for_ns: int, factor: int) -> None:
         """The device stops, and is slow afterwards."""
         self.shell.fail(IoFaultWish(what="stop", for_ns=for_ns))
