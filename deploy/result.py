@@ -189,6 +189,7 @@ class RunResult:
             "apf": self.mode,
             "digest": self.digest,
             "seed": self.scenario.seed,
+            "reproducible": not self.scenario.swap.is_measured,
             "workers": list(self.workers),
             "total": self.total,
             "virtual_seconds": self.virtual_seconds,

@@ -24,11 +24,9 @@ from apf.scenario import Scenario
 from deploy.result import RunResult, Snapshot
 from guestsched.core.arrivals import Answer, Arrival
 from guestsched.shell import GuestShell, guest_report
-from hostd.build import host_core, window_ns
+from hostd.build import Measured, host_shell, window_ns
 from hostd.io_fault_log import Asked
 from hostd.report import host_report
-from hostd.shell import HostShell
-from hostd.swapfile import SwapFile
 from vcpud.build import vcpu_machine, vcpu_report
 from vcpud.core.account import Cause
 from vcpud.machine import Machine, Need, NeedKind
@@ -65,7 +63,8 @@ class Twin:
     """A host with its VMs, stepped by hand: ``start``, then ``run_window`` until it returns False.
 
     Participants are numbered as on the clock page: vCPU v of VM m is m * vcpus + v. ``guest`` is the first VM's.
-    ``joins``: when VMs join that are not there from the start, and which; a VM is there once at most.
+    ``joins``: when VMs join that are not there from the start, and which; a VM is there once at most. ``measured``: of
+    device "file", what the I/Os of the run that is repeated took.
     """
 
     def __init__(
@@ -74,6 +73,7 @@ class Twin:
         swap_path: Path,
         journals: Path | None = None,
         joins: Mapping[int, int] | None = None,
+        measured: Measured | None = None,
     ) -> None:
         self.scenario = scenario
         self.window_ns = window_ns(scenario)
@@ -82,9 +82,7 @@ class Twin:
         self._journals = journals
         self.host_journal = self._journal("host")
         self._vcpus = scenario.vm.vcpus
-        core = host_core(scenario, self.host_journal)
-        self.swap = SwapFile(swap_path, core.config.slots)
-        self.host = HostShell(core, self.memory, self.swap)
+        self.host, self.swap = host_shell(scenario, self.host_journal, self.memory, swap_path, measured)
         self.border_ns = 0
         places = range(scenario.host.places)
         self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in places]
@@ -320,15 +318,16 @@ def run(
     journals: Path | None = None,
     progress: Progress | None = None,
     joins: Mapping[int, int] | None = None,
+    measured: Measured | None = None,
 ) -> RunResult:
     """Run ``scenario`` (of one mode) to its end in this process.
 
     ``journals``: a directory to leave the cores' journals in. ``progress(now_ns, twin)`` is called at every window.
-    ``joins``: when which VMs join that are not there from the start.
+    ``joins``: when which VMs join that are not there from the start. ``measured``: see ``Twin``.
     """
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
-        twin = Twin(scenario, Path(scratch) / "swap", journals, joins)
+        twin = Twin(scenario, Path(scratch) / "swap", journals, joins, measured)
         try:
             twin.start()
             while twin.run_window():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hostd.core.host import HostCore
 from hostd.shell import HostShell
+
+_GFNS_SHOWN = 8
 
 
 def host_report(shell: HostShell) -> dict[str, Any]:
@@ -27,5 +30,21 @@ def host_report(shell: HostShell) -> dict[str, Any]:
             }
             for vm, gfn, one in shell.core.troubles()
         ],
-        "told": shell.core.told,
+        "told": [*shell.core.told, *_hanging(shell.core), *shell.swap.told()],
     }
+
+
+def _hanging(core: HostCore) -> list[str]:
+    """Who waits for ever, a line for each VM."""
+    lines = []
+    for vm, config in enumerate(core.config.vms):
+        pages = core.hanging(vm)
+        if pages:
+            gfns = ", ".join(f"{gfn:#x}" for gfn, _since_ns in pages[:_GFNS_SHOWN])
+            lines.append(
+                f"VM {vm}: the handlers of its userfaultfd died at {(config.userfault.dies_ns or 0) / 1e9:g} s; who "
+                f"touched these {len(pages)} pages waits for ever, and so would the VM's destruction: gfn {gfns}"
+                f"{', ...' if len(pages) > _GFNS_SHOWN else ''}, the first since "
+                f"{min(since_ns for _gfn, since_ns in pages) / 1e9:g} s"
+            )
+    return lines

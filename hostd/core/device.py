@@ -47,6 +47,7 @@ class DeviceProfile:
     rotation_ns: int
     transfer_ns: int
     skip_slots_max: int
+    measured: bool = False
 
     def for_cpus(self, cpus: int) -> DeviceProfile:
         """The device of a host whose guests have ``cpus`` vCPUs."""
@@ -81,7 +82,7 @@ class Device:
         """From now on the device stops, or is slow, at times."""
         self._served = served
 
-    def submit(self, op: Op, slot: int, arrival_ns: int) -> tuple[int, int]:
+    def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
         start_ns = max(free_ns, arrival_ns)
@@ -103,3 +104,33 @@ class Device:
         if profile.rotation_ns:
             service_ns += self._rotation.below(profile.rotation_ns)
         return service_ns
+
+
+Carry = Callable[[Op, int, int], int]
+"""Carries out an I/O between a slot and a frame, now, and says what that took in ns; or knows what it once took."""
+
+
+class MeasuredDevice:
+    """A real device: an I/O is carried out when it is submitted, and takes from its arrival what that took.
+
+    It has no queue here: what waits for what is the real device's business, which is given one I/O at a time.
+    ``took_ns`` is what the last one took.
+    """
+
+    __slots__ = ("_carry", "_served", "took_ns")
+
+    def __init__(self, carry: Carry, served: Served | None = None) -> None:
+        self._carry = carry
+        self._served = served
+        self.took_ns = 0
+
+    def serve_by(self, served: Served) -> None:
+        """As ``Device.serve_by``."""
+        self._served = served
+
+    def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
+        """As ``Device.submit``."""
+        self.took_ns = max(1, self._carry(op, slot, pfn))
+        if self._served is None:
+            return arrival_ns, arrival_ns + self.took_ns
+        return self._served(op, arrival_ns, self.took_ns)

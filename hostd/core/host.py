@@ -21,6 +21,7 @@ from hostd.core import audit
 from hostd.core.border import Border
 from hostd.core.config import HostConfig
 from hostd.core.damage import Trouble
+from hostd.core.device import Carry
 from hostd.core.events import (
     BorderReached,
     HostEffect,
@@ -41,10 +42,11 @@ from hostd.core.pressure import Totals
 class HostCore:
     """The mm of one host. ``counters`` go by the kernel's names where it has one (``mm.COUNTERS``)."""
 
-    def __init__(self, config: HostConfig, journal: Journal | None = None) -> None:
+    def __init__(self, config: HostConfig, journal: Journal | None = None, carry: Carry | None = None) -> None:
+        """``carry``: who carries out the I/O of a real device (``hostd.core.device.MeasuredDevice``)."""
         self.config = config
         self.journal = journal if journal is not None else Journal()
-        self._mm = Mm(config, self.journal)
+        self._mm = Mm(config, self.journal, carry)
         self._fault_path = FaultPath(self._mm)
         self._border = Border(self._mm)
         self._now_ns = 0
@@ -172,6 +174,11 @@ class HostCore:
     def free_frames(self) -> int:
         """Frames nobody owns."""
         return len(self._mm.frames.free)
+
+    def hanging(self, vm: int) -> list[tuple[int, int]]:
+        """(gfn, since when, ns) of pages of ``vm`` that are waited for for ever."""
+        mm, first = self._mm, self._mm.pages.first_key[vm]
+        return [(key - first, since_ns) for key, since_ns in mm.hanging.items() if mm.vm_of(key) == vm]
 
     def pressure(self) -> dict[str, Totals]:
         """Memory pressure of each VM's group, by its number, and of the fault-in workers (``root``), as of now."""

@@ -16,11 +16,13 @@ from apf.messages import (
     Segment,
 )
 from apf.scenario import Costs
+from hostd.core.backing import ANON, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
 from hostd.core.events import BorderReached, HostEffect, Reply, RequestTaken, SegmentsLoaded
 from hostd.core.host import HostCore
 from hostd.core.page import PageState
+from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 
 WINDOW_NS = 20_000
 READ_NS, WRITE_NS = 100_000, 40_000
@@ -41,9 +43,11 @@ class Rig:
         gup: GupVariant = GupVariant.NOIO,
         profile: DeviceProfile = PROFILE,
         high: int = 0,
+        backing: Backing = ANON,
+        userfault: UserfaultConfig = ONE_HANDLER,
         **host: Any,
     ) -> None:
-        one = VmConfig(guest_pages, limit, 2, high)
+        one = VmConfig(guest_pages, limit, 2, high, backing, userfault)
         self.core = HostCore(HostConfig(1, gup, COSTS, WINDOW_NS, (one,) * vms, profile, reserve, **host))
         self.effects: list[HostEffect] = []
 
