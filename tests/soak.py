@@ -1,13 +1,14 @@
 """Random scenarios by seed, for as long as one likes: ``poe soak --seconds 600``.
 
-In the twin every core checks its invariants at every step, the host's too; with ``--processes`` each scenario runs on the
-processes as well, and must come to the same digest, or to the same end. A seed that fails is named with the command that
-repeats it, and ends the soak with exit code 1. Scenarios that are not allowed (a small swap area under much memory) are
-passed over and counted.
+In the twin every core checks its invariants at every step, the host's too; with ``--processes`` each scenario runs on
+the processes as well, and must come to the same digest, or to the same end. A seed that fails is named with the command
+that repeats it, and ends the soak with exit code 1. Scenarios that are not allowed (a small swap area under much
+memory) are passed over and counted.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import sys
 import tempfile
@@ -106,6 +107,10 @@ def run_seed(seed: int, processes: bool) -> tuple[Outcome, str]:
         child.join()
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def main(
     seconds: Annotated[float, typer.Option(metavar="S", help="Begin no other seed after so much wall time.")] = 600,
     count: Annotated[int, typer.Option(metavar="N", help="Seeds at most; 0: as many as there is time for.")] = 0,
@@ -115,6 +120,7 @@ def main(
 ) -> None:
     """Run random scenarios until the time is over; see the module."""
     process.start_logging()
+    logging.disable(logging.WARNING)  # failures are asked for
     began_s = time.monotonic()
     found: Counter[Outcome] = Counter()
     ran = 0
@@ -133,4 +139,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 from deploy import twin
 from deploy.local import LocalCluster
+from tests import soak
 from tests.checked_runs import run_checked
 from tests.random_scenarios import random_host, random_scenario
+
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_scenario(seed: int, tmp_path: Path) -> None:
     assert run_checked(random_scenario(seed), tmp_path).steps > 20
+
+
+@pytest.mark.parametrize("seed", [3, 5, 7, 9, 10, 11, 13, 103])
+def test_random_host(seed: int, tmp_path: Path) -> None:
+    """Devices, policies, readahead, backings, limits, failures; the host's core is checked at every step too."""
+    scenario = random_host(seed)
+    assert scenario is not None and run_checked(scenario, tmp_path, host_too=True).steps > 20
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_random_host_on_processes(seed: int) -> None:
+    outcome, why = soak.run_seed(seed, processes=True)
+    assert outcome in (soak.Outcome.OK, soak.Outcome.VM_FAILED), why
+
+
+def test_a_seed_that_fails_says_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        soak, "run_seed", lambda seed, _processes: (soak.Outcome["BAD" if seed == 2 else "OK"], "why")
+    )
+    told = CliRunner().invoke(soak.app, ["--count", "5"])
+    assert told.exit_code == 1 and "why" in told.stderr and "    poe soak --only 2\n" in told.stderr
 
 
 @pytest.mark.long
