@@ -60,6 +60,14 @@ def test_e56_a_run_whose_handlers_die_ends_and_says_who_hangs() -> None:
     assert not [line for line in alive.told if "userfaultfd" in line]
 
 
+def test_e40_programs_in_memory_that_the_vmm_may_not_write() -> None:
+    """E40: their text is read in by prefaults that sleep. All of a restored VM is, text too."""
+    read_only, writable = (run("pv", vm__backing="userfault", vm__read_only=flag) for flag in (True, False))
+    for result in (read_only, writable):
+        assert result.corrupt_pages == 0 and result.host_counters["userfault_event"] > 50
+    assert read_only.host_counters["prefault_sync"] > 0 == writable.host_counters["prefault_sync"]
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
