@@ -474,7 +474,7 @@ class Segment:
 
     ``data`` (zero-padded, at most ``pages`` pages) is their start; ``stamps`` are written into every page.
     ``demand_zero``: none of this is done. A page is zero when the guest first touches it, and has a stamp once the
-    guest has written it; there is no ``data``.
+    guest has written it; there is no ``data``. ``read_only``: the guest does not write it.
     """
 
     gfn: int
@@ -482,3 +482,4 @@ class Segment:
     data: bytes = b""
     stamps: tuple[Stamp, ...] = ()
     demand_zero: bool = False
+    read_only: bool = False

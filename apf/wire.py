@@ -354,6 +354,7 @@ def segments_out(vm: int, segments: list[m.Segment]) -> host.LoadVmRequest:
                 data=segment.data,
                 stamps=[host.Stamp(offset=s.offset, base=s.base, stride=s.stride) for s in segment.stamps],
                 demand_zero=segment.demand_zero,
+                read_only=segment.read_only,
             )
             for segment in segments
         ],
@@ -375,7 +376,8 @@ def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment
         if segment.demand_zero and segment.data:
             raise WireError(f"{where}.data: {len(segment.data)} bytes, but demand_zero: such a segment starts empty")
         stamps = tuple(m.Stamp(s.offset, s.base, s.stride) for s in segment.stamps)
-        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, segment.demand_zero))
+        flags = (segment.demand_zero, segment.read_only)
+        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, *flags))
     return segments
 
 

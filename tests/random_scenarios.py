@@ -69,6 +69,12 @@ def random_scenario(seed: int, **overrides: Any) -> Scenario:
         "kvm.mmu": draw.choice(("nested", "nested", "shadow")),
         "process": processes,
     }
+    chosen["vm.backing"] = draw.choice(("anon", "anon", "file", "memfd", "userfault"))
+    chosen["swap.readahead"] = draw.choice(("kernel", "kernel", "none", "stride"))
+    chosen["swap.page_cluster"] = draw.choice((3, 3, 0, 5))
+    if chosen["vm.backing"] == "userfault":
+        chosen["userfault.handlers"] = draw.choice((1, 3))
+        chosen["userfault.dies_at_s"] = draw.choice((0, 0, "0.003"))
     if draw.random() < 0.3:
         chosen["inject"] = [_inject(draw, vcpus, vms) for _ in range(draw.randint(1, 3))]
     return load(None, chosen | {name.replace("__", "."): value for name, value in overrides.items()})

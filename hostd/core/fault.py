@@ -17,6 +17,9 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
 | not uptodate       | worker     | worker | worker                          | fails                    |
 
+The worker may not write to a page that its VMM may not write (``vm.read_only``), and returns at once, so that the
+prefault waits for the page; a read that the vCPU has started goes on meanwhile.
+
 MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
 page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
 allocates and submits those pages before it goes on; a page under such a read is READING like any other (E10), so an
@@ -84,6 +87,8 @@ class FaultPath:
         mm = self._mm
         key = self._key(vm, request.gfn)
         write = request.access == Access.WRITE or mm.backings[vm].map_frees_slot
+        if mm.read_only[key] and request.access == Access.WRITE:
+            raise CoreError(f"VM {vm} writes to gfn {request.gfn:#x}, which its VMM has mapped read-only: -EFAULT")
         mm.groups[vm].stat["pf_taken"] += 1
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
@@ -283,6 +288,8 @@ class FaultPath:
         missing = mm.is_missing(key, vm)
         zeros = state == PageState.NONE or (state == PageState.SWAPPED and not missing and self._is_zero(key))
         by_vcpu = self._gup is GupVariant.NOWAIT and not zeros and not missing
+        if mm.read_only[key] and (not by_vcpu or state == PageState.READING):
+            return self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
         if state != PageState.READING:
             get = self._take_back if mm.pages.pfn[key] >= 0 else self._allocate
             cost_ns = get(vm, key, now_ns, by_vcpu)
@@ -300,6 +307,8 @@ class FaultPath:
             at_ns += cost_ns + submits_ns
             effects += self._read(vm, key, ahead, at_ns, now_ns)
             ready_ns = at_ns + costs.fault_in_worker_ns
+            if mm.read_only[key]:
+                return effects + self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
         elif missing:
             ready_ns = at_ns + costs.fault_in_worker_ns
             mm.groups[vm].stat["userfault_event"] += 1
@@ -329,6 +338,18 @@ class FaultPath:
             at_ns += mm.throttle_ns(vm, at_ns, now_ns)
         effects.append(Reply(vm, vcpu, InProgress(at_ns, work, ready_ns)))
         return effects
+
+    def _refused_work(self, vm: int, vcpu: int, key: int, work: int, at_ns: int, now_ns: int) -> list[HostEffect]:
+        """The worker may not write the page, and returns at once (check_vma_flags); the prefault waits (E40)."""
+        mm = self._mm
+        comes_ns = at_ns + self._costs.fault_in_worker_ns
+        ready_ns = comes_ns + max(1, self._costs.host_fault_ns)
+        mm.root_pressure.comes_and_waits((), comes_ns, ready_ns)
+        mm.schedule(ready_ns, Own.WORKER_REFUSED, key, vm)
+        mm.groups[vm].stat["kvm_try_async_get_page"] += 1
+        if mm.groups[vm].over_high:
+            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
+        return [Reply(vm, vcpu, InProgress(at_ns, work, ready_ns))]
 
     def _allocate(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
         """Charge and take a frame for a page that has none; the ns that took, or REFUSED."""

@@ -70,6 +70,7 @@ class Own(IntEnum):
     MAPPING_MADE = 2
     WORKER_DONE = 3
     KSWAPD = 4
+    WORKER_REFUSED = 5
 
 
 class Mm:
@@ -78,7 +79,18 @@ class Mm:
     __slots__ = (
         *("_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups", "host_stat", "io"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
-        *("backings", "damage", "failed_ios", "handlers", "hanging", "io_faults", "log", "readahead", "swap"),
+        *(
+            "backings",
+            "damage",
+            "failed_ios",
+            "handlers",
+            "hanging",
+            "io_faults",
+            "log",
+            "read_only",
+            "readahead",
+            "swap",
+        ),
         *("watermarks", "window_ns", "write_failed"),
     )
 
@@ -101,6 +113,8 @@ class Mm:
                 self.swap.page_in,
             )
         )
+        self.read_only = bytearray(self.pages.total)
+        """Whether a page lies in an area that the VMM may not write."""
         self.hanging: dict[int, int] = {}
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
@@ -187,19 +201,20 @@ class Mm:
                     self.map_page(key, vm, write, at_ns)
                     self.publish[key] = vm
             else:
-                self._worker_done(key, vm, at_ns)
+                self._worker_done(key, vm, at_ns, what is Own.WORKER_REFUSED)
             pages.pins[key] -= 1
             self.groups[vm].pinned -= 1
             if not pages.pins[key]:
                 self._settle(key, vm, at_ns)
 
-    def _worker_done(self, key: int, vm: int, at_ns: int) -> None:
+    def _worker_done(self, key: int, vm: int, at_ns: int, refused: bool) -> None:
         """The worker's get_user_pages, a write fault, is over: the host maps the page, the EPT does not yet (E44).
 
-        Of a VM that has left it finds no mm, and completes its item without a page (E55).
+        Of a VM that has left it finds no mm, and completes its item without a page (E55); also if it was ``refused``,
+        because the VMM may not write the page (E40).
         """
         stat = self.groups[vm].stat
-        if vm not in self.left and key not in self.damage.pages:  # else its error is nobody's
+        if vm not in self.left and not refused and key not in self.damage.pages:  # else its error is nobody's
             stat["pgfault"] += self.pages.state[key] != PageState.RESIDENT
             self.map_page(key, vm, True, at_ns)
         stat["kvm_async_pf_completed"] += 1
