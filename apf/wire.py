@@ -37,6 +37,7 @@ _ERROR_OUT = {
     m.PageError.READ: types.PAGE_ERROR_READ,
     m.PageError.TORN: types.PAGE_ERROR_TORN,
     m.PageError.LOST: types.PAGE_ERROR_LOST,
+    m.PageError.OUT_OF_MEMORY: types.PAGE_ERROR_OUT_OF_MEMORY,
 }
 _ERROR_IN = {number: error for error, number in _ERROR_OUT.items()}
 _ACCOUNT_OUT = {

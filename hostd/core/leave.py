@@ -27,6 +27,7 @@ def leave(mm: Mm, vm: int, now_ns: int) -> list[HostEffect]:
     group.lists.clear()
     mm.readahead.forget(vm)
     group.fruitless = group.over_high = 0
+    group.killed = False
     first = pages.first_key[vm]
     own = slice(first, first + mm.config.vms[vm].guest_pages)
     pages.view_u64(pages.ept)[own] = 0

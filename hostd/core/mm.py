@@ -35,6 +35,7 @@ from hostd.core.userfault import Handlers
 from hostd.core.watermarks import Watermarks
 
 REFUSED = -1
+KILLED = -1
 
 HOST_COUNTERS = ("border", "kswapd_wake", "pageoutrun")
 """What is not counted for a group."""
@@ -49,17 +50,6 @@ _FAILURES = {
     (Op.WRITE, IoResult.LOST): "swap_lost_write",
 }
 """What an I/O that fails counts as."""
-
-
-class OutOfMemory(CoreError):
-    """The group of ``vm`` can neither grow nor be reclaimed: its VM is killed.
-
-    Follows mm/memcontrol.c:mem_cgroup_out_of_memory; the group's only process is the VMM.
-    """
-
-    def __init__(self, vm: int, text: str) -> None:
-        super().__init__(text)
-        self.vm = vm
 
 
 class Own(IntEnum):
@@ -589,28 +579,36 @@ class Mm:
         return (now_ns // self.window_ns + 1) * self.window_ns
 
     def retry_ns(self, vm: int, now_ns: int) -> int:
-        """When VM ``vm`` may try again to get a page; OutOfMemory if that has become hopeless.
+        """When VM ``vm`` may try again to get a page; KILLED if that has become hopeless.
 
         Hopeless: MAX_RECLAIM_RETRIES borders in a row the group got nothing, and nothing under way could help. Where the
-        kernel tries again it waits a little too (reclaim_throttle).
+        kernel tries again it waits a little too (reclaim_throttle). Then the group's only process is killed, the VMM
+        (mm/memcontrol.c:mem_cgroup_out_of_memory).
         """
         group = self.groups[vm]
         at_ns = self.next_border_ns(now_ns)
         if at_ns != group.retry_ns:
             group.retry_ns = at_ns
-            reads = any(self.vm_of(key) == vm for key in self.reads)  # ahead: nobody has pinned those
-            hopes = group.pinned or reads or (not self.frames.free and self.agenda)
+            hopes = group.pinned or (not self.frames.free and self.agenda)
             # Writes that fail one after the other are under way all the time, and will not help.
             hopes = bool(hopes or self.evicting) and group.unwritten < MAX_RECLAIM_RETRIES * SWAP_CLUSTER_MAX
             group.fruitless = 0 if hopes else group.fruitless + 1
             if group.fruitless > MAX_RECLAIM_RETRIES:
-                group.events["oom"] += 1
-                group.events["oom_kill"] += 1
-                raise OutOfMemory(
-                    vm,
-                    f"memory group of VM {vm} is out of memory: limit {group.limit} pages, {group.usage} charged, none "
-                    f"reclaimable in {MAX_RECLAIM_RETRIES} windows, {self.swap.total - self.swap.in_use} of "
-                    f"{self.swap.total} swap slots free: the VM is killed",
-                )
+                self._kill(vm, now_ns)
+                return KILLED
         group.stat["retry"] += 1
         return at_ns
+
+    def _kill(self, vm: int, now_ns: int) -> None:
+        group, swap = self.groups[vm], self.swap
+        group.killed = True
+        group.events["oom"] += 1
+        group.events["oom_kill"] += 1
+        self.journal.record(now_ns, "oom_kill", vm, group.usage)
+        self.log.alert(
+            "oom-kill",
+            f"Memory cgroup out of memory: killed the VMM of VM {vm}: limit {group.limit} pages, {group.usage} charged, "
+            f"none reclaimable in {MAX_RECLAIM_RETRIES} windows, {swap.total - swap.in_use} of {swap.total} swap slots "
+            f"free",
+            now_ns,
+        )
