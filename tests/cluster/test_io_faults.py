@@ -17,7 +17,7 @@ from deploy import journals, replay
 from deploy.local import LocalCluster
 from deploy.result import RunResult
 
-SLOWLY = {"duration_s": "0.06", "pace": "0.008"}
+SLOWLY = {"duration_s": "0.06", "pace": "0.004"}
 """Long enough in wall time for somebody to do something."""
 
 
@@ -87,7 +87,7 @@ def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path) -> None:
 
 
 def test_who_may_and_what_is_refused() -> None:
-    with LocalCluster(small("off", **SLOWLY, host__vms=1)) as cluster:
+    with LocalCluster(small("off", duration_s="10", pace="0.001")) as cluster:
         until_running(cluster)
         operator, guest = cluster.run.host_operator_address, cluster.run.host_load_address
         denied = io_fault(guest, "read_error")
@@ -95,7 +95,6 @@ def test_who_may_and_what_is_refused() -> None:
             io_fault(operator, *words)
             for words in (("no_error",), ("stop", "--gfn", "5"), ("read_error", "--vm", "3"), ("slow", "--add", "-1"))
         ]
-        result = cluster.wait()
         assert not cluster.run.io_faults.exists()
     assert "PERMISSION_DENIED: /apf.v1.HostService/InjectIoFault as guest: allowed: operator" in denied.stderr
     told = [(done.returncode, done.stderr.removeprefix("apf: ").strip()) for done in refused]
@@ -103,7 +102,6 @@ def test_who_may_and_what_is_refused() -> None:
     assert told[1][1] == "gfn = 5: stop is of the whole device for a time; allowed: -1"
     assert told[2][1] == "vm = 3: 0 to 0" and told[3][1].startswith("--add = '-1'")
     assert {code for code, _ in told} == {2} and denied.returncode == 1
-    assert result.host_counters["swap_read_error"] == 0
 
 
 @pytest.mark.parametrize(
