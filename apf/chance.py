@@ -11,8 +11,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+import numpy as np
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_BLOCK_SHIFT = 8
+_BLOCK = 1 << _BLOCK_SHIFT
+"""Draws that a stream makes at once: then one costs a look into a list, not a dozen operations on long integers."""
 
 
 def mix64(value: int) -> int:
@@ -21,6 +26,15 @@ def mix64(value: int) -> int:
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
     return value ^ (value >> 31)
+
+
+def _mix_block(key: int, block: int) -> list[int]:
+    """``mix64`` of a stream's draws ``block * _BLOCK`` and following, in arithmetic of 64 bits that wraps."""
+    golden = np.uint64(_GOLDEN)
+    value = np.arange(1, _BLOCK + 1, dtype=np.uint64) * golden + np.uint64((key + (block * _BLOCK) * _GOLDEN) & _MASK)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return (value ^ (value >> np.uint64(31))).tolist()  # type: ignore[no-any-return]
 
 
 def stream_key(seed: int, name: str) -> int:
@@ -32,17 +46,22 @@ def stream_key(seed: int, name: str) -> int:
 class Stream:
     """The draws of one named stream, in order. ``index`` is the number of the next draw."""
 
-    __slots__ = ("_key", "index")
+    __slots__ = ("_block", "_draws", "_key", "index")
 
     def __init__(self, seed: int, name: str) -> None:
         self._key = stream_key(seed, name)
         self.index = 0
+        self._block = -1
+        self._draws: list[int] = []
 
     def next_u64(self) -> int:
         """A uniform 64-bit integer."""
-        value = mix64(self._key + (self.index + 1) * _GOLDEN)
-        self.index += 1
-        return value
+        index = self.index
+        self.index = index + 1
+        if index >> _BLOCK_SHIFT != self._block:
+            self._block = index >> _BLOCK_SHIFT
+            self._draws = _mix_block(self._key, self._block)
+        return self._draws[index & _BLOCK - 1]
 
     def below(self, bound: int) -> int:
         """A uniform integer in [0, bound); bias below bound / 2**64."""

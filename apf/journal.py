@@ -12,8 +12,18 @@ from collections.abc import Iterable, Mapping
 from typing import TextIO
 
 _FLUSH_RECORDS = 4096
-_END = "\n"
-_BETWEEN = f" {_END} "
+
+
+class _Lines(dict[int, str]):
+    """Formats of a record's line by the number of its fields, time and kind among them."""
+
+    def __missing__(self, fields: int) -> str:
+        # Of time and kind alone the line ends in a space.
+        line = self[fields] = " ".join(["%s"] * fields) + (" \n" if fields == 2 else "\n")
+        return line
+
+
+_LINES = _Lines()
 
 
 class Journal:
@@ -21,23 +31,30 @@ class Journal:
 
     def __init__(self, sink: TextIO | None = None) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
-        self._pending: list[int | str] = []
+        self._pending: list[tuple[int | str, ...]] = []
         self._sink = sink
-        self.records = 0
+        self._flushed = 0
 
-    def record(self, time_ns: int, kind: str, *fields: int | str) -> None:
-        """Append one record."""
-        self._pending += (time_ns, kind, *fields, _END) if fields else (time_ns, kind, "", _END)
-        self.records += 1
-        if self.records % _FLUSH_RECORDS == 0:
+    @property
+    def records(self) -> int:
+        """How many there are."""
+        return self._flushed + len(self._pending)
+
+    def record(self, *record: int | str) -> None:
+        """Append one record: its time, its kind, and what else it has."""
+        pending = self._pending
+        pending.append(record)
+        if len(pending) >= _FLUSH_RECORDS:
             self.flush()
 
     def flush(self) -> None:
-        """Hash and write what is pending."""
-        if not self._pending:
+        """Format, hash and write what is pending."""
+        pending, lines = self._pending, _LINES
+        if not pending:
             return
-        text = " ".join(map(str, self._pending)).replace(_BETWEEN, _END)[:-2] + _END
-        self._pending.clear()
+        text = "".join([lines[len(record)] % record for record in pending])
+        self._flushed += len(pending)
+        pending.clear()
         self._hash.update(text.encode())
         if self._sink is not None:
             self._sink.write(text)

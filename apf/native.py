@@ -18,6 +18,8 @@ _FUTEX_WAIT = 0  # not PRIVATE: the words are shared between processes
 _FUTEX_WAKE = 1
 
 _SYS_WRITE = 1
+_SYS_PREAD = 17
+_SYS_PWRITE = 18
 
 _syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
 
@@ -88,3 +90,25 @@ def futex_wait(address, seen, timespec):
 def write_fd(descriptor, address, size):
     """Write ``size`` bytes at ``address`` to a file descriptor."""
     return _syscall(_SYS_WRITE, descriptor, address, size, 0, 0, 0)
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
+def read_fd_at(descriptor, address, size, offset):
+    """Read ``size`` bytes at ``offset`` of a file to ``address``; how many were, or -1."""
+    return _syscall(_SYS_PREAD, descriptor, address, size, offset, 0, 0)
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
+def write_fd_at(descriptor, address, size, offset):
+    """Write ``size`` bytes at ``address`` to ``offset`` of a file; how many were, or -1."""
+    return _syscall(_SYS_PWRITE, descriptor, address, size, offset, 0, 0)
+
+
+@intrinsic
+def pointer_u64(typingctx, address):
+    """``address`` as a pointer to 64-bit words, for ``numba.carray``."""
+
+    def codegen(context, builder, signature, args):
+        return _pointer(builder, args[0], 64)
+
+    return types.CPointer(types.uint64)(types.int64), codegen

@@ -30,12 +30,12 @@ class Table(Generic[S, E]):
     def __init__(self, name: str, *rules: Rule[S, E]) -> None:
         self.name = name
         self.rules = rules
-        self._after = {(rule.state, rule.event): rule.after for rule in rules}
-        assert len(self._after) == len(rules), f"{name}: a rule twice"
+        self.transitions = {(rule.state, rule.event): rule.after for rule in rules}
+        assert len(self.transitions) == len(rules), f"{name}: a rule twice"
 
     def after(self, state: S, event: E) -> S | None:
         """Where ``event`` leads from ``state``; None: nowhere, it cannot happen."""
-        return self._after.get((state, event))
+        return self.transitions.get((state, event))
 
     def diagram(self) -> str:
         """The rules by state, a line each: state, event, next state, source."""

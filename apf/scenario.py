@@ -108,10 +108,29 @@ class Vm(_Model):
     vcpus: Annotated[int, Field(ge=1, le=64)] = 4
     guest_memory: Size = 2 << 30
     group_memory: Size = 512 << 20
+    # What guest memory is made of in the host: private anonymous memory, a mapped file, shared memory (memfd), or memory
+    # that a userfaultfd's handler fills page by page from a snapshot ([userfault]).
+    backing: Literal["anon", "file", "memfd", "userfault"] = "anon"
     # memory.high of its group: above it, who charges reclaims and is slowed down. 0: none.
     group_high: SizeOrNone = 0
     cpu_mips: Annotated[int, Field(ge=1, le=100_000)] = 1000
     hz: Literal[100, 250, 1000] = 250
+
+
+class Userfault(_Model):
+    """Who fetches missing pages of a VM with ``vm.backing = "userfault"``, one such for each VM."""
+
+    # Threads that serve faults.
+    handlers: Annotated[int, Field(ge=1, le=1024)] = 1
+    # From reading the event to UFFDIO_COPY being over: chosen, two system calls, two wake-ups and a page from memory.
+    handler_ns: Annotated[int, Field(ge=1, le=60_000_000_000)] = 25_000
+    # Guest second of the run at which they die, which leaves faults for ever; 0: they do not.
+    dies_at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
+
+    @property
+    def dies_ns(self) -> int | None:
+        """When they die, in guest ns."""
+        return int(self.dies_at_s * 1_000_000_000) or None
 
 
 class Bench(_Model):
@@ -265,8 +284,11 @@ class Inject(_Model):
 
 
 def _shipped(value: object) -> object:
-    if value not in swapdevice.NAMES:
-        raise ValueError(f"allowed: {', '.join(swapdevice.NAMES)}, or a TOML file with a profile, as 'my.toml'")
+    if value not in (*swapdevice.NAMES, swapdevice.MEASURED):
+        raise ValueError(
+            f"allowed: {', '.join(swapdevice.NAMES)}, or a TOML file with a profile, as 'my.toml', or "
+            f"{swapdevice.MEASURED!r} with a real one in swap.file"
+        )
     return value
 
 
@@ -274,6 +296,7 @@ class Swap(_Model):
     """The swap device: a profile that ships, by name, or a TOML file with a profile (``apf.swapdevice``).
 
     The file's name is relative to the scenario's file. Once loaded, the scenario has the profile itself in its place.
+    Device "file" is a real one: I/O takes as long as it takes on ``file``.
     """
 
     device: Annotated[
@@ -282,6 +305,26 @@ class Swap(_Model):
     ] = "hdd-7200"
     # Size of the swap area; 0: twice the guests' memory, so that it is never more than half full.
     size: SizeOrNone = 0
+    # Device "file": a file that does not exist yet, on what is to be measured. The run makes and removes it.
+    file: Annotated[str, Field(max_length=4096)] = ""
+    # What is read besides the page that faults: "kernel", "none", "stride", or an entry point of group apf.readahead.
+    readahead: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)] = "kernel"
+    # vm.page-cluster: at most 2 to the power of this pages at a time.
+    page_cluster: Annotated[int, Field(ge=0, le=9)] = 3
+
+    @model_validator(mode="after")
+    def _has_file(self) -> Self:
+        if self.is_measured is not bool(self.file):
+            raise ValueError(
+                f"device = {self.name!r}, file = {self.file!r}: device {swapdevice.MEASURED!r} needs a file, and no "
+                f"other has one"
+            )
+        return self
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether I/O takes as long as it really does, so that no run is like another."""
+        return self.device == swapdevice.MEASURED
 
     @property
     def name(self) -> str:
@@ -328,6 +371,7 @@ class Scenario(_Model):
     # 0: a twentieth of the device's median read latency, clamped to 20 us..1 ms.
     window_ns: Annotated[int, Field(ge=0, le=100_000_000)] = 0
     vm: Vm = Vm()
+    userfault: Userfault = Userfault()
     kvm: Kvm = Kvm()
     # Faults of the APF protocol that are injected.
     inject: Annotated[tuple[Inject, ...], Field(max_length=256)] = ()
@@ -379,6 +423,16 @@ class Scenario(_Model):
             ):
                 if value >= there:
                     raise ValueError(f"inject.{number}.{field} = {value}: 0 to {there - 1}")
+        if self.userfault.dies_at_s and self.vm.backing != "userfault":
+            raise ValueError(
+                f"userfault.dies_at_s = {self.userfault.dies_at_s}, vm.backing = {self.vm.backing!r}: 0, or backing "
+                f"'userfault'"
+            )
+        if self.userfault.dies_at_s and not self.duration_s:
+            raise ValueError(
+                f"userfault.dies_at_s = {self.userfault.dies_at_s}, duration_s = 0: who waits for a dead handler hears "
+                f"of no shutdown; a duration"
+            )
         if not self.process and self.bench.buffer > room:
             raise ValueError(
                 f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "
@@ -491,6 +545,8 @@ def _find_device(data: dict[str, Any], directory: Path) -> None:
     """Put the profile in the place of the name of its file."""
     swap = data.get("swap")
     name = swap.get("device") if isinstance(swap, dict) else None
+    if isinstance(swap, dict) and isinstance(swap.get("file"), str) and swap["file"]:
+        data["swap"] = swap = {**swap, "file": str((directory / swap["file"]).absolute())}
     if not isinstance(swap, dict) or not isinstance(name, str) or not swapdevice.is_file(name):
         return
     file = (directory / name).resolve()

@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from apf import refusal
 
-DeviceName = Literal["hdd-7200", "sata-ssd", "nvme", "rdma", "zswap", "zram"]
-NAMES: tuple[str, ...] = get_args(DeviceName)
+DeviceName = Literal["hdd-7200", "sata-ssd", "nvme", "rdma", "zswap", "zram", "file"]
+MEASURED = "file"
+"""No profile: I/O takes as long as it takes on a real file."""
+NAMES: tuple[str, ...] = tuple(name for name in get_args(DeviceName) if name != MEASURED)
 
 _Time = Annotated[int, Field(ge=0, le=60_000_000_000)]
 _Quantiles = Annotated[

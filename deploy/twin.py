@@ -11,25 +11,26 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import TextIO
 
 from apf.clockpage import next_border_ns
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
-from apf.messages import FOREVER_NS, NEVER_NS, FaultRaised, PrefaultRaised, TrapRaised
+from apf.messages import FOREVER_NS, NEVER_NS, TrapRaised
 from apf.process import Failure
 from apf.scenario import Scenario
 from deploy.result import RunResult, Snapshot
 from guestsched.core.arrivals import Answer, Arrival
 from guestsched.shell import GuestShell, guest_report
-from hostd.build import host_core, window_ns
+from hostd.build import Measured, host_shell, window_ns
 from hostd.report import host_report
-from hostd.shell import HostShell
-from hostd.swapfile import SwapFile
 from vcpud.build import vcpu_machine, vcpu_report
 from vcpud.core.account import Cause
 from vcpud.machine import Machine, Need, NeedKind
+
+_SERVERS = (NeedKind.HOST, NeedKind.GUEST)
 
 Progress = Callable[[int, "Twin"], None]
 
@@ -50,6 +51,8 @@ class _Posts:
 
     def take(self, border_ns: int) -> int:
         """The newest post before the border; older ones are taken with it."""
+        if not self._posts:
+            return 0
         taken = [at_ns for at_ns in self._posts if at_ns < border_ns]
         del self._posts[: len(taken)]
         return taken[-1] if taken else 0
@@ -59,7 +62,8 @@ class Twin:
     """A host with its VMs, stepped by hand: ``start``, then ``run_window`` until it returns False.
 
     Participants are numbered as on the clock page: vCPU v of VM m is m * vcpus + v. ``guest`` is the first VM's.
-    ``joins``: when VMs join that are not there from the start, and which; a VM is there once at most.
+    ``joins``: when VMs join that are not there from the start, and which; a VM is there once at most. ``measured``: of
+    device "file", what the I/Os of the run that is repeated took.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Twin:
         swap_path: Path,
         journals: Path | None = None,
         joins: Mapping[int, int] | None = None,
+        measured: Measured | None = None,
     ) -> None:
         self.scenario = scenario
         self.window_ns = window_ns(scenario)
@@ -76,9 +81,7 @@ class Twin:
         self._journals = journals
         self.host_journal = self._journal("host")
         self._vcpus = scenario.vm.vcpus
-        core = host_core(scenario, self.host_journal)
-        self.swap = SwapFile(swap_path, core.config.slots)
-        self.host = HostShell(core, self.memory, self.swap)
+        self.host, self.swap = host_shell(scenario, self.host_journal, self.memory, swap_path, measured)
         self.border_ns = 0
         places = range(scenario.host.places)
         self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in places]
@@ -90,10 +93,15 @@ class Twin:
         self._guests: dict[int, GuestShell] = {}
         self._machines: dict[int, Machine] = {}  # by participant
         self._present: set[int] = set()
+        self._needs: dict[int, Need] = {}
+        self._asking: list[tuple[int, int]] = []
+        """Heap of (time, participant): who needs a server."""
+        self._ended = 0
+        """Participants that have finished, and whose VMs may still be there."""
         for vm in range(scenario.host.vms):
             self._make(vm, 0)
         self.windows = 0
-        self._needs: dict[int, Need] = {}
+        self._end_ns = scenario.end_ns
 
     def _make(self, vm: int, start_ns: int) -> None:
         """VM ``vm`` joins the host at a border, or is there from the start."""
@@ -151,32 +159,42 @@ class Twin:
             self._begin(participant)
 
     def _begin(self, participant: int) -> None:
-        machine = self._machines[participant]
-        machine.start()
-        self._needs[participant] = machine.proceed(self.border_ns)
+        self._machines[participant].start()
+        self._proceed(participant)
+
+    def _proceed(self, participant: int) -> None:
+        """Let a vCPU go on in the open window, until it needs a server or the next one."""
+        need = self._needs[participant] = self._machines[participant].proceed(self.border_ns)
+        if need.kind in _SERVERS:
+            heappush(self._asking, (need.time_ns, participant))
+        elif need.kind is NeedKind.NOTHING:
+            self._ended += 1
 
     def run_window(self) -> bool:
         """Open the next window and run it to its border; False if all vCPUs have finished."""
-        if all(need.kind is NeedKind.NOTHING for need in self._needs.values()):
+        if self._ended == len(self._needs):
             return False
         self._border_work()
         earliest_ns = self._take_arrivals()
         if earliest_ns >= FOREVER_NS:
             raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
-        self.border_ns = next_border_ns(earliest_ns, self.window_ns)
+        border_ns = self.border_ns = next_border_ns(earliest_ns, self.window_ns)
         self.windows += 1
-        needs, machines, border_ns = self._needs, self._machines, self.border_ns
-        for participant in needs:
+        for participant in self._needs:
             if self._bound_ns(participant) < border_ns:
-                needs[participant] = machines[participant].proceed(border_ns)
-        while (asking := self._earliest_request()) is not None:
-            self._answer(asking, needs[asking], machines[asking])
-            needs[asking] = machines[asking].proceed(border_ns)
+                self._proceed(participant)
+        asking = self._asking
+        while asking:
+            _, participant = heappop(asking)
+            self._answer(participant)
+            self._proceed(participant)
         return True
 
     def _border_work(self) -> None:
         """The host's work at the border that was reached: its own, and VMs that leave."""
-        leaving = [vm for vm in sorted(self._present) if self._has_ended(vm)] if self._may_leave() else []
+        leaving: list[int] = []
+        if self._ended and self.border_ns < self._end_ns:
+            leaving = [vm for vm in sorted(self._present) if self._has_ended(vm)]
         due_ns = self.host.core.border_due_ns()
         if leaving or (due_ns is not None and due_ns <= self.border_ns):
             self.host.border(self.border_ns)
@@ -184,18 +202,15 @@ class Twin:
             self.host.leave(vm, self.border_ns)
             self._present.remove(vm)
 
-    def _may_leave(self) -> bool:
-        return self.border_ns < self.scenario.end_ns
-
     def _has_ended(self, vm: int) -> bool:
         return all(self._needs[participant].kind is NeedKind.NOTHING for participant in self._participants(vm))
 
     def _bound_ns(self, vcpu: int) -> int:
         """When the vCPU goes on: what its slot on the clock page would stand for."""
         need = self._needs[vcpu]
-        if need.kind is NeedKind.NOTHING:
-            return NEVER_NS
-        return min(need.time_ns, self._posts[vcpu].earliest_ns) if need.interruptible else need.time_ns
+        if need.interruptible:
+            return min(need.time_ns, self._posts[vcpu].earliest_ns)
+        return NEVER_NS if need.kind is NeedKind.NOTHING else need.time_ns
 
     def _take_arrivals(self) -> int:
         """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
@@ -221,21 +236,14 @@ class Twin:
     def _post(self, vm: int, vcpu: int, at_ns: int | None) -> None:
         self._posts[vm * self._vcpus + vcpu].post(self.border_ns if at_ns is None else at_ns)
 
-    def _earliest_request(self) -> int | None:
-        best: int | None = None
-        for vcpu, need in self._needs.items():
-            asks = need.kind is NeedKind.HOST or need.kind is NeedKind.GUEST
-            if asks and (best is None or (need.time_ns, vcpu) < (self._needs[best].time_ns, best)):
-                best = vcpu
-        return best
-
-    def _answer(self, participant: int, need: Need, machine: Machine) -> None:
+    def _answer(self, participant: int) -> None:
+        need, machine = self._needs[participant], self._machines[participant]
         request = need.request
         vm, vcpu = divmod(participant, self._vcpus)
         if isinstance(request, TrapRaised):
             machine.guest_replied(self._guests[vm].take(vcpu, request, need.time_ns))
         else:
-            assert isinstance(request, FaultRaised | PrefaultRaised)
+            assert request is not None
             machine.host_replied(self.host.take(vm, vcpu, request, need.time_ns))
 
     def snapshot(self, now_ns: int) -> Snapshot:
@@ -292,15 +300,16 @@ def run(
     journals: Path | None = None,
     progress: Progress | None = None,
     joins: Mapping[int, int] | None = None,
+    measured: Measured | None = None,
 ) -> RunResult:
     """Run ``scenario`` (of one mode) to its end in this process.
 
     ``journals``: a directory to leave the cores' journals in. ``progress(now_ns, twin)`` is called at every window.
-    ``joins``: when which VMs join that are not there from the start.
+    ``joins``: when which VMs join that are not there from the start. ``measured``: see ``Twin``.
     """
     began_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="apf-") as scratch:
-        twin = Twin(scenario, Path(scratch) / "swap", journals, joins)
+        twin = Twin(scenario, Path(scratch) / "swap", journals, joins, measured)
         try:
             twin.start()
             while twin.run_window():

@@ -1,17 +1,48 @@
-"""Makes a host core from a scenario; the same for the daemon and the twin."""
+"""Makes a host from a scenario; the same for the daemon and the twin."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
+from apf.hostmem import HostMemory
 from apf.journal import Journal
 from apf.scenario import Scenario
-from hostd import device_profiles
+from hostd import device_profiles, readaheads
 from hostd.core.config import HostConfig
+from hostd.core.device import Carry
 from hostd.core.host import HostCore
+from hostd.realdevice import MeasuredFile, Recorded
+from hostd.shell import HostShell
+from hostd.swapfile import SwapFile
+
+Measured = Iterable[tuple[str, int, int]]
+"""Operation, slot and ns of each I/O of a real device."""
 
 
-def host_core(scenario: Scenario, journal: Journal) -> HostCore:
-    """The core of the scenario's host."""
-    return HostCore(_config(scenario), journal)
+def host_core(scenario: Scenario, journal: Journal, carry: Carry | None = None) -> HostCore:
+    """The core of the scenario's host. ``carry``: of device "file", who does the I/O."""
+    return HostCore(_config(scenario), journal, carry)
+
+
+def host_shell(
+    scenario: Scenario, journal: Journal, memory: HostMemory, swap_path: Path, measured: Measured | None = None
+) -> tuple[HostShell, SwapFile]:
+    """The scenario's host with its memory, and its swap file at ``swap_path``, or where the scenario has it.
+
+    ``measured``: what a recorded run of this scenario measured, which is repeated.
+    """
+    slots = _config(scenario).places
+    carry: Carry | None = None
+    if not scenario.swap.is_measured:
+        swap = SwapFile(swap_path, slots)
+    elif measured is not None:
+        swap = SwapFile(swap_path, slots)
+        carry = Recorded(measured).carry
+    else:
+        swap = real = MeasuredFile(Path(scenario.swap.file), slots, memory.address)
+        carry = real.carry
+    return HostShell(host_core(scenario, journal, carry), memory, swap), swap
 
 
 def window_ns(scenario: Scenario) -> int:
@@ -20,4 +51,5 @@ def window_ns(scenario: Scenario) -> int:
 
 
 def _config(scenario: Scenario) -> HostConfig:
-    return HostConfig.of(scenario, device_profiles.load(scenario.swap.device), scenario.host.places)
+    profile = device_profiles.load(scenario.swap.device)
+    return HostConfig.of(scenario, profile, scenario.host.places, readaheads.load(scenario.swap.readahead))

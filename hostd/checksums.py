@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import carray, njit
 
 from apf.messages import PAGE_SIZE
+from apf.native import pointer_u64, read_fd_at, write_fd_at
 
 HALF = PAGE_SIZE // 2
 _WORDS = HALF // 8
@@ -80,36 +81,54 @@ def _find_wrong(
         wrong[row] = _wrong(pages[row], sums, writes, slots[row]) != 0
 
 
+@njit("int64(int64, int64, int64, uint64[:, ::1], uint64[::1])", cache=True, nogil=True)
+def read_page(descriptor: int, slot: int, address: int, sums: Words, writes: Words) -> int:
+    """Read ``slot`` to ``address``: which halves are wrong; -1 if not a whole page came."""
+    if read_fd_at(descriptor, address, PAGE_SIZE, slot * PAGE_SIZE) != PAGE_SIZE:
+        return -1
+    wrong: int = _wrong(carray(pointer_u64(address), 2 * _WORDS), sums, writes, slot)
+    return wrong
+
+
+@njit("boolean(int64, int64, int64, uint64[:, ::1], uint64[::1])", cache=True, nogil=True)
+def write_page(descriptor: int, slot: int, address: int, sums: Words, writes: Words) -> bool:
+    """Write the page at ``address`` to ``slot``; False if not all of it went."""
+    if write_fd_at(descriptor, address, PAGE_SIZE, slot * PAGE_SIZE) != PAGE_SIZE:
+        return False
+    _written(carray(pointer_u64(address), 2 * _WORDS), sums, writes, slot, 3)
+    return True
+
+
 class Checksums:
     """Of ``slots`` slots, none of which was written yet. Pages are ``(4096,)`` or ``(n, 4096)`` bytes, contiguous."""
 
-    __slots__ = ("_sums", "_writes")
+    __slots__ = ("sums", "writes")
 
     def __init__(self, slots: int) -> None:
-        self._sums = np.zeros((slots, 2), np.uint64)
-        self._writes = np.zeros(slots, np.uint64)
+        self.sums: Words = np.zeros((slots, 2), np.uint64)
+        self.writes: Words = np.zeros(slots, np.uint64)
 
     def written(self, slot: int, page: npt.NDArray[np.uint8], halves: int = BOTH) -> None:
         """``page`` was to be written to ``slot``, and ``halves`` of it reached it."""
-        _written(page.view(np.uint64), self._sums, self._writes, slot, halves)
+        _written(page.view(np.uint64), self.sums, self.writes, slot, halves)
 
     def run_written(self, slot: int, pages: npt.NDArray[np.uint8]) -> None:
         """``pages`` were written from ``slot`` on."""
-        _run_written(pages.view(np.uint64), self._sums, self._writes, slot)
+        _run_written(pages.view(np.uint64), self.sums, self.writes, slot)
 
     def wrong(self, slot: int, page: npt.NDArray[np.uint8]) -> int:
         """Which halves of ``page``, read from ``slot``, are not those of the last write."""
-        return int(_wrong(page.view(np.uint64), self._sums, self._writes, slot))
+        return int(_wrong(page.view(np.uint64), self.sums, self.writes, slot))
 
     def find_wrong(self, slots: npt.NDArray[np.int64], pages: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Which of ``pages``, read from ``slots``, have a wrong half."""
         wrong = np.zeros(len(slots), np.bool_)
-        _find_wrong(pages.view(np.uint64), self._sums, self._writes, np.ascontiguousarray(slots, np.int64), wrong)
+        _find_wrong(pages.view(np.uint64), self.sums, self.writes, np.ascontiguousarray(slots, np.int64), wrong)
         return wrong
 
     def describe(self, slot: int, wrong: int) -> str:
         """In words."""
-        last = f"write {self._writes[slot]} of this slot, its last"
+        last = f"write {self.writes[slot]} of this slot, its last"
         if wrong == BOTH:
             return f"none of its bytes are those of {last}"
         first = 0 if wrong == FIRST else HALF

@@ -28,11 +28,10 @@ from apf.scenario import Scenario
 from apf.serving import Patience, TurnServer, let_calls_end, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
-from hostd.build import host_core
+from hostd.build import host_shell
 from hostd.metrics import HostMetrics
 from hostd.report import host_report
 from hostd.shell import HostShell
-from hostd.swapfile import SwapFile
 
 log = logging.getLogger(__name__)
 SERVER = 0
@@ -265,8 +264,7 @@ async def _serve(config: HostdConfig) -> None:
     places = range(config.places)
     clock = ClockPage.create(run.clock, config.places * vcpus, scenario.host.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
-    core = host_core(scenario, Journal(sink))
-    shell = HostShell(core, memory, SwapFile(run.swap, core.config.slots))
+    shell, _swap = host_shell(scenario, Journal(sink), memory, run.swap)
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     participants = {(vm, vcpu): vm * vcpus + vcpu for vm in places for vcpu in range(vcpus)}
     turns.open(clock, participants, [key for key in participants if key[0] < scenario.host.vms])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from numba import njit
 
 from apf.hostmem import HostMemory, ept_entry
-from apf.messages import HostReply, HostRequest, Segment
+from apf.messages import PAGE_SIZE, HostReply, HostRequest, Segment
 from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
@@ -58,6 +58,7 @@ class HostShell:
     def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
         """Fill a VM's memory: before window 0, or at the border at which it joins."""
         self._carry_out(self.core.step(SegmentsLoaded(vm, segments), now_ns))
+        self._swap.settle()
         self._loaded[vm] = segments
 
     def leave(self, vm: int, now_ns: int, intact: bool = True) -> None:
@@ -142,7 +143,7 @@ class HostShell:
     def _read(self, effect: ReadSlot) -> None:
         """A slot's bytes, which must be those of its last write exactly if the core says so."""
         slot, pfn = effect.slot, effect.pfn
-        wrong = self._swap.read(slot, self._memory.frames[pfn])
+        wrong = self._swap.read_to(slot, self._memory.address + pfn * PAGE_SIZE)
         self._memory.generation[pfn] += 1
         if wrong and not effect.damaged:
             vm, gfn = self.core.owner_of(pfn)
@@ -150,10 +151,12 @@ class HostShell:
         assert wrong or not effect.damaged, f"slot {slot} was damaged when it was written, and its checksum is right"
 
     def _write(self, effect: WriteSlot) -> None:
-        swap, slot, frame = self._swap, effect.slot, self._memory.frames[effect.pfn]
+        swap, slot, pfn = self._swap, effect.slot, effect.pfn
+        if effect.result is IoResult.OK:
+            swap.write_from(slot, self._memory.address + pfn * PAGE_SIZE)
+            return
+        frame = self._memory.frames[pfn]
         match effect.result:
-            case IoResult.OK:
-                swap.write(slot, frame)
             case IoResult.TORN:
                 swap.tear(slot, frame)
             case IoResult.LOST:

@@ -1,12 +1,14 @@
 """The swap file: real bytes in a real file, a page a slot. What the device costs is the core's business.
 
-Reads and writes are synchronous and go through the page cache, so rules (1) to (3) of ``hostd.core.events`` hold by
-themselves: the bytes have moved when the call returns. Every slot has checksums (``hostd.checksums``), which every read
-looks at.
+Reads and writes are synchronous, so rules (1) to (3) of ``hostd.core.events`` hold by themselves: the bytes have moved
+when the call returns. They go through the page cache; not so those of a ``direct`` file, if its file system allows it.
+Every slot has checksums (``hostd.checksums``), which every read looks at.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from pathlib import Path
 
@@ -14,34 +16,59 @@ import numpy as np
 import numpy.typing as npt
 
 from apf.messages import PAGE_SIZE
-from hostd.checksums import BOTH, FIRST, HALF, NEITHER, Checksums
+from hostd.checksums import FIRST, HALF, NEITHER, Checksums, read_page, write_page
 
 Frames = npt.NDArray[np.uint8]
 
 
 class SwapFile:
-    """The file at ``path``, made with ``slots`` slots of zeros, which take up room as they are written."""
+    """The file at ``path``, made with ``slots`` slots of zeros, which take up room as they are written.
 
-    def __init__(self, path: Path, slots: int) -> None:
+    ``direct``: single pages pass by the page cache; they must lie at multiples of the page size, as frames do. Whether
+    that works is in ``is_direct``.
+    """
+
+    def __init__(self, path: Path, slots: int, *, direct: bool = False) -> None:
         self.path = path
         self._checksums = Checksums(slots)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, slots * PAGE_SIZE)
+        self._page_fd = self._open_direct() if direct else self._fd
+
+    def _open_direct(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # open(2): the file system does not support O_DIRECT
+                raise
+            return self._fd
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether single pages pass by the page cache."""
+        return self._page_fd != self._fd
 
     def read(self, slot: int, frame: Frames) -> str:
         """Fill ``frame`` (one page) from ``slot``; says what is wrong with it, empty if it is what was written last."""
-        done = os.preadv(self._fd, [frame.data], slot * PAGE_SIZE)
-        if done != PAGE_SIZE:
+        return self.read_to(slot, frame.ctypes.data)
+
+    def read_to(self, slot: int, address: int) -> str:
+        """The same for the frame at ``address``: the file's bytes and their checksums in one native call."""
+        wrong = read_page(self._page_fd, slot, address, self._checksums.sums, self._checksums.writes)
+        if wrong < 0:
+            done = len(os.pread(self._fd, PAGE_SIZE, slot * PAGE_SIZE))  # which says why
             raise OSError(f"{self.path}: slot {slot}: read {done} of {PAGE_SIZE} bytes")
-        wrong = self._checksums.wrong(slot, frame)
         return self._checksums.describe(slot, wrong) if wrong else ""
 
     def write(self, slot: int, frame: Frames) -> None:
         """Store ``frame`` (one page) in ``slot``."""
-        done = os.pwritev(self._fd, [frame.data], slot * PAGE_SIZE)
-        if done != PAGE_SIZE:
-            raise OSError(f"{self.path}: slot {slot}: wrote {done} of {PAGE_SIZE} bytes")
-        self._checksums.written(slot, frame, BOTH)
+        self.write_from(slot, frame.ctypes.data)
+
+    def write_from(self, slot: int, address: int) -> None:
+        """The same for the frame at ``address``."""
+        if not write_page(self._page_fd, slot, address, self._checksums.sums, self._checksums.writes):
+            done = os.pwrite(self._fd, ctypes.string_at(address, PAGE_SIZE), slot * PAGE_SIZE)  # which says why
+            raise OSError(f"{self.path}: slot {slot}: was not written whole, and {done} bytes when tried again")
 
     def tear(self, slot: int, frame: Frames) -> None:
         """A write of ``frame`` to ``slot`` of which only the first half gets there."""
@@ -64,6 +91,12 @@ class SwapFile:
             data, offset = data[done:], offset + done
         self._checksums.run_written(slot, pages)
 
+    def settle(self) -> None:
+        """Have what ``write_run`` wrote on the device, and of a direct file nowhere else."""
+        if self.is_direct:
+            os.fsync(self._fd)
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def read_many(self, slots: npt.NDArray[np.int64]) -> tuple[Frames, npt.NDArray[np.bool_]]:
         """The pages in ``slots``, shape (n, 4096), and which of them are wrong; runs of consecutive slots at once."""
         pages = np.empty((len(slots), PAGE_SIZE), np.uint8)
@@ -78,4 +111,6 @@ class SwapFile:
 
     def close(self) -> None:
         """Close the file; whoever made its directory removes it."""
+        if self.is_direct:
+            os.close(self._page_fd)
         os.close(self._fd)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from enum import Enum
 
-from apf.core import message
+from apf.core import Kind, message
 from apf.messages import Dispatch, HostReply, HostRequest, TrapRaised
 from vcpud.core.effects import (
     AskGuest,
@@ -43,7 +42,7 @@ from vcpud.core.vcpu import State, VcpuCore
 from vcpud.cpu.engine import Engine
 
 
-class NeedKind(Enum):
+class NeedKind(Kind):
     """What a vCPU cannot go on without."""
 
     WINDOW = "window"  # the window that holds ``time_ns``
@@ -73,6 +72,9 @@ class _Answer:
 
     event: HostReplied | GuestReplied
     at_ns: int
+
+
+_TIMED = (WaitUntil, _Answer)
 
 
 class Machine:
@@ -105,17 +107,17 @@ class Machine:
 
     def proceed(self, border_ns: int) -> Need:
         """Carry out effects until one needs somebody else, in the window that ends at ``border_ns``."""
-        todo = self._todo
+        todo, core = self._todo, self.core
         if border_ns != self._entered_ns:
             self._entered_ns = border_ns
             if posted_ns := self._take_interrupt(border_ns):
                 self._interrupt(posted_ns)
         while True:
             effect = todo[0]
-            time_ns = effect.at_ns if isinstance(effect, WaitUntil | _Answer) else self.core.now_ns
+            time_ns = effect.at_ns if isinstance(effect, _TIMED) else core.now_ns
             if time_ns >= border_ns:
                 interruptible = isinstance(effect, WaitUntil) and effect.interruptible
-                return Need(NeedKind.WINDOW, time_ns, interruptible=interruptible)
+                return Need(NeedKind.WINDOW, time_ns, None, interruptible)
             if border_ns != self._window_ns:
                 self._window_ns = border_ns
                 self.engine.open_window()
@@ -143,41 +145,29 @@ class Machine:
         match effect:
             case EnterGuest():
                 return self._enter_guest(effect, border_ns)
-            case AskHost(request=request):
+            case _Answer():
                 todo.popleft()
-                return Need(NeedKind.HOST, core.now_ns, request)
+                todo.extend(core.step(effect.event, core.now_ns))
+                return None
+            case AskHost():
+                todo.popleft()
+                return Need(NeedKind.HOST, core.now_ns, effect.request)
+            case MapPage():
+                engine.map_overlay(effect.gfn, effect.pfn, effect.writable)
+            case WaitUntil():
+                todo.popleft()
+                todo.extend(core.step(TimeReached(), effect.at_ns))
+                return None
             case AskGuest():
                 todo.popleft()
-                registers = engine.save_registers() if effect.with_registers else None
-                raised = TrapRaised(
-                    effect.trap,
-                    registers,
-                    effect.min_flt,
-                    effect.maj_flt,
-                    effect.faults,
-                    effect.samples,
-                    effect.kernel,
-                )
-                return Need(NeedKind.GUEST, core.now_ns, raised)
-            case MapPage(gfn=gfn, pfn=pfn, writable=writable):
-                engine.map_overlay(gfn, pfn, writable)
-            case LoadTask(asid=asid, registers=registers):
-                engine.use_space(asid)
-                engine.load_registers(registers)
-            case SetSpace(space=space):
-                engine.set_space(space)
-            case _Answer(event=event):
-                todo.popleft()
-                todo.extend(core.step(event, core.now_ns))
-                return None
-            case WaitUntil(at_ns=at_ns):
-                todo.popleft()
-                todo.extend(core.step(TimeReached(), at_ns))
-                return None
+                return Need(NeedKind.GUEST, core.now_ns, self._trap(effect))
             case InjectReason(gpa=gpa, reason=reason):
                 todo.popleft()
                 todo.extend(core.step(ReasonRead(self._deliver_reason(gpa, reason)), core.now_ns))
                 return None
+            case LoadTask(asid=asid, registers=registers):
+                engine.use_space(asid)
+                engine.load_registers(registers)
             case ReadGuest(gpa=gpa, length=length):
                 todo.popleft()
                 todo.extend(core.step(GuestMemoryRead(engine.read_bytes(gpa, length)), core.now_ns))
@@ -190,10 +180,16 @@ class Machine:
                 todo.popleft()
                 todo.extend(core.step(ShadowFilled(engine.fill_shadow(gfn, access)), core.now_ns))
                 return None
+            case SetSpace(space=space):
+                engine.set_space(space)
             case Finish():
                 return Need(NeedKind.NOTHING, core.now_ns)
         todo.popleft()
         return None
+
+    def _trap(self, asks: AskGuest) -> TrapRaised:
+        registers = self.engine.save_registers() if asks.with_registers else None
+        return TrapRaised(asks.trap, registers, asks.min_flt, asks.maj_flt, asks.faults, asks.samples, asks.kernel)
 
     def _deliver_reason(self, gpa: int, reason: int) -> int | None:
         """KVM's write of the reason word, then the guest entry code's read and clear of it."""
@@ -205,19 +201,20 @@ class Machine:
 
     def _enter_guest(self, enter: EnterGuest, border_ns: int) -> Need | None:
         """Run to the border at most; a stop at the border is no exit, the same entry goes on in the next window."""
-        engine, mips = self.engine, self._mips
-        now_ns = enter.base_ns + engine.retired * 1000 // mips
+        engine, mips, base_ns, until_ns = self.engine, self._mips, enter.base_ns, enter.until_ns
+        retired = engine.retired
+        now_ns = base_ns + retired * 1000 // mips
         if now_ns >= border_ns:  # the last block went on past more than one border
             return Need(NeedKind.WINDOW, now_ns)
-        stop_ns = min(enter.until_ns, border_ns)
-        budget = -(-(stop_ns - enter.base_ns) * mips // 1000) - engine.retired
-        exited = engine.run(budget, enter.base_ns)
-        now_ns = enter.base_ns + engine.retired * 1000 // mips
-        if exited.cause is ExitCause.BUDGET and now_ns < enter.until_ns:
+        stop_ns = border_ns if border_ns < until_ns else until_ns
+        exited = engine.run(-(-(stop_ns - base_ns) * mips // 1000) - retired, base_ns)
+        retired = engine.retired
+        now_ns = base_ns + retired * 1000 // mips
+        cause = exited.cause
+        if cause is ExitCause.BUDGET and now_ns < until_ns:
             return Need(NeedKind.WINDOW, now_ns)
-        self._todo.popleft()
-        event = GuestExited(
-            exited.cause, engine.retired, exited.gfn, exited.access, exited.vector, exited.address, exited.rip
-        )
-        self._todo.extend(self.core.step(event, now_ns))
+        event = GuestExited(cause, retired, exited.gfn, exited.access, exited.vector, exited.address, exited.rip)
+        todo = self._todo
+        todo.popleft()
+        todo.extend(self.core.step(event, now_ns))
         return None

@@ -7,7 +7,7 @@ import numpy as np
 from apf.hostmem import EPT_WRITE
 from apf.messages import PAGE_SHIFT
 from hostd.core.mm import Mm, Own
-from hostd.core.page import CHARGED, DIRTY, FRAMED, LRU, WRITING, PageState
+from hostd.core.page import CHARGED, DIRTY, FRAMED, LRU, READAHEAD, WRITING, PageState
 
 
 def check(mm: Mm) -> None:
@@ -15,6 +15,7 @@ def check(mm: Mm) -> None:
     _check_frames(mm)
     _check_slots(mm)
     _check_groups(mm)
+    _check_readahead(mm)
     _check_ept(mm)
     _check_agenda(mm)
 
@@ -35,8 +36,13 @@ def _check_frames(mm: Mm) -> None:
 def _check_slots(mm: Mm) -> None:
     pages = mm.pages
     state, slot, flags = pages.view_u8(pages.state), pages.view_i64(pages.slot), pages.view_u8(pages.flags)
-    slots = slot[slot >= 0]
+    slots = slot[(slot >= 0) & (slot < mm.swap.total)]
     assert len(np.unique(slots)) == len(slots) == mm.swap.in_use, "slots shared or lost"
+    assert all(mm.swap.page_in(int(one)) == pages.slot.index(int(one)) for one in slots[:4]), (
+        "a slot is another page's"
+    )
+    at_places = np.flatnonzero(slot >= mm.swap.total)
+    assert (slot[at_places] == mm.swap.total + at_places).all(), "a page lies in another's place"
     assert all(mm.swap.is_used(int(one)) for one in slots[:64]), "a page's slot is free"
     must = np.isin(state, (PageState.SWAPPED, PageState.READING, PageState.WRITEBACK))
     assert (slot[must] >= 0).all(), "a page in swap has no slot"
@@ -72,6 +78,15 @@ def _check_groups(mm: Mm) -> None:
     evicting = np.flatnonzero(state == PageState.EVICTING)
     assert sorted(mm.evicting) == evicting.tolist(), "pages picked and pages in state EVICTING differ"
     assert (pins[evicting] == 0).all(), "a pinned page was picked"
+
+
+def _check_readahead(mm: Mm) -> None:
+    pages = mm.pages
+    state, flags = pages.view_u8(pages.state), pages.view_u8(pages.flags)
+    ahead = (flags & READAHEAD) != 0
+    cached = np.isin(state, (PageState.READING, PageState.CACHED))
+    assert cached[ahead].all(), "a page was read ahead, and is not in the swap cache"
+    assert not (flags[ahead] & DIRTY).any(), "a page was read ahead and is dirty already"
 
 
 def _check_ept(mm: Mm) -> None:

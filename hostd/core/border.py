@@ -83,7 +83,7 @@ class Border:
             mm.frames.young[pfn] = 0
             if pages.flags[key] & DIRTY:
                 pages.move(key, PageEvent.WRITE_SUBMITTED, now_ns)
-                if pfn in zero:
+                if pfn in zero and mm.backings[vm].swaps:
                     mm.write_zeros(key, vm, now_ns)
                 else:
                     mm.submit(Op.WRITE, key, vm, now_ns, now_ns)

@@ -5,20 +5,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apf.core import CoreError
-from apf.messages import PAGE_SIZE, GupVariant
+from apf.messages import FOREVER_NS, PAGE_SIZE, GupVariant
 from apf.scenario import Costs, Scenario
+from hostd.core.backing import ANON, BACKINGS, Backing
 from hostd.core.device import DeviceProfile, default_window_ns
 from hostd.core.policies import POLICIES
+from hostd.core.readahead import NoReadahead, Readahead
+from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 
 
 @dataclass(frozen=True, slots=True)
 class VmConfig:
-    """One VM and the memory group it lives in; sizes in pages. ``high_pages`` 0: no memory.high."""
+    """One VM and the memory group it lives in; sizes in pages. ``high_pages`` 0: no memory.high.
+
+    ``userfault``: its handlers, if that is what ``backing`` says.
+    """
 
     guest_pages: int
     limit_pages: int
     vcpus: int
     high_pages: int = 0
+    backing: Backing = ANON
+    userfault: UserfaultConfig = ONE_HANDLER
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +34,8 @@ class HostConfig:
     """The host's part of a scenario.
 
     ``swap_slots`` 0: twice the guests' pages, so that slots stay in runs. ``managed_pages``: the host's memory for the
-    VMs, which the watermarks keep some of free; 0: as much as all groups' limits together, and no watermarks.
+    VMs, which the watermarks keep some of free; 0: as much as all groups' limits together, and no watermarks. What waits
+    for ever waits until the run is over, at ``end_ns``.
     """
 
     seed: int
@@ -39,6 +48,9 @@ class HostConfig:
     swap_slots: int = 0
     managed_pages: int = 0
     reclaim: str = "kernel"
+    readahead: type[Readahead] = NoReadahead
+    page_cluster: int = 3
+    end_ns: int = FOREVER_NS
 
     @property
     def frames(self) -> int:
@@ -49,6 +61,11 @@ class HostConfig:
     def slots(self) -> int:
         """Slots of the swap area."""
         return self.swap_slots or 2 * sum(vm.guest_pages for vm in self.vms)
+
+    @property
+    def places(self) -> int:
+        """Slots of the swap area, and places behind them."""
+        return self.slots + sum(vm.guest_pages for vm in self.vms)
 
     def verify(self) -> None:
         """Raise CoreError, naming the field, for a host that cannot work."""
@@ -67,13 +84,18 @@ class HostConfig:
             raise CoreError(f"reclaim = {self.reclaim!r}: {', '.join(POLICIES)}")
 
     @classmethod
-    def of(cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1) -> HostConfig:
+    def of(
+        cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1, readahead: type[Readahead] = NoReadahead
+    ) -> HostConfig:
         """The host of ``scenario``, with ``vms`` VMs of its kind."""
+        handlers = scenario.userfault
         vm = VmConfig(
             guest_pages=scenario.vm.guest_memory // PAGE_SIZE,
             limit_pages=scenario.vm.group_memory // PAGE_SIZE,
             vcpus=scenario.vm.vcpus,
             high_pages=scenario.vm.group_high // PAGE_SIZE,
+            backing=BACKINGS[scenario.vm.backing],
+            userfault=UserfaultConfig(handlers.handlers, handlers.handler_ns, handlers.dies_ns),
         )
         return cls(
             seed=scenario.seed,
@@ -86,4 +108,7 @@ class HostConfig:
             swap_slots=scenario.swap.size // PAGE_SIZE,
             managed_pages=scenario.host.memory // PAGE_SIZE,
             reclaim=scenario.host.reclaim,
+            readahead=readahead,
+            page_cluster=scenario.swap.page_cluster,
+            end_ns=scenario.end_ns,
         )

@@ -47,6 +47,7 @@ class DeviceProfile:
     rotation_ns: int
     transfer_ns: int
     skip_slots_max: int
+    measured: bool = False
 
     def for_cpus(self, cpus: int) -> DeviceProfile:
         """The device of a host whose guests have ``cpus`` vCPUs."""
@@ -77,7 +78,7 @@ class Device:
         heapify(self._servers)
         self._last: list[tuple[Op, int]] = [(Op.READ, -1 - profile.skip_slots_max)] * profile.servers
 
-    def submit(self, op: Op, slot: int, arrival_ns: int) -> tuple[int, int]:
+    def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
         start_ns = max(free_ns, arrival_ns)
@@ -99,3 +100,23 @@ class Device:
         if profile.rotation_ns:
             service_ns += self._rotation.below(profile.rotation_ns)
         return service_ns
+
+
+Carry = Callable[[Op, int, int], int]
+"""Carries out an I/O between a slot and a frame, now, and says what that took in ns; or knows what it once took."""
+
+
+class MeasuredDevice:
+    """A real device: an I/O is carried out when it is submitted, and takes from its arrival what that took.
+
+    It has no queue here: what waits for what is the real device's business, which is given one I/O at a time.
+    """
+
+    __slots__ = ("_carry",)
+
+    def __init__(self, carry: Carry) -> None:
+        self._carry = carry
+
+    def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
+        """As ``Device.submit``."""
+        return arrival_ns, arrival_ns + max(1, self._carry(op, slot, pfn))

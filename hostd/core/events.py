@@ -2,7 +2,8 @@
 
 The order of a step's effects is a contract; a shell carries them out in that order, as if one by one:
 
-- a request step gives at most one ``ZeroFrame`` or ``ReadSlot``, then exactly one ``Reply``, which is the last;
+- a request step gives a ``ZeroFrame`` or ``ReadSlot`` for each page that it makes or reads (the one that faults, and
+  those read ahead), then exactly one ``Reply``, which is the last;
 - a border step gives all ``ClearEpt``, then all ``WriteSlot``, then all ``SetEpt``; between
   borders nothing touches an EPT;
 - a step with VmLeft gives one ``ClearVm``;

@@ -14,15 +14,25 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | READING            | worker     | worker | worker                          | waits for that read      |
 | SWAPPED            | worker     | worker | starts the read, worker waits   | reads and waits          |
 | SWAPPED, all zeros | worker     | mapped | mapped                          | mapped                   |
+| SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
+
+MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
+page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
+allocates and submits those pages before it goes on; a page under such a read is READING like any other (E10), so an
+asynchronous fault on it neither reads nor counts a major fault. A page that cannot be charged ends the readahead, and
+nobody is told.
 
 Charging may reclaim; whoever charges pays: the vCPU, or the worker for what FAST and NOIO leave to it. If no frame is
 free or nothing can be reclaimed, the answer is Retry at the next border. A vCPU whose group is above memory.high is
 held back before it enters the guest again; a worker never is.
 
-Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the
-worker will do it a little later (the arrival at the device is the worker's): so the time of completion is settled
-at once. A mapping present but read-only is fixed up in all variants. ``background = false`` devices finish a NOWAIT
-read on the faulting vCPU (SWP_SYNCHRONOUS_IO). pgmajfault counts who starts a read, not who waits for another's.
+Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the worker
+will do it a little later (the arrival at the device is the worker's): so the time of completion is settled at once. A
+mapping present but read-only is fixed up in all variants. ``background = false`` devices finish a NOWAIT read on the
+faulting vCPU and read nothing ahead (SWP_SYNCHRONOUS_IO; the kernel reads ahead on zswap, whose pages it decompresses
+one by one). pgmajfault counts who starts a read, not who waits for another's. The page that faults is charged before
+those read ahead, so that they never cost it its place; the kernel goes on behind a page that it cannot charge. A page
+of zeros starts no readahead.
 """
 
 from __future__ import annotations
@@ -43,8 +53,10 @@ from hostd.core import workingset
 from hostd.core.device import Op
 from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
 from hostd.core.mm import REFUSED, Mm, Own
-from hostd.core.page import DIRTY, WORKINGSET, PageEvent, PageState
+from hostd.core.page import DIRTY, READAHEAD, WORKINGSET, PageEvent, PageState
+from hostd.core.readahead import SwapFault
 
+_IN_CACHE = (PageState.READING, PageState.CACHED, PageState.WRITEBACK)
 _KINDS = ("minor", "major")
 _HOW = tuple(tuple(f"{access.name}/{mode.name}" for mode in FaultMode) for access in Access)
 
@@ -66,11 +78,13 @@ class FaultPath:
         """Handle an EPT violation at ``now_ns``."""
         mm = self._mm
         key = self._key(vm, request.gfn)
-        write = request.access == Access.WRITE
+        write = request.access == Access.WRITE or mm.backings[vm].map_frees_slot
         mm.groups[vm].stat["pf_taken"] += 1
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
-        if request.mode == FaultMode.BLOCKING or self._gup_succeeds(key):
+        if mm.pages.state[key] in _IN_CACHE and mm.pages.slot[key] >= 0:
+            self._found(vm, vcpu, key)
+        if request.mode == FaultMode.BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -108,16 +122,21 @@ class FaultPath:
             raise CoreError(f"VM {vm}, gfn {gfn}: no such guest page")
         return self._mm.pages.first_key[vm] + gfn
 
-    def _gup_succeeds(self, key: int) -> bool:
+    def _gup_succeeds(self, vm: int, key: int) -> bool:
         """Whether the first, non-sleeping get_user_pages gets the page."""
         state = self._mm.pages.state[key]
         if state == PageState.RESIDENT:
             return True
-        if self._gup is GupVariant.FAST or state == PageState.READING:
+        if self._gup is GupVariant.FAST:
             return False
-        if state != PageState.SWAPPED or self._is_zero(key):
+        sleeps = self._gup is GupVariant.NOWAIT and self._mm.backings[vm].nowait_sleeps
+        if state == PageState.READING:
+            return sleeps
+        if state != PageState.SWAPPED:
             return True
-        return self._gup is GupVariant.NOWAIT and not self._background
+        if self._mm.is_missing(key, vm):
+            return False
+        return self._is_zero(key) or sleeps or (self._gup is GupVariant.NOWAIT and not self._background)
 
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""
@@ -126,7 +145,8 @@ class FaultPath:
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
         state = self._mm.pages.state[key]
-        if state == PageState.READING or (state == PageState.SWAPPED and not self._is_zero(key)):
+        waits = state == PageState.READING
+        if waits or (state == PageState.SWAPPED and (self._mm.is_missing(key, vm) or not self._is_zero(key))):
             return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
         mm, pages, costs = self._mm, self._mm.pages, self._costs
         stat = mm.groups[vm].stat
@@ -145,7 +165,7 @@ class FaultPath:
                 return self._retry(vm, vcpu, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.host_fault_ns
-            stat["swap_cache_hit"] += 1
+            stat["swap_cache_hit"] += mm.backings[vm].swaps
             stat["pgfault"] += 1
         elif write and not pages.flags[key] & DIRTY:
             at_ns += costs.host_fault_ns
@@ -159,15 +179,24 @@ class FaultPath:
         """Wait for the page's read, which is submitted here if nobody has."""
         mm = self._mm
         effects: list[HostEffect] = []
-        if mm.pages.state[key] == PageState.SWAPPED:
+        missing = mm.is_missing(key, vm)
+        mm.groups[vm].stat["userfault_event"] += missing
+        if mm.pages.state[key] != PageState.SWAPPED:
+            mm.groups[vm].stat["read_wait"] += 1
+        elif missing:
+            cost_ns = self._allocate(vm, key, now_ns, False)
+            if cost_ns == REFUSED:
+                return self._retry(vm, vcpu, now_ns)
+            effects.append(self._fetch(vm, key, at_ns, cost_ns, now_ns))
+        else:
             cost_ns = self._allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, now_ns)
+            ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, True)
+            cost_ns += ahead_ns
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
-            at_ns += cost_ns + self._costs.swap_submit_ns
-            effects.append(self._read(vm, key, at_ns, now_ns))
-        else:
-            mm.groups[vm].stat["read_wait"] += 1
+            at_ns += cost_ns + len(ahead) * self._costs.swap_submit_ns
+            effects += self._read(vm, key, ahead, at_ns, now_ns)
         mm.groups[vm].stat["pgfault"] += 1
         stall_ns = max(0, mm.reads[key] - at_ns)
         if mm.pages.flags[key] & WORKINGSET:
@@ -209,8 +238,9 @@ class FaultPath:
         mm, costs, state = self._mm, self._costs, self._mm.pages.state[key]
         at_ns = now_ns + costs.ept_violation_ns
         cost_ns = 0
-        zeros = state == PageState.NONE or (state == PageState.SWAPPED and self._is_zero(key))
-        by_vcpu = self._gup is GupVariant.NOWAIT and not zeros
+        missing = mm.is_missing(key, vm)
+        zeros = state == PageState.NONE or (state == PageState.SWAPPED and not missing and self._is_zero(key))
+        by_vcpu = self._gup is GupVariant.NOWAIT and not zeros and not missing
         if state != PageState.READING:
             get = self._take_back if mm.pages.pfn[key] >= 0 else self._allocate
             cost_ns = get(vm, key, now_ns, by_vcpu)
@@ -218,11 +248,21 @@ class FaultPath:
                 return self._retry(vm, vcpu, now_ns)
         effects: list[HostEffect] = []
         reclaims_ns = 0  # of the worker
+        ahead = [key]
+        if state == PageState.SWAPPED and not zeros and not missing:
+            ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, by_vcpu)
+            cost_ns += ahead_ns
+        submits_ns = len(ahead) * costs.swap_submit_ns
         if state == PageState.SWAPPED and by_vcpu:
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
-            at_ns += cost_ns + costs.swap_submit_ns
-            effects.append(self._read(vm, key, at_ns, now_ns))
+            at_ns += cost_ns + submits_ns
+            effects += self._read(vm, key, ahead, at_ns, now_ns)
             ready_ns = at_ns + costs.fault_in_worker_ns
+        elif missing:
+            ready_ns = at_ns + costs.fault_in_worker_ns
+            mm.groups[vm].stat["userfault_event"] += 1
+            if state == PageState.SWAPPED:
+                effects.append(self._fetch(vm, key, ready_ns, cost_ns, now_ns))
         else:
             reclaims_ns = cost_ns
             ready_ns = at_ns + costs.fault_in_worker_ns + cost_ns
@@ -230,8 +270,8 @@ class FaultPath:
                 ready_ns += costs.zero_fill_ns
                 effects.append(self._zero_fill(vm, key, PageEvent.ZERO_FILLED_BY_WORKER, now_ns))
             elif state == PageState.SWAPPED:
-                ready_ns += costs.swap_submit_ns
-                effects.append(self._read(vm, key, ready_ns, now_ns))
+                ready_ns += submits_ns
+                effects += self._read(vm, key, ahead, ready_ns, now_ns)
             elif state in (PageState.EVICTING, PageState.WRITEBACK):
                 mm.pages.move(key, PageEvent.FOUND_BY_WORKER, now_ns)
         read_ns = max(ready_ns, mm.reads.get(key, 0))
@@ -270,15 +310,81 @@ class FaultPath:
         if cost_ns != REFUSED and pages.state[key] == PageState.EVICTING:
             del mm.evicting[key]
             if pages.flags[key] & DIRTY and pages.slot[key] >= 0:
-                mm.free_slot(key)
+                mm.free_slot(key, vm)
             mm.groups[vm].stat["eviction_cancelled"] += 1
         return cost_ns
 
-    def _read(self, vm: int, key: int, arrival_ns: int, now_ns: int) -> ReadSlot:
+    def _swap_fault(self, vm: int, vcpu: int, key: int) -> SwapFault:
+        pages = self._mm.pages
+        first = pages.first_key[vm]
+        return SwapFault(key, pages.slot[key], vm, vcpu, first, first + self._mm.config.vms[vm].guest_pages)
+
+    def _found(self, vm: int, vcpu: int, key: int) -> None:
+        """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""
         mm = self._mm
-        mm.submit(Op.READ, key, vm, arrival_ns, now_ns)
+        if mm.is_missing(key, vm):
+            return
+        first_hit = bool(mm.pages.flags[key] & READAHEAD)
+        if first_hit:
+            mm.pages.flags[key] &= ~READAHEAD
+            mm.groups[vm].stat["swap_ra_hit"] += mm.backings[vm].swaps
+        mm.readahead.found(self._swap_fault(vm, vcpu, key), first_hit)
+
+    def _allocate_ahead(self, vm: int, vcpu: int, key: int, now_ns: int, by_vcpu: bool) -> tuple[list[int], int]:
+        """The pages to read with page ``key``, which has its frame, in order and itself among them, with frames too.
+
+        And the ns that took.
+        """
+        mm, pages, cost_ns = self._mm, self._mm.pages, 0
+        if not self._background:
+            return [key], 0
+        wanted = list(mm.readahead.window(self._swap_fault(vm, vcpu, key)))
+        assert wanted.count(key) == 1, f"{type(mm.readahead).__name__}: {wanted} for a fault on {key}"
+        ahead: list[int] = []
+        refused = False
+        for one in wanted:
+            if one == key:
+                ahead.append(one)
+                continue
+            if refused or not 0 <= one < pages.total or pages.state[one] != PageState.SWAPPED or pages.pfn[one] >= 0:
+                continue
+            whose = mm.vm_of(one)
+            if mm.is_missing(one, whose) or whose in mm.left:
+                continue
+            took_ns = self._allocate(whose, one, now_ns, by_vcpu and whose == vm)
+            refused = took_ns == REFUSED
+            if not refused:
+                cost_ns += took_ns
+                ahead.append(one)
+        return ahead, cost_ns
+
+    def _read(self, vm: int, key: int, ahead: list[int], arrival_ns: int, now_ns: int) -> list[HostEffect]:
+        """Submit the reads of ``ahead``, which all have their frames, page ``key`` among them."""
+        mm, pages = self._mm, self._mm.pages
+        effects: list[HostEffect] = []
         mm.groups[vm].stat["pgmajfault"] += 1
-        return ReadSlot(mm.pages.slot[key], mm.pages.pfn[key])
+        for one in ahead:
+            if one == key:
+                mm.submit(Op.READ, one, vm, arrival_ns, now_ns)
+                effects.append(ReadSlot(pages.slot[one], pages.pfn[one]))
+                continue
+            whose = mm.vm_of(one)
+            pages.flags[one] |= READAHEAD
+            mm.groups[whose].stat["swap_ra"] += mm.backings[whose].swaps
+            if self._is_zero(one):
+                effects.append(ZeroFrame(pages.pfn[one]))
+                mm.find_zeros(one, whose, now_ns)
+            else:
+                mm.submit(Op.READ, one, whose, arrival_ns, now_ns, "readahead")
+                effects.append(ReadSlot(pages.slot[one], pages.pfn[one]))
+        return effects
+
+    def _fetch(self, vm: int, key: int, event_ns: int, reclaim_ns: int, now_ns: int) -> HostEffect:
+        """Have a missing page, which has its frame, fetched; a handler pays for the frame."""
+        mm, pages = self._mm, self._mm.pages
+        pfn, place = pages.pfn[key], pages.slot[key]
+        mm.fetch(key, vm, event_ns, reclaim_ns, now_ns)
+        return ZeroFrame(pfn) if mm.swap.is_zero(place) else ReadSlot(place, pfn)
 
     def _retry(self, vm: int, vcpu: int, now_ns: int) -> list[HostEffect]:
         at_ns = self._mm.retry_ns(vm, now_ns)

@@ -25,6 +25,8 @@ STAT = (
     *("pgscan_direct", "pgscan_kswapd", "pgsteal_direct", "pgsteal_kswapd"),
     *("pgrefill", "pgdeactivate", "pgactivate", "pgrotated", "allocstall", "nr_vmscan_write"),
     *("workingset_refault_anon", "workingset_activate_anon", "workingset_restore_anon"),
+    *("workingset_refault_file", "workingset_activate_file", "workingset_restore_file"),
+    *("swap_ra", "swap_ra_hit", "userfault_event"),
     *("swap_cache_hit", "zero_fill", "wp_fault", "read_wait", "eviction_cancelled", "swap_dropped_clean"),
     *("kvm_try_async_get_page", "kvm_async_pf_completed", "prefault", "prefault_sync", "retry"),
 )
@@ -38,15 +40,17 @@ class MemoryGroup:
 
     __slots__ = (
         *("age", "events", "fruitless", "high", "limit", "lists", "over_high", "pinned", "retry_ns", "stat"),
-        *("_stock", "usage"),
+        *("_stock", "refaults", "usage"),
     )
 
-    def __init__(self, limit: int, high: int, lists: Policy) -> None:
+    def __init__(self, limit: int, high: int, lists: Policy, kind: str = "anon") -> None:
         self.limit = limit
         self.high = high
         self.usage = 0
         self.lists = lists
         self.stat = dict.fromkeys(STAT, 0)
+        self.refaults = tuple(f"workingset_{what}_{kind}" for what in ("refault", "activate", "restore"))
+        """Counters of refaults, for pages of this ``kind``: anon or file."""
         self.events = dict.fromkeys(EVENTS, 0)
         self.pinned = 0
         """Pins held on the group's pages: while there are any, something will become reclaimable by itself."""

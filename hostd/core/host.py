@@ -20,6 +20,7 @@ from apf.messages import FaultRaised
 from hostd.core import audit
 from hostd.core.border import Border
 from hostd.core.config import HostConfig
+from hostd.core.device import Carry
 from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken, SegmentsLoaded, VmLeft
 from hostd.core.fault import FaultPath
 from hostd.core.leave import gone_ns, leave
@@ -32,10 +33,11 @@ from hostd.core.pressure import Totals
 class HostCore:
     """The mm of one host. ``counters`` go by the kernel's names where it has one (``mm.COUNTERS``)."""
 
-    def __init__(self, config: HostConfig, journal: Journal | None = None) -> None:
+    def __init__(self, config: HostConfig, journal: Journal | None = None, carry: Carry | None = None) -> None:
+        """``carry``: who carries out the I/O of a real device (``hostd.core.device.MeasuredDevice``)."""
         self.config = config
         self.journal = journal if journal is not None else Journal()
-        self._mm = Mm(config, self.journal)
+        self._mm = Mm(config, self.journal, carry)
         self._fault_path = FaultPath(self._mm)
         self._border = Border(self._mm)
         self._now_ns = 0

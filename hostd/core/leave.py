@@ -25,6 +25,7 @@ def leave(mm: Mm, vm: int, now_ns: int) -> list[HostEffect]:
     mm.left.add(vm)
     pages, group = mm.pages, mm.groups[vm]
     group.lists.clear()
+    mm.readahead.forget(vm)
     group.fruitless = group.over_high = 0
     first = pages.first_key[vm]
     own = slice(first, first + mm.config.vms[vm].guest_pages)

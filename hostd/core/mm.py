@@ -8,6 +8,7 @@ shell: everything that others wait for was settled when the event was scheduled.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from enum import IntEnum
 from heapq import heappop, heappush
@@ -16,15 +17,18 @@ from apf.core import CoreError
 from apf.histogram import Histogram
 from apf.journal import Journal
 from hostd.core import workingset
+from hostd.core.backing import way_of
 from hostd.core.config import HostConfig
-from hostd.core.device import Device, Op
+from hostd.core.device import Carry, Device, MeasuredDevice, Op
 from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
 from hostd.core.lru import SWAP_CLUSTER_MAX
-from hostd.core.page import CHARGED, DIRTY, LRU, WRITING, PageEvent, Pages, PageState
+from hostd.core.page import CHARGED, DIRTY, LRU, READAHEAD, WRITING, PageEvent, Pages, PageState
 from hostd.core.policies import POLICIES
 from hostd.core.pressure import Pressure
+from hostd.core.readahead import Settings
 from hostd.core.swap import NO_SLOT, SwapArea
+from hostd.core.userfault import Handlers
 from hostd.core.watermarks import Watermarks
 
 REFUSED = -1
@@ -61,21 +65,34 @@ class Mm:
     __slots__ = (
         *("_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups", "host_stat", "io"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
-        *("swap", "watermarks", "window_ns"),
+        *("backings", "handlers", "readahead", "swap", "watermarks", "window_ns"),
     )
 
-    def __init__(self, config: HostConfig, journal: Journal) -> None:
+    def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
         config.verify()
         self.config = config
         self.window_ns = config.window_ns
         self.journal = journal
         self.pages = Pages(tuple(vm.guest_pages for vm in config.vms))
         self.frames = Frames(config.frames)
-        self.swap = SwapArea(config.slots)
-        self.device = Device(config.profile, config.seed)
+        self.backings = [vm.backing for vm in config.vms]
+        self.swap = SwapArea(config.slots, self.pages.total)
+        if config.profile.measured and carry is None:
+            raise CoreError(f"device {config.profile.name!r} is a real one, and nobody carries its I/O out")
+        self.device = MeasuredDevice(carry) if carry is not None else Device(config.profile, config.seed)
+        self.readahead = config.readahead(
+            Settings(
+                tuple(way_of(backing, config.profile) for backing in self.backings),
+                config.page_cluster,
+                config.slots,
+                self.swap.page_in,
+            )
+        )
+        self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
         policy = POLICIES[config.reclaim]
         self.groups = [
-            MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young)) for vm in config.vms
+            MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young), vm.backing.kind)
+            for vm in config.vms
         ]
         self.evicting: OrderedDict[int, int] = OrderedDict()
         """Pages picked since the last border, with their VM, in the order they were picked."""
@@ -125,6 +142,8 @@ class Mm:
             if what is Own.READ_DONE:
                 del self.reads[key]
                 pages.move(key, PageEvent.READ_DONE, at_ns)
+                if self.is_place(pages.slot[key]) and self.backings[vm].starts_missing:
+                    self._fetched(key, vm, at_ns)
                 if not pages.pins[key]:
                     self._settle(key, vm, at_ns)
                 continue
@@ -185,7 +204,7 @@ class Mm:
                 self._release(key, group, at_ns)
                 group.stat["pgsteal_direct"] += 1
         elif pages.flags[key] & DIRTY:
-            self.free_slot(key)
+            self.free_slot(key, vm)
 
     def _release(self, key: int, group: MemoryGroup, at_ns: int) -> None:
         """Free the frame of a clean page in the swap cache (__remove_mapping)."""
@@ -195,6 +214,7 @@ class Mm:
     def forget_frame(self, key: int, group: MemoryGroup) -> None:
         """Page ``key`` is in its slot only."""
         workingset.eviction(self.pages, group, key)
+        self.pages.flags[key] &= ~READAHEAD
         self.release_frame(key)
 
     def map_page(self, key: int, vm: int, write: bool, now_ns: int) -> None:
@@ -205,12 +225,12 @@ class Mm:
         pages = self.pages
         if pages.state[key] != PageState.RESIDENT:
             pages.move(key, PageEvent.MAPPED, now_ns)
-            write = write or self.swap.is_full
+            write = write or (self.swap.is_full and not self.backings[vm].fixed_place)
         if write and not pages.flags[key] & DIRTY:
             pages.flags[key] |= DIRTY
             # A slot that is being written stays (folio_free_swap refuses under writeback): _write_done frees it.
             if not pages.flags[key] & WRITING:
-                self.free_slot(key)
+                self.free_slot(key, vm)
 
     def free_page(self, key: int, vm: int, now_ns: int) -> None:
         """Take all from page ``key`` of a VM that has left (zap_pte_range: put_page, free_swap_and_cache)."""
@@ -220,15 +240,40 @@ class Mm:
         if pages.pfn[key] >= 0:
             self.release_frame(key)
         if pages.slot[key] >= 0:
-            self.free_slot(key)
+            self.free_slot(key, vm)
+            pages.slot[key] = NO_SLOT
         pages.flags[key] = 0
         pages.shadow[key] = -1
         pages.move(key, PageEvent.FREED, now_ns)
 
-    def free_slot(self, key: int) -> None:
-        """Take page ``key``'s slot away."""
-        self.swap.free(self.pages.slot[key])
+    def is_place(self, slot: int) -> bool:
+        """Whether that is no swap slot, but a place in a file or a snapshot."""
+        return slot >= self.swap.total
+
+    def is_missing(self, key: int, vm: int) -> bool:
+        """Whether page ``key``, which is SWAPPED or READING, is fetched by a userfaultfd's handler."""
+        return self.backings[vm].starts_missing and self.is_place(self.pages.slot[key])
+
+    def give_slot(self, key: int, vm: int) -> bool:
+        """Have a slot, or its place, for page ``key``, which has none; False if the swap area is full."""
+        slot = self.swap.total + key if self.backings[vm].fixed_place else self.swap.allocate(key)
+        self.pages.slot[key] = slot
+        return slot != NO_SLOT
+
+    def free_slot(self, key: int, vm: int) -> None:
+        """Take page ``key``'s slot away; a place of its own it keeps."""
+        if self.backings[vm].fixed_place:
+            return
+        if not self.is_place(self.pages.slot[key]):
+            self.swap.free(self.pages.slot[key])
         self.pages.slot[key] = NO_SLOT
+
+    def _fetched(self, key: int, vm: int, at_ns: int) -> None:
+        """A handler has put page ``key`` in place: the host maps it, dirty (mfill_atomic_install_pte)."""
+        pages = self.pages
+        self.free_slot(key, vm)
+        pages.flags[key] |= DIRTY
+        pages.move(key, PageEvent.MAPPED, at_ns)
 
     def take_frame(self, key: int) -> int:
         """Give page ``key`` a free frame."""
@@ -266,7 +311,7 @@ class Mm:
         The others that were taken leave their frames at the border, or when they have been written.
         """
         group, costs = self.groups[vm], self.config.costs
-        pages, evicting, swap = self.pages, self.evicting, self.swap
+        pages, evicting = self.pages, self.evicting
         picked = freed = 0
 
         def evict(key: int) -> bool:
@@ -275,11 +320,8 @@ class Mm:
                 self._release(key, group, now_ns)
                 freed += 1
             else:
-                if pages.slot[key] < 0:
-                    slot = swap.allocate()
-                    if slot == NO_SLOT:
-                        return False
-                    pages.slot[key] = slot
+                if pages.slot[key] < 0 and not self.give_slot(key, vm):
+                    return False
                 pages.move(key, PageEvent.PICKED, now_ns)
                 evicting[key] = vm
                 picked += 1
@@ -381,24 +423,48 @@ class Mm:
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int) -> int:
-        """Submit an I/O between page ``key``'s frame and slot; returns when it is done."""
+    def vm_of(self, key: int) -> int:
+        """Whose page ``key`` is."""
+        return bisect_right(self.pages.first_key, key) - 1
+
+    def find_zeros(self, key: int, vm: int, now_ns: int) -> None:
+        """Page ``key``, which is all zeros in swap and has its frame, is in the swap cache at once, and nobody's yet."""
+        self.pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
+        self.pages.move(key, PageEvent.READ_DONE, now_ns)
+        self.groups[vm].stat["swpin_zero"] += 1
+        self._settle(key, vm, now_ns)
+
+    def fetch(self, key: int, vm: int, event_ns: int, reclaim_ns: int, now_ns: int) -> int:
+        """Have a handler fetch page ``key``, which is missing and has its frame; returns when it is there."""
+        pages = self.pages
+        done_ns = self.handlers[vm].serve(event_ns, reclaim_ns)
+        pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
+        self.reads[key] = done_ns
+        self.schedule(done_ns, Own.READ_DONE, key, vm)
+        gfn = key - pages.first_key[vm]
+        self.journal.record(now_ns, "userfault", vm, gfn, pages.slot[key], pages.pfn[key], event_ns, done_ns)
+        return done_ns
+
+    def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "") -> int:
+        """Submit an I/O between page ``key``'s frame and slot; returns when it is done. ``what``: for the journal."""
         pages = self.pages
         slot, gfn = pages.slot[key], key - pages.first_key[vm]
-        start_ns, done_ns = self.device.submit(op, slot, arrival_ns)
+        start_ns, done_ns = self.device.submit(op, slot, arrival_ns, pages.pfn[key])
+        if self.config.profile.measured:
+            self.journal.record(now_ns, "measured", op.name.lower(), slot, done_ns - start_ns)
         self.io[op].observe(done_ns - arrival_ns)
         stat = self.groups[vm].stat
         if op is Op.READ:
             pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
             self.reads[key] = done_ns
             self.schedule(done_ns, Own.READ_DONE, key, vm)
-            stat["pswpin"] += 1
-            self.journal.record(now_ns, "read", vm, gfn, slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
+            stat["pswpin"] += self.backings[vm].swaps
+            self.journal.record(now_ns, what or "read", vm, gfn, slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
         else:
             pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
             self.swap.set_zero(slot, False)
             self.schedule(done_ns, Own.WRITE_DONE, key, vm)
-            stat["pswpout"] += 1
+            stat["pswpout"] += self.backings[vm].swaps
             stat["nr_vmscan_write"] += 1
             self.journal.record(now_ns, "write", vm, gfn, slot, pages.pfn[key], start_ns, done_ns)
         return done_ns
@@ -426,7 +492,8 @@ class Mm:
         at_ns = self.next_border_ns(now_ns)
         if at_ns != group.retry_ns:
             group.retry_ns = at_ns
-            hopes = group.pinned or (not self.frames.free and self.agenda)
+            reads = any(self.vm_of(key) == vm for key in self.reads)  # ahead: nobody has pinned those
+            hopes = group.pinned or reads or (not self.frames.free and self.agenda)
             group.fruitless = 0 if hopes or self.evicting else group.fruitless + 1
             if group.fruitless > MAX_RECLAIM_RETRIES:
                 group.events["oom"] += 1

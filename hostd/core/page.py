@@ -92,6 +92,8 @@ ACTIVE = 4
 LRU = 8
 WRITING = 16
 WORKINGSET = 32
+READAHEAD = 64
+"""Read ahead of any fault, and not used yet (PG_readahead)."""
 
 _ILLEGAL = 255
 _EVENTS = len(PageEvent)

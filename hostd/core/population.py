@@ -7,6 +7,9 @@ resident, dirty, mapped writable in the EPT and on the inactive list in order. N
 A VM that joins a host that runs is loaded the same way, at the border at which it joins.
 
 A segment that is ``demand_zero`` is only looked at: its pages stay NONE until the guest touches them.
+
+A mapped file holds what exceeds the limit in its places. A VM whose missing pages a userfaultfd's handler fetches has
+none of its pages in memory: what it was loaded with is in the snapshot, and all the rest of it is zeros.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
     mm.left.discard(event.vm)
     group = mm.groups[event.vm]
     loaded = [segment for segment in event.segments if not segment.demand_zero]
+    if mm.backings[event.vm].starts_missing:
+        return _restore(mm, event.vm, loaded, now_ns)
     room = min(group.limit, max(0, len(mm.frames.free) - mm.watermarks.high))
     excess = max(0, sum(segment.pages for segment in loaded) - room)
     free = mm.swap.total - mm.swap.in_use
-    if excess > free:
+    if excess > free and mm.backings[event.vm].swaps:
         raise CoreError(
             f"VM {event.vm}: {excess} pages exceed its share of memory, {room} pages, and would be in swap, which has "
             f"{free} of {mm.swap.total} slots free: swap.size is too small"
@@ -49,7 +54,10 @@ def _fill(mm: Mm, vm: int, segment: Segment, swapped: int) -> FillPages:
     pages, group = mm.pages, mm.groups[vm]
     first = pages.first_key[vm] + segment.gfn
     middle, end = first + swapped, first + segment.pages
-    slots = mm.swap.allocate_many(swapped)
+    if mm.backings[vm].fixed_place:
+        slots = np.arange(first, middle, dtype=np.int64) + mm.swap.total
+    else:
+        slots = mm.swap.allocate_many(first, swapped)
     pfns = np.array(mm.frames.take_many(middle, end - middle), dtype=np.int64)
     pages.view_i64(pages.slot)[first:middle] = slots
     pages.view_i64(pages.pfn)[middle:end] = pfns
@@ -64,6 +72,24 @@ def _fill(mm: Mm, vm: int, segment: Segment, swapped: int) -> FillPages:
     group.age += swapped
     numbers = np.arange(segment.pages, dtype=np.int64)
     return FillPages(vm, segment, numbers[swapped:], pfns, numbers[:swapped], slots)
+
+
+def _restore(mm: Mm, vm: int, loaded: list[Segment], now_ns: int) -> list[HostEffect]:
+    """Leave all pages of a VM to a handler: those of ``loaded`` are in the snapshot, at their places."""
+    pages, total = mm.pages, mm.swap.total
+    first, count = pages.first_key[vm], mm.config.vms[vm].guest_pages
+    pages.view_u8(pages.state)[first : first + count] = PageState.SWAPPED
+    pages.view_i64(pages.slot)[first : first + count] = np.arange(first, first + count) + total
+    mm.swap.set_zeros(total + first, count, True)
+    effects: list[HostEffect] = []
+    nothing = np.empty(0, np.int64)
+    for segment in loaded:
+        place = total + first + segment.gfn
+        mm.swap.set_zeros(place, segment.pages, False)
+        numbers = np.arange(segment.pages, dtype=np.int64)
+        effects.append(FillPages(vm, segment, nothing, nothing, numbers, numbers + place))
+        mm.journal.record(now_ns, "segment", vm, segment.gfn, segment.pages, 0, segment.pages)
+    return effects
 
 
 def _verify(mm: Mm, event: SegmentsLoaded, now_ns: int) -> None:

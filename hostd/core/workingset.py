@@ -31,13 +31,14 @@ def refault(pages: Pages, group: MemoryGroup, key: int) -> None:
         return
     pages.shadow[key] = _NONE
     stat = group.stat
-    stat["workingset_refault_anon"] += 1
+    refaulted, activated, restored = group.refaults
+    stat[refaulted] += 1
     _inactive, active = group.lists.sizes()
     if group.age - (shadow >> 1) > active:
         return
     pages.flags[key] |= ACTIVE
     group.age += 1
-    stat["workingset_activate_anon"] += 1
+    stat[activated] += 1
     if shadow & 1:
         pages.flags[key] |= WORKINGSET
-        stat["workingset_restore_anon"] += 1
+        stat[restored] += 1

@@ -19,6 +19,8 @@ _SMALL: dict[str, Any] = {
     "host.reserve_frames": 256,
 }
 _NVME = {**_SMALL, "swap.device": "nvme"}
+FAULTS_ONLY: dict[str, Any] = {**_NVME, "bench.work_threads": 0}
+"""Four vCPUs that do nothing but fault."""
 
 
 def _run(mode: str, overrides: dict[str, Any]) -> tuple[RunResult, float]:

@@ -76,7 +76,8 @@ class FakeShell:
 
     def load(self, vm: int, pages: int) -> None:
         """Populate the first ``pages`` pages of ``vm``."""
-        for effect in self.core.step(SegmentsLoaded(vm, (Segment(0, pages),)), self.now_ns):
+        segments = (Segment(0, pages),) if pages else ()
+        for effect in self.core.step(SegmentsLoaded(vm, segments), self.now_ns):
             self._carry_out(effect)
 
     def enqueue(self, vcpu: int, gfn: int, write: bool, blocking: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -9,8 +12,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from apf.chance import Stream
 from apf.messages import GupVariant
 from apf.scenario import Costs
+from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
+from hostd.core.readahead import KernelReadahead, NoReadahead, Readahead, StrideReadahead, SwapFault
+from hostd.core.userfault import UserfaultConfig
 from tests.property.host_shell import FakeShell
 
 GUEST_PAGES = 24
@@ -28,10 +34,34 @@ PROFILE = DeviceProfile(
 )
 
 
-def config(gup: GupVariant, limits: tuple[int, ...], reserve: int, window_ns: int, seed: int = 1) -> HostConfig:
+HANDLERS = UserfaultConfig(handlers=2, service_ns=30_000)
+
+
+def config(
+    gup: GupVariant,
+    limits: tuple[int, ...],
+    reserve: int,
+    window_ns: int,
+    profile: DeviceProfile,
+    readahead: type[Readahead],
+    backings: tuple[Backing, ...],
+) -> HostConfig:
     """A host of small VMs with two vCPUs each."""
-    vms = tuple(VmConfig(GUEST_PAGES, limit, 2) for limit in limits)
-    return HostConfig(seed, gup, Costs(), window_ns, vms, PROFILE, reserve)
+    vms = tuple(
+        VmConfig(GUEST_PAGES, limit, 2, backing=backing, userfault=HANDLERS)
+        for limit, backing in zip(limits, backings, strict=True)
+    )
+    return HostConfig(1, gup, Costs(), window_ns, vms, profile, reserve, readahead=readahead, page_cluster=2)
+
+
+class WildReadahead(Readahead):
+    """Wants pages all over the host, twice, and some that there are not."""
+
+    def window(self, fault: SwapFault) -> list[int]:
+        """See ``Readahead``."""
+        others = [*range(fault.key % 5, 2 * GUEST_PAGES, 5)] * 2 + [-1, 1000]
+        others = [key for key in others if key != fault.key]
+        return [*others[::2], fault.key, *others[1::2]]
 
 
 class HostMemory(RuleBasedStateMachine):
@@ -42,13 +72,28 @@ class HostMemory(RuleBasedStateMachine):
         limits=st.tuples(st.integers(1, 20), st.integers(1, 20)),
         reserve=st.integers(1, 12),
         window_ns=st.sampled_from([2_000, 20_000, 150_000]),
-        loaded=st.integers(0, GUEST_PAGES),
+        rotates=st.booleans(),
+        readahead=st.sampled_from([KernelReadahead, NoReadahead, StrideReadahead, WildReadahead]),
+        backings=st.tuples(*[st.sampled_from(list(BACKINGS.values()))] * 2),
+        loaded=st.tuples(st.integers(0, GUEST_PAGES), st.integers(0, GUEST_PAGES)),
     )
-    def boot(self, gup: GupVariant, limits: tuple[int, int], reserve: int, window_ns: int, loaded: int) -> None:
-        """Start a host, the first VM with some pages loaded."""
-        self.shell = FakeShell(config(gup, limits, reserve, window_ns))
-        if loaded:
-            self.shell.load(0, loaded)
+    def boot(
+        self,
+        gup: GupVariant,
+        limits: tuple[int, int],
+        reserve: int,
+        window_ns: int,
+        rotates: bool,
+        readahead: type[Readahead],
+        backings: tuple[Backing, Backing],
+        loaded: tuple[int, int],
+    ) -> None:
+        """Start a host, its VMs with some pages loaded."""
+        profile = PROFILE if rotates else replace(PROFILE, rotation_ns=0)
+        self.shell = FakeShell(config(gup, limits, reserve, window_ns, profile, readahead, backings))
+        for vm, pages in enumerate(loaded):
+            if pages or backings[vm].starts_missing:
+                self.shell.load(vm, pages)
 
     @rule(
         vcpu=st.integers(0, 3),
@@ -78,14 +123,17 @@ class HostMemory(RuleBasedStateMachine):
 
 
 TestHostMemory = HostMemory.TestCase
-TestHostMemory.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+TestHostMemory.settings = settings(max_examples=120, stateful_step_count=25, deadline=None, derandomize=True)
 
 
-def thrash(gup: GupVariant, seed: int) -> FakeShell:
+def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
     """Some thousand accesses, half of them to a few hot pages, by eight vCPUs to twice the memory there is."""
     pages = (100, 24, 24, 24)
-    vms = tuple(VmConfig(size, limit, 2) for size, limit in zip(pages, (60, 9, 12, 5), strict=True))
-    shell = FakeShell(HostConfig(seed, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=8))
+    limits = (60, 9, 12, 5)
+    vms = tuple(VmConfig(size, limit, 2, backing=backing) for size, limit in zip(pages, limits, strict=True))
+    shell = FakeShell(
+        HostConfig(seed, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=8, readahead=KernelReadahead)
+    )
     shell.check_each_step = False
     shell.load(0, 100)
     chance = Stream(seed, "thrash")
@@ -107,3 +155,24 @@ def test_thrashing_ends_with_every_byte_right_and_the_same_digest_every_time() -
             assert shell.core.counters[name], f"{gup.name}: the test no longer covers {name}"
         assert shell.core.journal.digest() == thrash(gup, 7).core.journal.digest()
     assert thrash(GupVariant.NOIO, 8).core.journal.digest() != thrash(GupVariant.NOIO, 7).core.journal.digest()
+
+
+@pytest.mark.parametrize(
+    ("backing", "names"),
+    [
+        (ANON, ("pswpin", "pswpout", "swap_ra", "swap_ra_hit", "workingset_refault_anon", "swap_dropped_clean")),
+        (FILE, ("pgmajfault", "swap_dropped_clean", "nr_vmscan_write", "workingset_refault_file")),
+        (MEMFD, ("pswpin", "pswpout", "swap_ra", "swap_ra_hit", "workingset_refault_anon")),
+        (USERFAULT, ("userfault_event", "pswpin", "pswpout", "swap_ra")),
+    ],
+)
+def test_thrashing_loses_no_byte_whatever_memory_is_made_of(backing: Backing, names: tuple[str, ...]) -> None:
+    for gup in GupVariant:
+        shell = thrash(gup, 7, backing)
+        for name in names:
+            assert shell.core.counters[name], f"{gup.name}: the test no longer covers {name}"
+        if backing is FILE:
+            counters = shell.core.counters
+            assert counters["pswpin"] == counters["pswpout"] == counters["swap_ra"] == 0
+        if backing is MEMFD:
+            assert shell.core.counters["wp_fault"] == 0, "shared memory is mapped writable"

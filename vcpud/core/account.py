@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from enum import Enum
-
+from apf.core import Kind
 from apf.messages import Account
 
 
-class Cause(Enum):
+class Cause(Kind):
     """Cause of vCPU time, in the words of the bench's table."""
 
     COUNTING = "counting"  # a counting task ran

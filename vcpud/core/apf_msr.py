@@ -22,8 +22,8 @@ The ready slot is the token word in guest memory together with ``pageready_pendi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
+from apf.core import Kind
 from apf.messages import (
     APF_FLAGS_OFFSET,
     APF_TOKEN_OFFSET,
@@ -46,7 +46,7 @@ FIRST_VECTOR = 16
 """Vectors below are exceptions; the local APIC never delivers them as interrupts (apic_has_interrupt_for_ppr)."""
 
 
-class Outcome(Enum):
+class Outcome(Kind):
     """What a write of an MSR has led to."""
 
     GP = "#GP"
@@ -56,7 +56,7 @@ class Outcome(Enum):
     ACKNOWLEDGED = "acknowledged"
 
 
-class SlotState(Enum):
+class SlotState(Kind):
     """The ready slot: (token word, pageready_pending)."""
 
     FREE = "FREE(0,0)"
@@ -65,7 +65,7 @@ class SlotState(Enum):
     LEFT = "LEFT(t,0)"  # by a snapshot, or by a guest that acknowledges before it stores 0
 
 
-class SlotEvent(Enum):
+class SlotEvent(Kind):
     """What happens to the ready slot."""
 
     DELIVERED = "page ready delivered"

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 
+from apf.core import Kind
+from apf.messages import NEVER_NS
 from apf.rules import Rule, Table
 
 ASYNC_PF_PER_VCPU = 64
@@ -26,7 +27,7 @@ _TOKEN_ID_SHIFT = 12
 _TOKEN_ID_MASK = (1 << 20) - 1
 
 
-class ItemState(Enum):
+class ItemState(Kind):
     """Where a work item is."""
 
     FREE = "FREE"
@@ -38,7 +39,7 @@ class ItemState(Enum):
     PRESENT = "PRESENT"  # page ready goes out, if it is to
 
 
-class ItemEvent(Enum):
+class ItemEvent(Kind):
     """What happens to a work item."""
 
     SETUP = "setup"
@@ -69,6 +70,7 @@ TABLE: Table[ItemState, ItemEvent] = Table(
     Rule(_S.PRESENT, _E.DELIVERED, _S.FREE, "X:kvm_arch_async_page_present"),
     Rule(_S.PRESENT, _E.CLEARED, _S.FREE, "A:kvm_clear_async_pf_completion_queue"),
 )
+_AFTER = TABLE.transitions
 _LIVE = (_S.LISTED, _S.PENDING, _S.RUNNING)
 NO_GFN = -1
 
@@ -92,7 +94,7 @@ class WorkItem:
 
     def move(self, event: ItemEvent) -> None:
         """Take one transition of the table."""
-        after = TABLE.after(self.state, event)
+        after = _AFTER.get((self.state, event))
         if after is None:
             raise AssertionError(f"async_pf item {self.token:#x} (gfn {self.gfn:#x}): {event} while {self.state}")
         self.state = after
@@ -108,7 +110,8 @@ class AsyncPfQueue:
         self.queue: list[WorkItem] = []
         self.done: deque[WorkItem] = deque()
         self._by_gfn: dict[int, WorkItem] = {}
-        self._next_ns: int | None = None
+        self.next_ns = NEVER_NS
+        """When the next worker is done."""
 
     def __len__(self) -> int:
         return len(self.queue)
@@ -164,11 +167,11 @@ class AsyncPfQueue:
 
     def next_done_ns(self) -> int | None:
         """When the next worker is done, or None."""
-        return self._next_ns
+        return None if self.next_ns == NEVER_NS else self.next_ns
 
     def advance(self, now_ns: int) -> bool:
         """Let workers run up to ``now_ns``; True if the first item came into an empty ``done`` (E22)."""
-        if self._next_ns is None or self._next_ns > now_ns:
+        if self.next_ns > now_ns:
             return False
         finished = [item for item in self.queue if item.state in _LIVE and item.ready_at_ns <= now_ns]
         first = not self.done
@@ -214,7 +217,7 @@ class AsyncPfQueue:
 
     def _settle(self) -> None:
         waiting = (item.ready_at_ns for item in self.queue if item.state in (ItemState.PENDING, ItemState.RUNNING))
-        self._next_ns = min(waiting, default=None)
+        self.next_ns = min(waiting, default=NEVER_NS)
 
     def check(self) -> None:
         """Assert the queue's invariants."""

@@ -7,13 +7,11 @@ goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReaso
 
 from __future__ import annotations
 
-from enum import Enum
-
-from apf.core import message
+from apf.core import Kind, message
 from apf.messages import Access, AddressSpace, Dispatch, FaultMet, HostReply, HostRequest, Sample, Trap
 
 
-class ExitCause(Enum):
+class ExitCause(Kind):
     """Why the CPU left guest mode."""
 
     BUDGET = "budget"  # the budget of instructions is used up

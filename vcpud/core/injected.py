@@ -8,12 +8,12 @@ only says when.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
+from apf.core import Kind
 from apf.messages import NEVER_NS
 
 
-class Injected(Enum):
+class Injected(Kind):
     """What is injected; the scenario's words."""
 
     LOST_READY = "lost_ready"
@@ -59,6 +59,8 @@ class Injections:
     def __init__(self, injections: tuple[Injection, ...]) -> None:
         self._timed: list[tuple[int, Injected]] = []
         self._counted: list[_Counted] = []
+        self.next_ns = NEVER_NS
+        """When the next one that is bound to a moment is due."""
         self.add(injections)
 
     def add(self, injections: tuple[Injection, ...]) -> None:
@@ -67,19 +69,23 @@ class Injections:
         self._timed += [(one.at_ns + one.for_ns, _END[one.what]) for one in injections if one.what in _END]
         self._timed.sort(key=lambda pair: pair[0])
         self._counted += [_Counted(one) for one in injections if one.what in OF_EVENTS]
+        self._settle()
 
-    @property
-    def next_ns(self) -> int:
-        """When the next one that is bound to a moment is due."""
-        return self._timed[0][0] if self._timed else NEVER_NS
+    def _settle(self) -> None:
+        self.next_ns = self._timed[0][0] if self._timed else NEVER_NS
 
     def due(self, now_ns: int) -> Injected | None:
         """Take one that is due."""
-        return self._timed.pop(0)[1] if self.next_ns <= now_ns else None
+        if self.next_ns > now_ns:
+            return None
+        _, what = self._timed.pop(0)
+        self._settle()
+        return what
 
     def follow(self, at_ns: int, what: Injected) -> None:
         """Something that was injected has a second part."""
         self._timed.insert(0, (at_ns, what))
+        self._settle()
 
     def hits(self, what: Injected, now_ns: int) -> bool:
         """An event of this kind happens; whether it is hit."""

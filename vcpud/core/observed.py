@@ -30,16 +30,20 @@ from apf.histogram import Histogram
 from apf.messages import FaultKind
 from apf.stats import HISTOGRAMS
 
-_LATENCY = {FaultKind.MINOR: "latency_minor", FaultKind.MAJOR: "latency_major", FaultKind.ASYNC: "latency_async"}
+_LATENCIES = ("latency_minor", "latency_major", "latency_async")
+"""By FaultKind."""
 
 
 class Observed:
     """Counts of one vCPU, in histograms of its own or in those given."""
 
-    __slots__ = ("_began_ns", "_histograms", "_items", "_place", "_raised_ns", "sync_disabled", "work")
+    __slots__ = (
+        *("_began_ns", "_histograms", "_items", "_place", "_raised_ns", "sync_disabled", "work"),
+        *("_host", "_latency", "_wait"),
+    )
 
     def __init__(self, histograms: Mapping[str, Histogram] | None = None) -> None:
-        self._histograms = dict(histograms) if histograms else {name: Histogram() for name in HISTOGRAMS}
+        self.share(histograms or {name: Histogram() for name in HISTOGRAMS})
         self._place: tuple[int, int, int] | None = None  # gfn, task, retired of the fault that is under way
         self._began_ns = 0
         self._raised_ns = 0
@@ -51,6 +55,9 @@ class Observed:
     def share(self, histograms: Mapping[str, Histogram]) -> None:
         """Count into ``histograms`` from now on. Before the first fault."""
         self._histograms = dict(histograms)
+        # Of every fault:
+        self._latency = tuple(histograms[name] for name in _LATENCIES)
+        self._host, self._wait = histograms["stage_host"], histograms["stage_wait"]
 
     def raised(self, gfn: int, task: int, retired: int, now_ns: int) -> None:
         """An EPT violation of user code."""
@@ -61,13 +68,14 @@ class Observed:
 
     def mapped(self, kind: FaultKind, stall_ns: int, at_ns: int) -> None:
         """Hostd mapped the page; the vCPU goes on at ``at_ns``, having slept ``stall_ns``."""
-        of = self._histograms
-        stall_ns = min(stall_ns, at_ns - self._raised_ns)
-        of[_LATENCY[kind]].observe(at_ns - self._began_ns)
-        self._retried(self._raised_ns - self._began_ns)
-        of["stage_host"].observe(at_ns - self._raised_ns - stall_ns)
+        raised_ns, began_ns = self._raised_ns, self._began_ns
+        stall_ns = min(stall_ns, at_ns - raised_ns)
+        self._latency[kind].observe(at_ns - began_ns)
+        if raised_ns != began_ns:
+            self._retried(raised_ns - began_ns)
+        self._host.observe(at_ns - raised_ns - stall_ns)
         if stall_ns:
-            of["stage_wait"].observe(stall_ns)
+            self._wait.observe(stall_ns)
         self._place = None
 
     def in_progress(self, token: int, at_ns: int, ready_ns: int) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
+from apf.core import Kind
 from apf.messages import ApfMode
 from apf.scenario import Costs
 from vcpud.core.injected import Injection
 
 
-class State(Enum):
+class State(Kind):
     """What the vCPU is doing, or whose answer it waits for."""
 
     NEW = "new"
@@ -60,6 +60,8 @@ TRANSITIONS: dict[State, tuple[State, ...]] = {
     _S.STOPPING: (_S.FINISHED,),
     _S.FINISHED: (),
 }
+ALLOWED = {state: frozenset(after) for state, after in TRANSITIONS.items()}
+"""The same, to be asked at every step."""
 
 
 @dataclass(slots=True)

@@ -10,12 +10,11 @@ ever RUNNABLE and waiting: steal is 0 (E49).
 
 from __future__ import annotations
 
-from enum import Enum
-
+from apf.core import Kind
 from apf.rules import Rule, Table
 
 
-class ThreadState(Enum):
+class ThreadState(Kind):
     """Where the thread is."""
 
     GUEST = "GUEST"  # in guest mode, or in an exit on its way back
@@ -24,7 +23,7 @@ class ThreadState(Enum):
     HLT = "HLT"  # the guest has nothing to do
 
 
-class ThreadEvent(Enum):
+class ThreadEvent(Kind):
     """What moves it."""
 
     MAPPED = "fault, mapped quickly"
@@ -54,6 +53,8 @@ TABLE: Table[ThreadState, ThreadEvent] = Table(
     Rule(_S.HLT, _E.DONE, _S.GUEST, "X:kvm_arch_async_page_present (mp_state RUNNABLE)"),
 )
 
+_AFTER = TABLE.transitions
+
 
 class Thread:
     """One vCPU thread."""
@@ -65,7 +66,7 @@ class Thread:
 
     def move(self, event: ThreadEvent) -> None:
         """Take one transition of the table."""
-        after = TABLE.after(self.state, event)
+        after = _AFTER.get((self.state, event))
         if after is None:
             raise AssertionError(f"vCPU thread: {event} while {self.state}")
         self.state = after

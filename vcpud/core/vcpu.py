@@ -122,12 +122,14 @@ from vcpud.core.effects import (
 from vcpud.core.injected import Injected, Injection, Injections
 from vcpud.core.observed import Observed
 from vcpud.core.sampler import Sampler
-from vcpud.core.state import TRANSITIONS, State, VcpuConfig, VcpuCounters
+from vcpud.core.state import ALLOWED, TRANSITIONS, State, VcpuConfig, VcpuCounters
 from vcpud.core.thread import Thread, ThreadEvent, ThreadState
 
 REASON_NOT_PRESENT = 1
 REASON_READY = 2
 _STORY = 32
+_ACCESSES, _MODES, _KINDS = (tuple(one.name for one in kind) for kind in (Access, FaultMode, FaultKind))
+"""Names by number: asking a member of an enum for its name is a call."""
 _TOKEN_BYTES = 4
 _NO_TOKEN = bytes(_TOKEN_BYTES)
 _LEFT_TOKEN = 0xFFFFE
@@ -213,14 +215,12 @@ class VcpuCore:
         """Take one event; see ``effects`` for what comes back."""
         assert now_ns >= self.now_ns, f"time went back: {self.now_ns} -> {now_ns}\n{self.story()}"
         match event:
-            case Attached():
-                return self._ask_guest(Booted(), State.TRAP)
             case GuestExited():
                 return self._guest_exited(event, now_ns)
-            case HostReplied(reply=reply):
-                return self._host_replied(reply)
-            case GuestReplied(dispatch=dispatch):
-                return self._dispatched(dispatch)
+            case HostReplied():
+                return self._host_replied(event.reply)
+            case GuestReplied():
+                return self._dispatched(event.dispatch)
             case TimeReached():
                 return self._time_reached(now_ns)
             case ReasonRead(reason=reason):
@@ -233,6 +233,8 @@ class VcpuCore:
                 return self._shadow_filled(done)
             case InterruptPosted():
                 return self._interrupt_posted(event, now_ns)
+            case Attached():
+                return self._ask_guest(Booted(), State.TRAP)
             case _:
                 assert_never(event)
 
@@ -275,7 +277,7 @@ class VcpuCore:
         return self._resume if self.state in (State.KERNEL_FAULT, State.RETRY) else self.state
 
     def _move(self, state: State) -> None:
-        if state not in TRANSITIONS[self.state]:
+        if state not in ALLOWED[self.state]:
             raise AssertionError(
                 f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}"
             )
@@ -308,12 +310,14 @@ class VcpuCore:
 
     def _enter(self) -> list[Effect]:
         """vcpu_enter_guest: deliver what is due, in KVM's order, or let the guest run."""
-        if self.now_ns >= self._end_ns:
+        now_ns = self.now_ns
+        if now_ns >= self._end_ns:
             return self._ask_guest(Stopped(), State.STOPPING)
-        if (what := self._injections.due(self.now_ns)) is not None:
+        if (what := self._injections.due(now_ns)) is not None:
             return self._inject_fault(what)
-        self._advance()
-        if self._apf_ready or (self._config.mode is ApfMode.PV2010 and self.async_pf.done):
+        if self.async_pf.next_ns <= now_ns:
+            self._advance()
+        if self._apf_ready or (self.async_pf.done and self._config.mode is ApfMode.PV2010):
             return self._check_completion()
         if self._irr and self.msrs.lapic_enabled:
             return self._take_ready()
@@ -323,30 +327,30 @@ class VcpuCore:
             return [self._inject(REASON_READY)]
         if self._interrupt:
             return self._take_interrupt()
-        if self.now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
+        if now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
             # The profile's timer and the tick are hrtimers of one base (hrtimer_interrupt): a sample that is due with
             # the tick, or was missed with it in a stall, sees what that one interrupt has interrupted.
             self._end_halt(ThreadEvent.INTERRUPT)
             if self._at is State.COPY:
-                self._sampler.in_kernel(self.now_ns, KernelPath.SYSCALL)
+                self._sampler.in_kernel(now_ns, KernelPath.SYSCALL)
             else:
-                self._sampler.in_task(self.now_ns, self._dispatch.task, self._rip)
+                self._sampler.in_task(now_ns, self._dispatch.task, self._rip)
             self._sampled()
             return self._enter()
-        if self.now_ns >= self._next_tick_ns:
+        if now_ns >= self._next_tick_ns:
             return self._tick()
-        if self.now_ns >= self._dispatch.timer_ns:
+        if now_ns >= self._dispatch.timer_ns:
             return self._timer()
         return self._run()
 
     def _run(self) -> list[Effect]:
         """Nothing is due: guest mode, HLT, or the APF halt."""
-        done_ns = self.async_pf.next_done_ns()
+        done_ns = self.async_pf.next_ns
         until_ns = min(self._next_tick_ns, self._dispatch.timer_ns, self._end_ns, self._injections.next_ns)
         if self._halted or self._at is State.IDLE:
-            until_ns = min(until_ns, NEVER_NS if done_ns is None else done_ns)  # __kvm_vcpu_wake_up
-        elif done_ns is not None and not self.async_pf.done and not self.msrs.pageready_pending:
-            until_ns = min(until_ns, done_ns)  # the kick of kvm_arch_async_page_present_queued (E22)
+            until_ns = min(until_ns, done_ns)  # __kvm_vcpu_wake_up
+        elif done_ns < until_ns and not self.async_pf.done and not self.msrs.pageready_pending:
+            until_ns = done_ns  # the kick of kvm_arch_async_page_present_queued (E22)
         if self._halted:
             if self.state is not State.HALTED:
                 self._move(State.HALTED)
@@ -515,7 +519,8 @@ class VcpuCore:
         work = self.async_pf.next_token() if mode is FaultMode.NOWAIT else 0
         self.observed.raised(gfn, self._dispatch.task, self.retired, self.now_ns)
         place = (self._dispatch.task, self.retired)
-        self.journal.record(self.now_ns, "page_fault", gfn, access.name, mode.name, work, *place)
+        how = (_ACCESSES[access], _MODES[mode])
+        self.journal.record(self.now_ns, "page_fault", gfn, *how, work, *place)
         self._fault_gfn = gfn
         self._move(State.FAULT)
         return [self._ask_host(gfn, access, mode, work)]
@@ -606,7 +611,7 @@ class VcpuCore:
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
-        self.journal.record(self.now_ns, "mapped", reply.gfn, reply.kind.name, reply.stall_ns)
+        self.journal.record(self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns)
         if prefault:
             assert self._item is not None
             self.observed.prefaulted(self._item.token, reply.at_ns)

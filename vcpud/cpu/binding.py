@@ -26,9 +26,6 @@ def _function(name: str, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(ctypes.c_int, *arguments)((name, uclib))
 
 
-emu_start = _function(
-    "uc_emu_start", *(ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_size_t)
-)
 reg_read = _function("uc_reg_read", ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 reg_write = _function("uc_reg_write", ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 reg_read_batch = _function("uc_reg_read_batch", ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
@@ -58,3 +55,8 @@ def add_hook(uc: Any, kind: int, function: int | None, user_data: int, instructi
     error = uclib.uc_hook_add(*arguments)
     if error != unicorn_const.UC_ERR_OK:
         raise OSError(f"uc_hook_add of kind {kind}: Unicorn error {error}")
+
+
+def entry_of(address: int) -> Any:
+    """The native function ``int(uc_engine *, state)`` at ``address``, to be called without the GIL."""
+    return ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address)

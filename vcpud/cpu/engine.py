@@ -48,7 +48,7 @@ from vcpud.cpu.ruler import Ruler
 from vcpud.cpu.shadow import Shadow
 from vcpud.cpu.user_mode import new_user_cpu
 
-# Plain integers for the hot path: an enum member takes as long to look up as a word to read.
+# Plain names for the hot path: an enum member takes as long to look up as a word to read.
 _ACCESS = int(Word.ACCESS)
 _ADDRESS = int(Word.ADDRESS)
 _BASE_NS = int(Word.BASE_NS)
@@ -58,10 +58,11 @@ _EXTENTS = int(Word.EXTENTS)
 _EXTENTS_COUNT = int(Word.EXTENTS_COUNT)
 _GFN = int(Word.GFN)
 _LAST_BLOCK = int(Word.LAST_BLOCK)
-_NEXT_CHECK = int(Word.NEXT_CHECK)
 _OVERLAY = int(Word.OVERLAY)
 _REASON = int(Word.REASON)
 _RETIRED = int(Word.RETIRED)
+_RIP = int(Word.RIP)
+_STALE_TLB = int(Word.STALE_TLB)
 _STOP_AT = int(Word.STOP_AT)
 _TAG = int(Word.TAG)
 _VECTOR = int(Word.VECTOR)
@@ -78,6 +79,8 @@ _ACCESS_OF = {
     unicorn_const.UC_MEM_WRITE: Access.WRITE,
     unicorn_const.UC_MEM_FETCH: Access.EXEC,
 }
+_READ, _EXEC = Access.READ, Access.EXEC
+_BUDGET, _EPT_VIOLATION = ExitCause.BUDGET, ExitCause.EPT_VIOLATION
 _PAGE_FAULT_VECTOR = 14
 _UNDEFINED_OPCODE_VECTOR = 6
 _NO_BLOCK = -1
@@ -85,6 +88,7 @@ _REMEMBERED = 4096
 _OFFSET_MASK = PAGE_SIZE - 1
 _KEY_MASK = (1 << 64) - 1
 
+_enter = binding.entry_of(hooks.enter.address)
 
 __all__ = ("Engine", "EngineError", "Exit", "ExitCause", "Publisher")
 
@@ -105,18 +109,19 @@ class Engine:
         self._bytes = memory.frames.data.cast("B")
         self._shared: npt.NDArray[np.int64] = np.zeros(hooks.WORDS, np.int64)
         self._words = self._shared[: hooks.TABLE_START].data
-        self._blocks = self._shared[hooks.TABLE_START :]
+        self._table = self._shared[hooks.TABLE_START :]
+        self._blocks = self._table.data
+        self._state = self._shared.ctypes.data
         self._seen: npt.NDArray[np.int64] = np.zeros(memory.geometry.frames, np.int64)
         self._spaces: dict[int, tuple[AddressSpace, npt.NDArray[np.int64]]] = {}
         self._space: AddressSpace | None = None
         self._ruler = Ruler()
         self._cut_short: dict[tuple[int, int, int], int] = {}
         self._fill_words(cpu_mips, publish)
-        self._rip = ctypes.c_uint64()
-        self._rip_address = ctypes.addressof(self._rip)
+        self._rip = self._shared[_RIP : _RIP + 1].view(np.uint64).data
+        self._rip_address = self._state + 8 * _RIP
         self._flags = ctypes.c_uint64()
         self._flags_address = ctypes.addressof(self._flags)
-        self._tlb_empty = True
         self._uc: Any = self._new_cpu()
         self._handle = binding.handle_of(self._uc)
         self._registers = RegisterFile(self._handle)
@@ -147,7 +152,7 @@ class Engine:
         uc.mem_map_ptr(0, frames << PAGE_SHIFT, unicorn_const.UC_PROT_ALL, self._memory.address)
         uc.ctl_exits_enabled(True)  # with no exit set: only hooks end a run, and no address is special
         uc.ctl_set_tlb_mode(unicorn_const.UC_TLB_VIRTUAL)
-        state = self._shared.ctypes.data
+        state = self._state
         binding.add_hook(uc, unicorn_const.UC_HOOK_BLOCK, hooks.ON_BLOCK, state)
         binding.add_hook(uc, unicorn_const.UC_HOOK_TLB_FILL, hooks.on_fill.address, state)
         binding.add_hook(uc, unicorn_const.UC_HOOK_INTR, hooks.on_interrupt.address, state)
@@ -170,7 +175,7 @@ class Engine:
     @property
     def rip(self) -> int:
         """Where the task that runs goes on."""
-        return self._rip.value
+        return self._rip[0]
 
     # Address spaces and mappings ------------------------------------------------------------------------------------
 
@@ -233,16 +238,14 @@ class Engine:
         """Forget all translated code, and what was learned from it."""
         binding.control(self._handle, binding.TB_FLUSH)
         # The TLB too: a page that stayed in it would be translated again without a fill that notes its generation.
-        self._tlb_empty = False
         self._flush_tlb()
         self._words[_EPOCH] += 1
-        self._blocks.fill(0)
+        self._table.fill(0)
         self._cut_short.clear()
 
     def _flush_tlb(self) -> None:
-        if not self._tlb_empty:
-            binding.control(self._handle, binding.TLB_FLUSH)
-            self._tlb_empty = True
+        """Before the next run: nobody but the guest looks into the TLB."""
+        self._words[_STALE_TLB] = 1
 
     def _mapping(self, gfn: int) -> int:
         return int(self._overlay[gfn]) or int(self._ept[gfn])
@@ -251,7 +254,7 @@ class Engine:
 
     def load_registers(self, registers: bytes) -> None:
         """Make ``registers`` (see ``apf.registers``) the task that runs."""
-        self._rip.value = self._registers.load(registers)
+        self._rip[0] = self._registers.load(registers)
 
     def save_registers(self) -> bytes:
         """The registers of the task that runs."""
@@ -265,48 +268,43 @@ class Engine:
         """
         words = self._words
         start = words[_RETIRED]
-        stop_at = words[_STOP_AT] = start + max(1, min(budget, NEVER_NS))
+        words[_STOP_AT] = start + (min(budget, NEVER_NS) if budget > 1 else 1)
         words[_BASE_NS] = base_ns
         while True:
-            rip_before, retired_before = self._rip.value, words[_RETIRED]
-            words[_LAST_BLOCK] = _NO_BLOCK
-            words[_REASON] = _R_NONE
-            words[_NEXT_CHECK] = min(stop_at, retired_before + hooks.PUBLISH_INTERVAL)
-            self._tlb_empty = False
-            error = binding.emu_start(self._handle, rip_before, 0, 0, 0)
-            binding.reg_read(self._handle, x86_const.UC_X86_REG_RIP, self._rip_address)
+            rip_before, retired_before = words[_RIP], words[_RETIRED]
+            error = _enter(self._handle, self._state)
             exit_ = self._exit(error, start)
             if exit_ is not None:
                 return exit_
             if words[_REASON] == _R_STALE_CODE:
                 self.flush_translations()
-            elif words[_RETIRED] == retired_before and self._rip.value == rip_before:
-                raise EngineError(f"no progress at {rip_before:#x}, Unicorn error {error}")
+            elif words[_RETIRED] == retired_before and words[_RIP] == rip_before:
+                raise EngineError(f"no progress at {self.rip:#x}, Unicorn error {error}")
 
     def _exit(self, error: int, start: int) -> Exit | None:
         """What the guest's stop means to the caller; None if the engine can go on by itself."""
         words = self._words
         reason = words[_REASON]
-        rip = self._rip.value
+        rip = self._rip[0]
         if reason == _R_BUDGET:
-            return Exit(ExitCause.BUDGET, words[_RETIRED] - start, 0, Access.READ, 0, 0, rip)
+            return Exit(_BUDGET, words[_RETIRED] - start, 0, _READ, 0, 0, rip)
         if reason in (_R_EPT_VIOLATION, _R_PAGE_FAULT):
             access = _ACCESS_OF[words[_ACCESS]]
-            if access is not Access.EXEC:  # a fetch fails between blocks
+            if access is not _EXEC:  # a fetch fails between blocks
                 self._uncount(rip)
             address = words[_ADDRESS]
             retired = words[_RETIRED] - start
             if reason == _R_EPT_VIOLATION:
-                return Exit(ExitCause.EPT_VIOLATION, retired, words[_GFN], access, address, 0, rip)
+                return Exit(_EPT_VIOLATION, retired, words[_GFN], access, address, 0, rip)
             return Exit(ExitCause.EXCEPTION, retired, 0, access, address & _KEY_MASK, _PAGE_FAULT_VECTOR, rip)
         if reason == _R_SYSCALL:
             self._note_return(rip)
-            return Exit(ExitCause.SYSCALL, words[_RETIRED] - start, 0, Access.READ, 0, 0, rip)
+            return Exit(ExitCause.SYSCALL, words[_RETIRED] - start, 0, _READ, 0, 0, rip)
         if reason == _R_INTERRUPT or error == unicorn_const.UC_ERR_INSN_INVALID:
             vector = words[_VECTOR] if reason == _R_INTERRUPT else _UNDEFINED_OPCODE_VECTOR
             self._uncount(rip)
             self._forget_exception()
-            return Exit(ExitCause.EXCEPTION, words[_RETIRED] - start, 0, Access.READ, 0, vector, rip)
+            return Exit(ExitCause.EXCEPTION, words[_RETIRED] - start, 0, _READ, 0, vector, rip)
         if reason == _R_NONE and error != unicorn_const.UC_ERR_OK:
             raise EngineError(f"Unicorn error {error} at {rip:#x}")
         return None
@@ -348,7 +346,7 @@ class Engine:
     def _block_size(self, block: int) -> tuple[int, int]:
         """(instructions, bytes) of a block the hook has counted."""
         row = (block & (hooks.TABLE_ROWS - 1)) * 2
-        sizes = int(self._blocks[row + 1])
+        sizes = self._blocks[row + 1]
         return sizes & 0xFFFFFFFF, sizes >> 32
 
     def _code(self, gva: int, size: int) -> bytes:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
+from apf.core import message
 from apf.messages import Access
 from vcpud.core.effects import ExitCause
 
@@ -13,7 +11,8 @@ class EngineError(Exception):
     """Unicorn stopped for a reason that no guest can cause."""
 
 
-class Exit(NamedTuple):
+@message
+class Exit:
     """One exit from user code. ``retired`` counts the instructions of this ``run()``, exactly.
 
     EPT_VIOLATION: ``gfn``, ``access``, ``address`` (page). EXCEPTION: ``vector``, and for vector 14 ``access`` and
@@ -29,7 +28,7 @@ class Exit(NamedTuple):
     rip: int
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class Publisher:
     """Where a running vCPU's clock goes: ``slot`` of the clock page mapped at ``page_address``."""
 

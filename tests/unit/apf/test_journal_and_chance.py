@@ -58,6 +58,16 @@ def test_splitmix64_as_published() -> None:
     assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
 
+@given(seed=st.integers(0, 1 << 62), index=st.integers(0, 1 << 40))
+def test_draws_in_blocks_are_the_mixed_counter(seed: int, index: int) -> None:
+    stream = Stream(seed, "x")
+    stream.index = index
+    key = stream_key(seed, "x")
+    assert [stream.next_u64() for _ in range(3)] == [
+        mix64(key + (number + 1) * 0x9E3779B97F4A7C15) for number in range(index, index + 3)
+    ]
+
+
 def test_a_draw_is_a_function_of_its_index() -> None:
     one, other = Stream(7, "device.read"), Stream(7, "device.read")
     first = [one.next_u64() for _ in range(100)]

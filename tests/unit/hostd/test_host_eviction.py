@@ -115,7 +115,7 @@ def test_few_and_many_accessed_and_dirty_frames_do_the_same(new_rig: NewRig, cou
     pages = rig.core._mm.pages
     for gfn in range(first, 256):
         pages.flags[gfn] &= ~DIRTY
-        pages.slot[gfn] = rig.core._mm.swap.allocate()
+        pages.slot[gfn] = rig.core._mm.swap.allocate(gfn)
         pages.ept[gfn] &= ~EPT_WRITE
     rig.border(WINDOW_NS, accessed=list(range(count)), dirty=list(range(count)))
     assert bytes(rig.core._mm.frames.young[: count + 1]) == b"\1" * count + b"\0"

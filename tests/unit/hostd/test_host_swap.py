@@ -11,20 +11,20 @@ from hostd.core.swap import NO_SLOT, SwapArea
 
 def test_slots_ascend_skip_used_ones_and_wrap() -> None:
     swap = SwapArea(4)
-    assert [swap.allocate() for _ in range(4)] == [0, 1, 2, 3]
+    assert [swap.allocate(7) for _ in range(4)] == [0, 1, 2, 3]
     swap.free(1)
     swap.free(3)
-    assert [swap.allocate(), swap.allocate()] == [1, 3]
+    assert [swap.allocate(7), swap.allocate(7)] == [1, 3]
     assert swap.in_use == 4
-    assert swap.allocate() == NO_SLOT
+    assert swap.allocate(7) == NO_SLOT
     assert swap.is_full
 
 
 def test_slots_are_scarce_when_more_than_half_are_in_use() -> None:
     swap = SwapArea(4)
-    slots = [swap.allocate() for _ in range(2)]
+    slots = [swap.allocate(7) for _ in range(2)]
     assert not swap.is_full
-    slots.append(swap.allocate())
+    slots.append(swap.allocate(7))
     assert swap.is_full
     swap.free(slots[0])
     assert not swap.is_full
@@ -32,7 +32,7 @@ def test_slots_are_scarce_when_more_than_half_are_in_use() -> None:
 
 def test_a_slot_stands_for_zeros_until_it_is_freed() -> None:
     swap = SwapArea(2)
-    slot = swap.allocate()
+    slot = swap.allocate(7)
     swap.set_zero(slot, True)
     assert swap.is_zero(slot) and swap.are_zero(np.array([slot, 1, -1])).tolist() == [True, False, False]
     swap.free(slot)
@@ -41,7 +41,7 @@ def test_a_slot_stands_for_zeros_until_it_is_freed() -> None:
 
 def test_a_slot_freed_twice_is_a_bug() -> None:
     swap = SwapArea(4)
-    swap.free(swap.allocate())
+    swap.free(swap.allocate(7))
     with pytest.raises(AssertionError, match="slot 0 freed twice"):
         swap.free(0)
 

@@ -100,7 +100,7 @@ def test_what_was_written_to_another_slot_is_wrong() -> None:
     checksums = Checksums(2)
     checksums.written(0, page(1))
     checksums.written(1, page(1))
-    checksums._sums[1] = checksums._sums[0]  # a misdirected write
+    checksums.sums[1] = checksums.sums[0]  # a misdirected write
     assert checksums.wrong(0, page(1)) == 0 and checksums.wrong(1, page(1)) == BOTH
 
 
