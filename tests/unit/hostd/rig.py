@@ -16,6 +16,7 @@ from apf.messages import (
     Segment,
 )
 from apf.scenario import Costs
+from hostd.core.backing import ANON, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
 from hostd.core.events import BorderReached, HostEffect, Reply, RequestTaken, SegmentsLoaded
@@ -41,9 +42,10 @@ class Rig:
         gup: GupVariant = GupVariant.NOIO,
         profile: DeviceProfile = PROFILE,
         high: int = 0,
+        backing: Backing = ANON,
         **host: Any,
     ) -> None:
-        one = VmConfig(guest_pages, limit, 2, high)
+        one = VmConfig(guest_pages, limit, 2, high, backing=backing)
         self.core = HostCore(HostConfig(1, gup, COSTS, WINDOW_NS, (one,) * vms, profile, reserve, **host))
         self.effects: list[HostEffect] = []
 
