@@ -228,7 +228,6 @@ class TurnServer:
         clock = self._clock
         assert clock is not None
         read, write = context.read, context.write
-        create_task, call_soon = self._loop.create_task, self._loop.call_soon
         try:
             await write(await attached(vm, vcpu, first.seq))
             seq, at_ns = first.seq, 0
@@ -253,10 +252,12 @@ class TurnServer:
                 except Exception as error:
                     self.fail(Failure(f"{type(error).__name__}: {error}"))
                     raise
-                # First the reply, then the slot: border work that the slot sets off wants this process's interpreter.
-                sending = create_task(write(response))
-                call_soon(self._settle, clock, participant, time_ns, at_ns)
-                await sending
+                # The slot first, natively. Border work that it sets off wants this process's interpreter, which it gets
+                # when the loop has nothing more to do: the reply is on its way by then.
+                clock.settle(participant, time_ns, at_ns)
+                if self._waiting:
+                    self._pass_turn()
+                await write(response)
         finally:
             self._attached.discard((vm, vcpu))
             if not self.is_over:
@@ -268,11 +269,6 @@ class TurnServer:
     def _lose(self, vm: int, failure: Failure) -> None:
         if not self._lost(vm, failure):
             self.fail(failure)
-
-    def _settle(self, clock: ClockPage, participant: int, asked_ns: int, at_ns: int) -> None:
-        clock.settle(participant, asked_ns, at_ns)
-        if self._waiting:
-            self._pass_turn()
 
     async def _turn(self, clock: ClockPage, participant: int, time_ns: int) -> None:
         """Wait for the request's turn."""

@@ -61,17 +61,22 @@ def _known(table: dict[K, V], number: K, field: str) -> V:
 
 def host_request_out(request: m.HostRequest, time_ns: int, seq: int) -> host.RunVcpuRequest:
     """A request as it goes to hostd."""
+    # Here and below: fields that are set in place take a third of the time of messages that are made and put in.
+    message = host.RunVcpuRequest(time_ns=time_ns, seq=seq)
     match request:
-        case m.FaultRaised(gfn=gfn, access=access, mode=mode, work=work, forgotten=forgotten):
-            fault = host.FaultRaised(
-                gfn=gfn, access=_ACCESS_OUT[access], mode=_MODE_OUT[mode], work=work, forgotten=forgotten
-            )
-            return host.RunVcpuRequest(time_ns=time_ns, seq=seq, fault=fault)
-        case m.PrefaultRaised(gfn=gfn, work=work):
-            prefault = host.PrefaultRaised(gfn=gfn, work=work)
-            return host.RunVcpuRequest(time_ns=time_ns, seq=seq, prefault=prefault)
+        case m.FaultRaised():
+            fault = message.fault
+            fault.gfn, fault.access, fault.mode = request.gfn, _ACCESS_OUT[request.access], _MODE_OUT[request.mode]
+            if request.work:
+                fault.work = request.work
+            if request.forgotten:
+                fault.forgotten.extend(request.forgotten)
+        case m.PrefaultRaised():
+            prefault = message.prefault
+            prefault.gfn, prefault.work = request.gfn, request.work
         case _:
             assert_never(request)
+    return message
 
 
 def host_request_in(message: host.RunVcpuRequest, guest_pages: int) -> m.HostRequest:
@@ -95,17 +100,20 @@ def host_request_in(message: host.RunVcpuRequest, guest_pages: int) -> m.HostReq
 
 def host_reply_out(reply: m.HostReply, seq: int) -> host.RunVcpuResponse:
     """A reply as it leaves hostd."""
+    message = host.RunVcpuResponse(seq=seq, at_ns=reply.at_ns)
     match reply:
-        case m.Mapped(gfn=gfn, pfn=pfn, writable=writable, kind=kind, stall_ns=stall_ns):
-            mapped = host.Mapped(gfn=gfn, pfn=pfn, writable=writable, kind=_KIND_OUT[kind], stall_ns=stall_ns)
-            return host.RunVcpuResponse(seq=seq, at_ns=reply.at_ns, mapped=mapped)
-        case m.Retry(at_ns=at_ns):
-            return host.RunVcpuResponse(seq=seq, at_ns=at_ns, retry=host.Retry())
-        case m.InProgress(at_ns=at_ns, work=work, ready_at_ns=ready_at_ns):
-            progress = host.InProgress(work=work, ready_at_ns=ready_at_ns)
-            return host.RunVcpuResponse(seq=seq, at_ns=at_ns, in_progress=progress)
+        case m.Mapped():
+            mapped = message.mapped
+            mapped.gfn, mapped.pfn, mapped.writable = reply.gfn, reply.pfn, reply.writable
+            mapped.kind, mapped.stall_ns = _KIND_OUT[reply.kind], reply.stall_ns
+        case m.Retry():
+            message.retry.SetInParent()
+        case m.InProgress():
+            progress = message.in_progress
+            progress.work, progress.ready_at_ns = reply.work, reply.ready_at_ns
         case _:
             assert_never(reply)
+    return message
 
 
 def host_reply_in(message: host.RunVcpuResponse) -> m.HostReply:

@@ -34,8 +34,8 @@ from vcpud.machine import Need, NeedKind
 
 log = logging.getLogger(__name__)
 _CONNECT_S = 60
-_COUNT_EVERY = 16
-"""Windows without a request between two refreshes of the shared counters; each request refreshes them."""
+_COUNT_NS = 2_000_000
+"""Between two refreshes of the shared counters; a vCPU that goes to sleep for long refreshes them before."""
 _FIELDS = struct.Struct(f"{len(FIELDS)}q")
 _OTHER_CAUSES = tuple(cause for cause in Cause if cause is not Cause.COUNTING)
 _ROUND_TRIPS = 4096
@@ -85,6 +85,7 @@ class _Worker:
         self._config = config
         self._messages: Counter[str] = Counter()
         self._waiting_since_s: float | None = None
+        self._counted_ns = 0
         self._round_trips_ns: deque[int] = deque(maxlen=_ROUND_TRIPS)
 
     async def run(self) -> None:
@@ -169,7 +170,7 @@ class _Worker:
         machine, clock, participant = self._machine, self._clock, self._config.participant
         machine.start()
         gc.freeze()
-        host_seq = guest_seq = windows = 0
+        host_seq = guest_seq = 0
         border_ns = 0
         while True:
             need = machine.proceed(border_ns)
@@ -178,10 +179,10 @@ class _Worker:
                     if need.interruptible:
                         clock.set_interruptible(participant, True)
                     clock.publish(participant, need.time_ns)
-                    windows += 1
-                    if need.interruptible or windows >= _COUNT_EVERY:
+                    if need.interruptible:
                         self._count()
-                        windows = 0
+                    else:
+                        self._count_now_and_then()
                     border_ns = self._wait_window(need)
                 case NeedKind.HOST:
                     host_seq += 1
@@ -199,7 +200,7 @@ class _Worker:
         self._messages[f"host.out.{message.WhichOneof('request')}"] += 1
         began_ns = time.perf_counter_ns()
         await self._host.write(message)
-        self._count()
+        self._count_now_and_then()
         response = await self._read(self._host)
         self._round_trips_ns.append(time.perf_counter_ns() - began_ns)
         self._check_seq(response, seq)
@@ -211,7 +212,7 @@ class _Worker:
         self._clock.publish(self._config.participant, need.time_ns)
         self._messages[f"guest.out.{message.WhichOneof('trap')}"] += 1
         await self._guest.write(message)
-        self._count()
+        self._count_now_and_then()
         response = await self._read(self._guest)
         self._check_seq(response, seq)
         self._messages[f"guest.in.{response.WhichOneof('reply')}"] += 1
@@ -262,8 +263,13 @@ class _Worker:
         self._host.cancel()
         self._guest.cancel()
 
+    def _count_now_and_then(self) -> None:
+        if time.monotonic_ns() - self._counted_ns > _COUNT_NS:
+            self._count()
+
     def _count(self) -> None:
         """Refresh this vCPU's shared counters, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
+        self._counted_ns = time.monotonic_ns()
         core = self._machine.core
         counters, observed, spent_ns = core.counters, core.observed, core.account.spent_ns
         retired = self._machine.engine.retired
