@@ -4,12 +4,18 @@ It follows the shell's contract at its laziest: a write to swap takes the frame'
 forces it to (the slot is read or written again, or the frame is refilled), so that a core which frees a frame or
 a slot too early is caught with wrong bytes. It drops every private overlay at every border, also at those the
 core is not stepped for.
+
+After every step it looks at every page by itself (``Naive``): its bytes, wherever they are, are the model's; nobody else
+has its frame or slot, as far as mappings tell; limits hold and nothing is lost. VMs leave and join at borders, and one
+whose group is out of memory leaves, if it really is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from apf.core import CoreError
 from apf.messages import (
     Access,
     FaultMode,
@@ -25,6 +31,7 @@ from hostd.core.config import HostConfig
 from hostd.core.events import (
     BorderReached,
     ClearEpt,
+    ClearVm,
     FillPages,
     HostEffect,
     ReadSlot,
@@ -32,14 +39,26 @@ from hostd.core.events import (
     RequestTaken,
     SegmentsLoaded,
     SetEpt,
+    VmLeft,
     WriteSlot,
     ZeroFrame,
 )
 from hostd.core.host import HostCore
+from hostd.core.mm import OutOfMemory
+from hostd.core.page import PageState
 
 ZERO = bytes(8)
 ACCESS_NS = 100
 STEPS_MAX = 200_000
+
+
+class Touch(NamedTuple):
+    """An access to a page; ``zero``: it is written full of zeros."""
+
+    gfn: int
+    write: bool
+    blocking: bool
+    zero: bool = False
 
 
 @dataclass
@@ -49,7 +68,7 @@ class Vcpu:
     vm: int
     number: int
     clock_ns: int = 0
-    queue: list[tuple[int, bool, bool]] = field(default_factory=list)
+    queue: list[Touch] = field(default_factory=list)
     overlay: dict[int, tuple[int, bool]] = field(default_factory=dict)
     promised: Mapped | None = None
     works: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -73,31 +92,64 @@ class FakeShell:
         self.serial = 0
         self.token = 0
         self.check_each_step = True
+        self.gone: set[int] = set()
+        self.leaving: set[int] = set()
+        self.joining: dict[int, int] = {}
+        self.killed: list[str] = []
+        self.is_intact = True
+        """No step has been left half done by an assertion."""
+        self.naive = Naive(self)
 
-    def load(self, vm: int, pages: int) -> None:
-        """Populate the first ``pages`` pages of ``vm``."""
+    def load(self, vm: int, pages: int) -> bool:
+        """Populate the first ``pages`` pages of ``vm``; False if they do not fit into memory and swap."""
         segments = (Segment(0, pages),) if pages else ()
-        for effect in self.core.step(SegmentsLoaded(vm, segments), self.now_ns):
+        try:
+            effects = self.core.step(SegmentsLoaded(vm, segments), self.now_ns)
+        except CoreError as error:
+            if "swap.size is too small" not in str(error) or self.naive.free_slots() >= pages:
+                raise
+            return False
+        for effect in effects:
             self._carry_out(effect)
+        return True
 
-    def enqueue(self, vcpu: int, gfn: int, write: bool, blocking: bool) -> None:
-        """Let a vCPU access a page once it gets there."""
+    def leave(self, vm: int) -> None:
+        """VM ``vm`` ends here and now, whatever it was doing, and leaves at the next border."""
+        if vm in self.gone or vm in self.leaving:
+            return
+        self.leaving.add(vm)
+        for one in self.vcpus:
+            if one.vm == vm:
+                one.queue.clear()
+                one.works.clear()
+                one.promised = None
+
+    def join(self, vm: int, pages: int) -> None:
+        """Another VM takes the place of ``vm``, which has left or is about to, once that is free."""
+        if vm in self.gone or vm in self.leaving:
+            self.joining[vm] = pages
+
+    def enqueue(self, vcpu: int, gfn: int, write: bool, blocking: bool, zero: bool = False) -> None:
+        """Let a vCPU access a page once it gets there; not one of a VM that is not there."""
         one = self.vcpus[vcpu]
+        if one.vm in self.gone or one.vm in self.leaving:
+            return
         if not one.queue and not one.works and one.promised is None:
             one.clock_ns = max(one.clock_ns, self.now_ns)
-        one.queue.append((gfn, write, blocking))
+        one.queue.append(Touch(gfn, write, blocking, zero))
 
     def run(self, steps: int) -> bool:
         """Take ``steps`` steps of whichever vCPU is earliest; False if there is nothing left to do."""
         for _ in range(steps):
             busy = [one for one in self.vcpus if one.queue or one.works or one.promised]
-            if not busy:
+            if not busy and not self.leaving:
                 return False
             for one in busy:
                 if not one.queue and one.promised is None:
                     one.clock_ns = max(one.clock_ns, min(ready for ready, _token in one.works.values()))
-            earliest = min(busy, key=lambda one: (one.clock_ns, one.vm, one.number))
-            if earliest.clock_ns >= self.border_ns:
+            earliest = min(busy, key=lambda one: (one.clock_ns, one.vm, one.number), default=None)
+            if earliest is None or earliest.clock_ns >= self.border_ns:
+                self._skip_windows(self.border_ns if earliest is None else earliest.clock_ns)
                 self._cross_border()
             else:
                 self.now_ns = max(self.now_ns, earliest.clock_ns)
@@ -112,31 +164,73 @@ class FakeShell:
         pages = self.core._mm.pages
         for (vm, gfn), value in self.model.items():
             key = pages.first_key[vm] + gfn
-            found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self._slot(pages.slot[key])
+            found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self.slot_bytes(pages.slot[key])
             assert found == value, f"VM {vm} gfn {gfn}: {found!r} instead of {value!r}\n{pages.story(key)}"
+        self.naive.check()
 
-    def _slot(self, slot: int) -> bytes:
-        return ZERO if self.core._mm.swap.is_zero(slot) else self.slots[slot]
+    def slot_bytes(self, slot: int) -> bytes:
+        """What would be read from ``slot`` now, were the last write to it done."""
+        if self.core._mm.swap.is_zero(slot):
+            return ZERO
+        pending = [write for write in self.writes if write.slot == slot]
+        return self.frames[pending[-1].pfn] if pending else self.slots[slot]
+
+    def _skip_windows(self, until_ns: int) -> None:
+        """Borders that nobody needs pass at once, as windows in which nothing happens do."""
+        due_ns = self.core.border_due_ns()
+        target_ns = until_ns if due_ns is None else min(due_ns, until_ns)
+        windows = (target_ns - self.border_ns) // self.core.config.window_ns
+        if windows > 0 and not self.leaving and not self.joining:
+            self.border_ns += windows * self.core.config.window_ns
 
     def _cross_border(self) -> None:
         for one in self.vcpus:
             one.overlay.clear()
         due_ns = self.core.border_due_ns()
-        if due_ns is not None and due_ns <= self.border_ns:
+        if self.leaving or (due_ns is not None and due_ns <= self.border_ns):
             zero = [pfn for pfn in self.core.writes_ahead() if self.frames[pfn] == ZERO]
             event = BorderReached(sorted(self.accessed), sorted(self.dirty), zero)
             self.accessed.clear()
             self.dirty.clear()
             self._step(event, self.border_ns)
         self.now_ns = self.border_ns
+        for vm in sorted(self.leaving):
+            self._leave(vm)
+        for vm in sorted(self.joining):
+            self._join(vm)
         self.border_ns += self.core.config.window_ns
 
+    def _leave(self, vm: int) -> None:
+        for effect in self.core.step(VmLeft(vm), self.border_ns):
+            self._carry_out(effect)
+        self.leaving.discard(vm)
+        self.gone.add(vm)
+        self.model = {page: value for page, value in self.model.items() if page[0] != vm}
+        self.naive.check()
+        self.core.check()
+
+    def _join(self, vm: int) -> None:
+        if vm in self.leaving or self.core.gone_ns(vm) > self.border_ns:
+            return
+        pages = self.joining.pop(vm)
+        if self.load(vm, pages) or self.load(vm, 0):
+            self.gone.discard(vm)
+
     def _step(self, event: BorderReached | RequestTaken, now_ns: int) -> list[HostEffect]:
-        effects = self.core.step(event, now_ns)
+        self.is_intact = False
+        try:
+            effects = self.core.step(event, now_ns)
+        except OutOfMemory as error:
+            self.naive.assert_out_of_memory(error.vm)
+            self.killed.append(str(error))
+            self.leave(error.vm)
+            effects = []
         for effect in effects:
             self._carry_out(effect)
         if self.check_each_step:
             self.core.check()
+            self.naive.check()
+        self.is_intact = True
         return effects
 
     def _advance(self, one: Vcpu) -> None:
@@ -149,10 +243,10 @@ class FakeShell:
                 return
         if not one.queue:
             return
-        gfn, write, blocking = one.queue[0]
+        gfn, write, blocking, zero = one.queue[0]
         mapping = self._translate(one, gfn, write)
         if mapping is not None:
-            self._access(one, gfn, mapping, write)
+            self._access(one, gfn, mapping, write, zero)
         elif gfn in one.works:
             one.clock_ns = one.works[gfn][0]
         else:
@@ -168,20 +262,22 @@ class FakeShell:
                 return pfn
         return None
 
-    def _access(self, one: Vcpu, gfn: int, pfn: int, write: bool) -> None:
+    def _access(self, one: Vcpu, gfn: int, pfn: int, write: bool, zero: bool) -> None:
         page = (one.vm, gfn)
         found, wanted = self.frames[pfn], self.model.get(page, ZERO)
         assert found == wanted, f"{self.now_ns}: {page} in frame {pfn} holds {found!r} instead of {wanted!r}"
         self.accessed.add(pfn)
         if write:
             self.serial += 1
-            self.frames[pfn] = self.model[page] = self.serial.to_bytes(8, "little")
+            self.frames[pfn] = self.model[page] = ZERO if zero else self.serial.to_bytes(8, "little")
             self.dirty.add(pfn)
         one.queue.pop(0)
         one.clock_ns += ACCESS_NS
 
     def _request(self, one: Vcpu, request: HostRequest) -> None:
         effects = self._step(RequestTaken(one.vm, one.number, request), one.clock_ns)
+        if one.vm in self.leaving:
+            return
         last = effects[-1]
         assert isinstance(last, Reply) and (last.vm, last.vcpu) == (one.vm, one.number)
         reply = last.reply
@@ -218,14 +314,18 @@ class FakeShell:
                 del self.epts[vm][gfn]
             case FillPages():
                 self._fill(effect)
+            case ClearVm(vm):
+                self.epts[vm].clear()
             case Reply():
                 pass
 
     def _fill(self, effect: FillPages) -> None:
         for page, pfn in zip(effect.resident.tolist(), effect.pfns.tolist(), strict=True):
+            self._refill(pfn)
             self.frames[pfn] = self.model[effect.vm, effect.segment.gfn + page] = b"L%07d" % page
             self.epts[effect.vm][effect.segment.gfn + page] = (pfn, True)
         for page, slot in zip(effect.swapped.tolist(), effect.slots.tolist(), strict=True):
+            self._settle_writes(slot=slot)
             self.slots[slot] = self.model[effect.vm, effect.segment.gfn + page] = b"L%07d" % page
 
     def _refill(self, pfn: int) -> None:
@@ -242,3 +342,77 @@ class FakeShell:
 
     def _write(self, write: WriteSlot) -> None:
         self.slots[write.slot] = self.frames[write.pfn]
+
+
+class Naive:
+    """Counts by going through all pages, one by one."""
+
+    def __init__(self, shell: FakeShell) -> None:
+        self.shell = shell
+        config = shell.core.config
+        self.frames, self.slots = config.frames, config.slots
+
+    def check(self) -> None:
+        """Every page's bytes, everybody's share."""
+        shell, mm = self.shell, self.shell.core._mm
+        pages, swap = mm.pages, mm.swap
+        owners: dict[int, int] = {}
+        slots: dict[int, int] = {}
+        for vm, config in enumerate(shell.core.config.vms):
+            first, charged = pages.first_key[vm], 0
+            for gfn in range(config.guest_pages):
+                key = first + gfn
+                pfn, slot, state = pages.pfn[key], pages.slot[key], PageState(pages.state[key])
+                if pfn >= 0:
+                    assert owners.setdefault(pfn, key) == key, f"frame {pfn} is shared"
+                if slot >= 0:
+                    assert slots.setdefault(slot, key) == key, f"slot {slot} is shared"
+                charged += state in (PageState.RESIDENT, PageState.CACHED, PageState.READING)
+                if (vm, gfn) in shell.model:
+                    found = shell.frames[pfn] if pfn >= 0 else shell.slot_bytes(slot) if slot >= 0 else b"nothing"
+                    wanted = shell.model[vm, gfn]
+                    assert found == wanted, f"VM {vm} gfn {gfn}: {found!r}, not {wanted!r}\n{pages.story(key)}"
+            assert charged == mm.groups[vm].usage <= config.limit_pages, f"VM {vm}: memory.current, memory.max"
+        used = sum(slot < self.slots for slot in slots)
+        assert used == swap.in_use <= swap.total == self.slots, "slots in use are those that pages have"
+        assert sum(swap.is_used(slot) for slot in range(self.slots)) == used, "a slot is lost"
+        assert len(owners) + len(mm.frames.free) == self.frames, "a frame is lost"
+        self._check_mappings(owners)
+
+    def _check_mappings(self, owners: dict[int, int]) -> None:
+        """Whoever can reach a frame reaches the page that has it."""
+        shell, first_key = self.shell, self.shell.core._mm.pages.first_key
+        tables = list(enumerate(shell.epts)) + [(one.vm, one.overlay) for one in shell.vcpus]
+        for vm, table in tables:
+            if vm not in shell.gone:
+                for gfn, (pfn, _writable) in table.items():
+                    assert owners.get(pfn) == first_key[vm] + gfn, f"VM {vm} gfn {gfn} maps frame {pfn}"
+        for one in shell.vcpus:
+            if one.promised is not None:
+                promised = one.promised
+                assert owners.get(promised.pfn) == first_key[one.vm] + promised.gfn, f"promised: {promised}"
+
+    def free_slots(self) -> int:
+        """Slots that nobody uses."""
+        swap = self.shell.core._mm.swap
+        return sum(not swap.is_used(slot) for slot in range(self.slots))
+
+    def assert_out_of_memory(self, vm: int) -> None:
+        """Nothing that would help VM ``vm`` can be reclaimed, now or when what is under way is over."""
+        mm = self.shell.core._mm
+        config = self.shell.core.config.vms[vm]
+        full = mm.groups[vm].usage >= config.limit_pages
+        for other in [vm] if full else range(len(self.shell.core.config.vms)):
+            assert other in self.shell.gone or not self._helps(other), f"VM {vm} is killed, and VM {other} has pages"
+
+    def _helps(self, vm: int) -> bool:
+        mm = self.shell.core._mm
+        first = mm.pages.first_key[vm]
+        for key in range(first, first + self.shell.core.config.vms[vm].guest_pages):
+            state = PageState(mm.pages.state[key])
+            if state in (PageState.EVICTING, PageState.WRITEBACK, PageState.READING) or mm.pages.pins[key]:
+                return True
+            held = state in (PageState.RESIDENT, PageState.CACHED)
+            if held and (mm.pages.slot[key] >= 0 or self.free_slots() or mm.backings[vm].fixed_place):
+                return True
+        return False

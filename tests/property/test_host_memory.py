@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import settings
@@ -15,11 +15,13 @@ from apf.scenario import Costs
 from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
+from hostd.core.policies import POLICIES
 from hostd.core.readahead import KernelReadahead, NoReadahead, Readahead, StrideReadahead, SwapFault
 from hostd.core.userfault import UserfaultConfig
 from tests.property.host_shell import FakeShell
 
 GUEST_PAGES = 24
+VMS = 3
 
 PROFILE = DeviceProfile(
     name="test",
@@ -37,21 +39,42 @@ PROFILE = DeviceProfile(
 HANDLERS = UserfaultConfig(handlers=2, service_ns=30_000)
 
 
-def config(
-    gup: GupVariant,
-    limits: tuple[int, ...],
-    reserve: int,
-    window_ns: int,
-    profile: DeviceProfile,
-    readahead: type[Readahead],
-    backings: tuple[Backing, ...],
-) -> HostConfig:
-    """A host of small VMs with two vCPUs each."""
-    vms = tuple(
-        VmConfig(GUEST_PAGES, limit, 2, backing=backing, userfault=HANDLERS)
-        for limit, backing in zip(limits, backings, strict=True)
-    )
-    return HostConfig(1, gup, Costs(), window_ns, vms, profile, reserve, readahead=readahead, page_cluster=2)
+@dataclass(frozen=True)
+class Host:
+    """What a host is made of, drawn."""
+
+    gup: GupVariant
+    limits: tuple[int, ...]
+    highs: tuple[int, ...]
+    backings: tuple[Backing, ...]
+    reserve: int
+    window_ns: int
+    rotates: bool
+    readahead: type[Readahead]
+    reclaim: str
+    swap_slots: int
+    managed: int
+
+    def config(self) -> HostConfig:
+        """A host of small VMs with two vCPUs each."""
+        vms = tuple(
+            VmConfig(GUEST_PAGES, limit, 2, min(high, limit), backing=backing, userfault=HANDLERS)
+            for limit, high, backing in zip(self.limits, self.highs, self.backings, strict=True)
+        )
+        return HostConfig(
+            seed=1,
+            gup=self.gup,
+            costs=Costs(),
+            window_ns=self.window_ns,
+            vms=vms,
+            profile=PROFILE if self.rotates else replace(PROFILE, rotation_ns=0),
+            reserve_frames=self.reserve,
+            swap_slots=self.swap_slots,
+            managed_pages=self.managed,
+            reclaim=self.reclaim,
+            readahead=self.readahead,
+            page_cluster=2,
+        )
 
 
 class WildReadahead(Readahead):
@@ -59,51 +82,66 @@ class WildReadahead(Readahead):
 
     def window(self, fault: SwapFault) -> list[int]:
         """See ``Readahead``."""
-        others = [*range(fault.key % 5, 2 * GUEST_PAGES, 5)] * 2 + [-1, 1000]
+        others = [*range(fault.key % 5, VMS * GUEST_PAGES, 5)] * 2 + [-1, 1000]
         others = [key for key in others if key != fault.key]
         return [*others[::2], fault.key, *others[1::2]]
 
 
-class HostMemory(RuleBasedStateMachine):
-    """Random accesses by the vCPUs of two VMs."""
+HOSTS = st.builds(
+    Host,
+    gup=st.sampled_from(GupVariant),
+    limits=st.tuples(*[st.integers(1, 20)] * VMS),
+    highs=st.tuples(*[st.sampled_from([0, 0, 2, 8, 15])] * VMS),
+    backings=st.tuples(*[st.sampled_from(list(BACKINGS.values()))] * VMS),
+    reserve=st.integers(1, 12),
+    window_ns=st.sampled_from([2_000, 20_000, 150_000]),
+    rotates=st.booleans(),
+    readahead=st.sampled_from([KernelReadahead, NoReadahead, StrideReadahead, WildReadahead]),
+    reclaim=st.sampled_from(list(POLICIES)),
+    swap_slots=st.one_of(st.just(0), st.integers(1, 2 * GUEST_PAGES)),
+    # With so few pages most of them are below the watermarks, which are 32 pages at the least.
+    managed=st.sampled_from([0, 0, 34, 45, 60]),
+)
+GFNS = st.integers(0, GUEST_PAGES - 1)
+KINDS = st.sampled_from(["read", "read", "write", "write", "zero"])
 
-    @initialize(
-        gup=st.sampled_from(GupVariant),
-        limits=st.tuples(st.integers(1, 20), st.integers(1, 20)),
-        reserve=st.integers(1, 12),
-        window_ns=st.sampled_from([2_000, 20_000, 150_000]),
-        rotates=st.booleans(),
-        readahead=st.sampled_from([KernelReadahead, NoReadahead, StrideReadahead, WildReadahead]),
-        backings=st.tuples(*[st.sampled_from(list(BACKINGS.values()))] * 2),
-        loaded=st.tuples(st.integers(0, GUEST_PAGES), st.integers(0, GUEST_PAGES)),
-    )
-    def boot(
-        self,
-        gup: GupVariant,
-        limits: tuple[int, int],
-        reserve: int,
-        window_ns: int,
-        rotates: bool,
-        readahead: type[Readahead],
-        backings: tuple[Backing, Backing],
-        loaded: tuple[int, int],
-    ) -> None:
-        """Start a host, its VMs with some pages loaded."""
-        profile = PROFILE if rotates else replace(PROFILE, rotation_ns=0)
-        self.shell = FakeShell(config(gup, limits, reserve, window_ns, profile, readahead, backings))
+
+class HostMemory(RuleBasedStateMachine):
+    """Random accesses by the vCPUs of a few VMs, which come and go."""
+
+    @initialize(host=HOSTS, loaded=st.tuples(*[st.integers(0, GUEST_PAGES)] * VMS))
+    def boot(self, host: Host, loaded: tuple[int, ...]) -> None:
+        """Start a host, its VMs with some pages loaded, as far as they fit."""
+        self.shell = FakeShell(host.config())
         for vm, pages in enumerate(loaded):
-            if pages or backings[vm].starts_missing:
+            if pages or host.backings[vm].starts_missing:
                 self.shell.load(vm, pages)
 
     @rule(
-        vcpu=st.integers(0, 3),
-        accesses=st.lists(st.tuples(st.integers(0, GUEST_PAGES - 1), st.booleans()), min_size=1, max_size=12),
+        vcpu=st.integers(0, 2 * VMS - 1),
+        accesses=st.lists(st.tuples(GFNS, KINDS), min_size=1, max_size=12),
         blocking=st.booleans(),
     )
-    def access(self, vcpu: int, accesses: list[tuple[int, bool]], blocking: bool) -> None:
+    def access(self, vcpu: int, accesses: list[tuple[int, str]], blocking: bool) -> None:
         """Give a vCPU pages to access."""
-        for gfn, write in accesses:
-            self.shell.enqueue(vcpu, gfn, write, blocking)
+        for gfn, kind in accesses:
+            self.shell.enqueue(vcpu, gfn, kind != "read", blocking, kind == "zero")
+
+    @rule(vcpu=st.integers(0, 2 * VMS - 1), first=GFNS, kind=KINDS, blocking=st.booleans())
+    def sweep(self, vcpu: int, first: int, kind: str, blocking: bool) -> None:
+        """Let a vCPU go through its memory."""
+        for gfn in [*range(first, GUEST_PAGES), *range(first)]:
+            self.shell.enqueue(vcpu, gfn, kind != "read", blocking, kind == "zero")
+
+    @rule(vm=st.integers(0, VMS - 1))
+    def leave(self, vm: int) -> None:
+        """A VM ends in the midst of what it does."""
+        self.shell.leave(vm)
+
+    @rule(vm=st.integers(0, VMS - 1), pages=st.integers(0, GUEST_PAGES))
+    def join(self, vm: int, pages: int) -> None:
+        """Another comes, if there is a place."""
+        self.shell.join(vm, pages)
 
     @rule(steps=st.integers(1, 30))
     def run_some(self, steps: int) -> None:
@@ -118,12 +156,12 @@ class HostMemory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Finish and look at every page."""
-        if hasattr(self, "shell"):
+        if hasattr(self, "shell") and self.shell.is_intact:
             self.shell.drain()
 
 
 TestHostMemory = HostMemory.TestCase
-TestHostMemory.settings = settings(max_examples=120, stateful_step_count=25, deadline=None, derandomize=True)
+TestHostMemory.settings = settings(max_examples=150, stateful_step_count=25, deadline=None, derandomize=True)
 
 
 def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
