@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -181,7 +181,10 @@ def run(
 @app.command()
 def replay(
     logs: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Logs of arrivals, as apf up --record leaves them.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...", help="Logs of arrivals, as apf up --record leaves them; or a recording, a directory."
+        ),
     ],
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
     journal: _Journal = None,
@@ -189,7 +192,7 @@ def replay(
     trace_limit: _TraceLimit = None,
     record: _Record = None,
 ) -> None:
-    """Repeat, in the twin, a run that had load from outside; exits 1 if it does not come to the same."""
+    """Repeat, in the twin, a run that had load from outside, or a recording's; exits 1 if it comes to something else."""
     from deploy import replay as replaying
     from deploy import report
 
@@ -197,6 +200,9 @@ def replay(
         try:
             keeper = stack.enter_context(_keeper(journal, trace, trace_limit, record))
             output = stack.enter_context(json_file.open("w")) if json_file else None
+            if len(logs) == 1 and logs[0].is_dir():
+                _replay_recording(logs[0], output)
+                return
             result, digests = replaying.run(logs, keep=keeper.keep)
         except OSError as error:
             _fail(f"{error.filename}: {error.strerror}", EXIT_BAD_INPUT)
@@ -218,6 +224,22 @@ def replay(
             _fail(f"{log}: the guest's digest is {repeated}, but {recorded} was recorded", EXIT_FAILED)
         else:
             print(f"{log}: the guest's digest is the recorded one: {recorded}")
+
+
+def _replay_recording(directory: Path, output: IO[str] | None) -> None:
+    """Repeat the runs of a recording; raises what ``replay.run_recorded`` does."""
+    from deploy import replay as replaying
+    from deploy import report
+
+    runs = replaying.run_recorded(directory)
+    for result, recorded in runs:
+        report.show_run(_console(), [result])
+        if result.digest != recorded:
+            _fail(f"{directory}: {result.mode}: digest {result.digest}, but {recorded} was recorded", EXIT_FAILED)
+        print(f"{directory}: {result.mode}: the digest is the recorded one: {recorded}")
+    if output is not None:
+        json.dump([result.document() for result, _recorded in runs], output, indent=2)
+        output.write("\n")
 
 
 @dataclass(frozen=True, slots=True)

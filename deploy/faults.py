@@ -321,7 +321,7 @@ class Faults:
     def _of_host(self, record: Record) -> list[Fault]:
         now_ns = record.time_ns
         match record.kind, record.fields:
-            case "read", (vm, gfn, slot, pfn, _arrival_ns, start_ns, done_ns):
+            case "read" | "readahead", (vm, gfn, slot, pfn, _arrival_ns, start_ns, done_ns):
                 self._reads[vm, gfn] = Read(slot, pfn, now_ns, start_ns, done_ns)
             case "fault", (vm, number, gfn, how, kind, at_ns, *rest):
                 vcpu = self._vcpu(vm, number)

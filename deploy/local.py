@@ -42,7 +42,15 @@ def check_space(scenario: Scenario) -> None:
     run = RunDir.make()
     try:
         _check_free(run.memory, _memory_bytes(shape), "shared memory")
-        _check_free(run.files, scenario.vm.guest_memory, "disk space for the swap file")
+        place = run.files
+        if scenario.swap.is_measured:
+            place = Path(scenario.swap.file)
+            if place.exists():
+                raise ScenarioError(f"swap.file = {scenario.swap.file!r}: exists; a new one, which the run makes")
+            if not place.parent.is_dir():
+                raise ScenarioError(f"swap.file = {scenario.swap.file!r}: no directory {place.parent}")
+            place = place.parent
+        _check_free(place, scenario.vm.guest_memory, "disk space for the swap file")
     finally:
         run.remove()
 

@@ -1,14 +1,20 @@
-"""A run with load from outside, repeated in the twin from its log of arrivals (``guestsched.arrival_log``)."""
+"""Runs repeated in the twin.
+
+A run with load from outside, from its log of arrivals (``guestsched.arrival_log``); and those of a recording, on a real
+device with the times that were measured then.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apf.scenario import ScenarioError
+from deploy import recording, twin
 from deploy.bench import Keep
+from deploy.recording import RecordedRun
 from deploy.result import RunResult
 from deploy.twin import Twin
 from guestsched import arrival_log
@@ -41,3 +47,21 @@ def run(paths: Sequence[Path], keep: Keep | None = None) -> tuple[RunResult, lis
         if keep is not None:
             keep(result, {file.stem: file for file in Path(scratch).glob("*.journal")})
         return result, [(log.digest, twin.guest_of(log.vm).core_digest()) for log in logs]
+
+
+def run_recorded(directory: Path) -> list[tuple[RunResult, str]]:
+    """Repeat the runs of a recording: each one's result, and the digest recorded. Raises ScenarioError, Failure."""
+    return [
+        (twin.run(recorded.scenario, measured=list(_measured(recorded))), recorded.digest)
+        for recorded in recording.read(directory)
+    ]
+
+
+def _measured(recorded: RecordedRun) -> Iterator[tuple[str, int, int]]:
+    """What the I/Os of a real device took, from the host's journal."""
+    with recorded.journals["host"].open() as journal:
+        for line in journal:
+            _now_ns, kind, *fields = line.split()
+            if kind == "measured":
+                operation, slot, took_ns = fields
+                yield operation, int(slot), int(took_ns)

@@ -69,6 +69,7 @@ class RunResult:
         several = scenario.host.places > 1
         tasks = [{**task, "vm": vm} if several else task for vm, guest in guests.items() for task in guest["tasks"]]
         told = [f"VM {vm}: {line}" if several else line for vm, guest in guests.items() for line in guest["told"]]
+        told += host.get("told", [])
         told += [f"VM {vm} was lost: {why}" for vm, why in (lost or {}).items()]
         counting = [task["values"]["count"] for task in tasks if "count" in task["values"]]
         profile: Counter[tuple[str, str]] = Counter()
@@ -180,6 +181,7 @@ class RunResult:
             "apf": self.mode,
             "digest": self.digest,
             "seed": self.scenario.seed,
+            "reproducible": not self.scenario.swap.is_measured,
             "workers": list(self.workers),
             "total": self.total,
             "virtual_seconds": self.virtual_seconds,

@@ -235,7 +235,7 @@ class _Tracer:
                 out.end(at_ns, vcpu.track)
             case "completed", (vm, gfn):
                 self._completed(vm, gfn, now_ns)
-            case "read", (vm, gfn, slot, _pfn, _arrival_ns, start_ns, done_ns):
+            case "read" | "readahead", (vm, gfn, slot, _pfn, _arrival_ns, start_ns, done_ns):
                 self._io("R", vm, gfn, slot, start_ns, done_ns)
             case "write", (vm, gfn, slot, _pfn, start_ns, done_ns):
                 self._io("W", vm, gfn, slot, start_ns, done_ns)

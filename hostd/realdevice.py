@@ -33,6 +33,11 @@ class MeasuredFile(SwapFile):
         self._found: dict[int, str] = {}
         """What is wrong with slots that were read ahead of the effects that name them."""
 
+    def told(self) -> list[str]:
+        """See ``SwapFile``."""
+        way = "O_DIRECT" if self.is_direct else "through the page cache, for its file system has no O_DIRECT"
+        return [f"swap.device = 'file': I/O took what it took on {self.path} ({way}), so another run is another"]
+
     def carry(self, op: Op, slot: int, pfn: int) -> int:
         """Read ``slot`` into frame ``pfn``, or write it, now; the ns of wall time that took."""
         address = self._address + pfn * PAGE_SIZE

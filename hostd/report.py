@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from hostd import memory
+from hostd.core.host import HostCore
 from hostd.shell import HostShell
+
+_GFNS_SHOWN = 8
 
 
 def host_report(shell: HostShell) -> dict[str, Any]:
@@ -18,5 +21,22 @@ def host_report(shell: HostShell) -> dict[str, Any]:
         "memory": {str(vm): memory.group_files(mm, vm, now_ns) for vm in range(len(mm.groups))}
         | {"root": {"memory.pressure": memory.pressure_file(mm.root_pressure.totals(now_ns))}},
         "vmstat": memory.vmstat(mm),
+        "told": [*_hanging(shell.core), *shell.swap.told()],
         "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
     }
+
+
+def _hanging(core: HostCore) -> list[str]:
+    """Who waits for ever, a line for each VM."""
+    lines = []
+    for vm, config in enumerate(core.config.vms):
+        pages = core.hanging(vm)
+        if pages:
+            gfns = ", ".join(f"{gfn:#x}" for gfn, _since_ns in pages[:_GFNS_SHOWN])
+            lines.append(
+                f"VM {vm}: the handlers of its userfaultfd died at {(config.userfault.dies_ns or 0) / 1e9:g} s; who "
+                f"touched these {len(pages)} pages waits for ever, and so would the VM's destruction: gfn {gfns}"
+                f"{', ...' if len(pages) > _GFNS_SHOWN else ''}, the first since "
+                f"{min(since_ns for _gfn, since_ns in pages) / 1e9:g} s"
+            )
+    return lines

@@ -50,7 +50,7 @@ class HostShell:
         assert core.config.frames == memory.geometry.frames
         self.core = core
         self._memory = memory
-        self._swap = swap
+        self.swap = swap
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         self._found = np.empty(len(memory.accessed), np.int64)
         self._audited = Audit()
@@ -58,7 +58,7 @@ class HostShell:
     def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
         """Fill a VM's memory: before window 0, or at the border at which it joins."""
         self._carry_out(self.core.step(SegmentsLoaded(vm, segments), now_ns))
-        self._swap.settle()
+        self.swap.settle()
         self._loaded[vm] = segments
 
     def leave(self, vm: int, now_ns: int, intact: bool = True) -> None:
@@ -108,7 +108,7 @@ class HostShell:
         audit.take(segment, numbers[zero], np.zeros((int(zero.sum()), self._memory.frames.shape[1]), np.uint8))
         read = swapped & ~zero
         order = np.argsort(slots[read], kind="stable")
-        audit.take(segment, numbers[read][order], *self._swap.read_many(slots[read][order]))
+        audit.take(segment, numbers[read][order], *self.swap.read_many(slots[read][order]))
         if segment.demand_zero:  # what is nowhere was never touched, or lacks in the sum of writes
             return
         lost = int((~held & ~swapped).sum())
@@ -143,15 +143,15 @@ class HostShell:
     def _read(self, effect: ReadSlot) -> None:
         """A slot's bytes, which must be those of its last write exactly if the core says so."""
         slot, pfn = effect.slot, effect.pfn
-        wrong = self._swap.read_to(slot, self._memory.address + pfn * PAGE_SIZE)
+        wrong = self.swap.read_to(slot, self._memory.address + pfn * PAGE_SIZE)
         self._memory.generation[pfn] += 1
         if wrong and not effect.damaged:
             vm, gfn = self.core.owner_of(pfn)
-            raise SwapCorrupted(f"{self._swap.path}: slot {slot}, which has gfn {gfn:#x} of VM {vm}: {wrong}")
+            raise SwapCorrupted(f"{self.swap.path}: slot {slot}, which has gfn {gfn:#x} of VM {vm}: {wrong}")
         assert wrong or not effect.damaged, f"slot {slot} was damaged when it was written, and its checksum is right"
 
     def _write(self, effect: WriteSlot) -> None:
-        swap, slot, pfn = self._swap, effect.slot, effect.pfn
+        swap, slot, pfn = self.swap, effect.slot, effect.pfn
         if effect.result is IoResult.OK:
             swap.write_from(slot, self._memory.address + pfn * PAGE_SIZE)
             return
@@ -175,7 +175,7 @@ class HostShell:
             fill(segment, numbers, pages)
             for run in np.split(np.arange(len(slots)), np.flatnonzero(np.diff(slots) != 1) + 1):
                 if len(run):
-                    self._swap.write_run(int(slots[run[0]]), pages[run[0] : run[-1] + 1])
+                    self.swap.write_run(int(slots[run[0]]), pages[run[0] : run[-1] + 1])
         for first in range(0, len(effect.resident), _BULK_PAGES):
             numbers = effect.resident[first : first + _BULK_PAGES]
             pfns = effect.pfns[first : first + _BULK_PAGES]

@@ -109,6 +109,10 @@ class SwapFile:
                     raise OSError(f"{self.path}: slots from {slots[run[0]]}: read {done} of {target.nbytes} bytes")
         return pages, self._checksums.find_wrong(slots, pages)
 
+    def told(self) -> list[str]:
+        """What a user should know of how its I/O was done."""
+        return []
+
     def close(self) -> None:
         """Close the file; whoever made its directory removes it."""
         if self.is_direct:

@@ -137,6 +137,11 @@ class HostCore:
         """Frames nobody owns."""
         return len(self._mm.frames.free)
 
+    def hanging(self, vm: int) -> list[tuple[int, int]]:
+        """(gfn, since when, ns) of pages of ``vm`` that are waited for for ever."""
+        mm, first = self._mm, self._mm.pages.first_key[vm]
+        return [(key - first, since_ns) for key, since_ns in mm.hanging.items() if mm.vm_of(key) == vm]
+
     def pressure(self) -> dict[str, Totals]:
         """Memory pressure of each VM's group, by its number, and of the fault-in workers (``root``), as of now."""
         mm = self._mm

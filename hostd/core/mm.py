@@ -67,7 +67,7 @@ class Mm:
     __slots__ = (
         *("_kswapd_naps_ns", "_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
-        *("backings", "handlers", "host_stat", "io", "readahead", "swap", "watermarks", "window_ns"),
+        *("backings", "handlers", "hanging", "host_stat", "io", "readahead", "swap", "watermarks", "window_ns"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -90,6 +90,8 @@ class Mm:
                 self.swap.page_in,
             )
         )
+        self.hanging: dict[int, int] = {}
+        """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
         policy = POLICIES[config.reclaim]
         self.groups = [
@@ -443,7 +445,9 @@ class Mm:
     def fetch(self, key: int, vm: int, event_ns: int, reclaim_ns: int, now_ns: int) -> int:
         """Have a handler fetch page ``key``, which is missing and has its frame; returns when it is there."""
         pages = self.pages
-        done_ns = self.handlers[vm].serve(event_ns, reclaim_ns)
+        done_ns, is_left = self.handlers[vm].serve(event_ns, reclaim_ns)
+        if is_left:
+            self.hanging[key] = event_ns
         pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
         self.reads[key] = done_ns
         self.schedule(done_ns, Own.READ_DONE, key, vm)

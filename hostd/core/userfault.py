@@ -41,12 +41,16 @@ class Handlers:
         self._resumes_ns = resumes_ns
         self._free = [0] * config.handlers
 
-    def serve(self, event_ns: int, reclaim_ns: int) -> int:
-        """When the page is there whose event is queued at ``event_ns``; ``reclaim_ns`` is what charging it takes."""
+    def serve(self, event_ns: int, reclaim_ns: int) -> tuple[int, bool]:
+        """When the page is there whose event is queued at ``event_ns``, and whether that is only after the run.
+
+        ``reclaim_ns`` is what charging the page takes.
+        """
         config = self._config
         start_ns = max(self._free[0], event_ns)
-        if config.dies_ns is not None and start_ns >= config.dies_ns:
+        is_left = config.dies_ns is not None and start_ns >= config.dies_ns
+        if is_left:
             start_ns = max(start_ns, self._resumes_ns)
         done_ns = start_ns + config.service_ns + reclaim_ns
         heapreplace(self._free, done_ns)
-        return done_ns
+        return done_ns, is_left

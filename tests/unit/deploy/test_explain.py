@@ -25,8 +25,8 @@ from deploy.steps import Step
 from deploy.telling import Teller
 from deploy.walk import small
 
-TOKEN = 0x24F001
-GOLDEN: dict[ApfName, int] = {"pv2010": TOKEN, "pv": 0x285001, "halt": 0x28D000}
+TOKEN = 0x21E001
+GOLDEN: dict[ApfName, int] = {"pv2010": TOKEN, "pv": 0x21F001, "halt": 0x21F000}
 """``explained-MODE.txt`` is what ``told_of`` gives of this token."""
 
 

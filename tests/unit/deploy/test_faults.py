@@ -22,7 +22,7 @@ RUNS: dict[str, dict[str, Any]] = {
     # First touches that go to the worker, repeated faults, reads of others, kernel faults, few frames: all at once.
     "thrash": {
         "apf": ["pv2010"],
-        "duration_s": "0.012",
+        "duration_s": "0.03",
         "swap.device": "nvme",
         "gup": "fast",
         "vm.vcpus": 8,

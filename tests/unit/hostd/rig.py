@@ -22,6 +22,7 @@ from hostd.core.device import DeviceProfile
 from hostd.core.events import BorderReached, HostEffect, Reply, RequestTaken, SegmentsLoaded
 from hostd.core.host import HostCore
 from hostd.core.page import PageState
+from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 
 WINDOW_NS = 20_000
 READ_NS, WRITE_NS = 100_000, 40_000
@@ -43,9 +44,10 @@ class Rig:
         profile: DeviceProfile = PROFILE,
         high: int = 0,
         backing: Backing = ANON,
+        userfault: UserfaultConfig = ONE_HANDLER,
         **host: Any,
     ) -> None:
-        one = VmConfig(guest_pages, limit, 2, high, backing=backing)
+        one = VmConfig(guest_pages, limit, 2, high, backing, userfault)
         self.core = HostCore(HostConfig(1, gup, COSTS, WINDOW_NS, (one,) * vms, profile, reserve, **host))
         self.effects: list[HostEffect] = []
 
