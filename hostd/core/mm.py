@@ -132,7 +132,7 @@ class Mm:
         """Let ``what`` happen to page ``key`` at ``at_ns``; the page is pinned until then (a read: until mapped)."""
         self._order += 1
         heappush(self.agenda, (at_ns, self._order, what, key, vm, write))
-        if what is Own.READ_DONE or what is Own.KSWAPD:
+        if what is Own.READ_DONE:
             return
         self.pages.pins[key] += 1
         self.groups[vm].pinned += 1
@@ -427,7 +427,9 @@ class Mm:
 
     def _kswapd_goes_on(self, at_ns: int) -> None:
         self.kswapd_ns = at_ns
-        self.schedule(at_ns, Own.KSWAPD, -1, -1)
+        # Before all else of that time: a page whose mapping takes effect at a border, for the window that opens there,
+        # is pinned until then, and must not be picked at that very border.
+        heappush(self.agenda, (at_ns, 0, Own.KSWAPD, -1, -1, False))
 
     # ------------------------------------------------------------------------------------------------------------------
 
