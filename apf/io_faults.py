@@ -67,9 +67,7 @@ class _IoFault(BaseModel):
                         f"{field} = {named[field]}: {for_what} is of the whole device for a time; allowed: {neutral}"
                     )
         elif length[1]:
-            raise ValueError(
-                f"{length[0]} = {length[1]}: {' and '.join(WITH_LENGTH)} have a length, nothing else does"
-            )
+            raise ValueError(f"{length[0]} = {length[1]}: {', '.join(WITH_LENGTH)} have a length, nothing else does")
         if for_what == "slow":
             if self.factor == 1 and not addition[1]:
                 raise ValueError(f"factor = 1, {addition[0]} = 0: slow needs a factor above 1, or an addition")

@@ -62,6 +62,7 @@ NEXT_MESSAGE_S: Mapping[str, float] = MappingProxyType({_LOAD + "Replay": 60.0})
 CALL_S: Mapping[str, float] = MappingProxyType(
     {
         _HOST + "LoadVm": 600.0,
+        _HOST + "InjectIoFault": 600.0,
         _LOAD + "Spawn": 600.0,
         _LOAD + "Kill": 600.0,
         _LOAD + "Inject": 600.0,

@@ -3,8 +3,8 @@
 Two conversations, both request and reply, both stamped with the vCPU's time. A vCPU has at most one request
 under way, to one of the two servers, and goes on at the reply's ``at_ns``, which is always later than the request.
 
-vCPU -> hostd        ``FaultRaised``, ``PrefaultRaised``      answered by ``Mapped``, ``Retry`` or ``InProgress``
-vCPU -> guestsched   a trap (``Trap`` union)                  answered by ``Dispatch``
+vCPU -> hostd        ``FaultRaised``, ``PrefaultRaised``   answered by ``Mapped``, ``Retry``, ``InProgress``, ``Failed``
+vCPU -> guestsched   a trap (``Trap`` union)               answered by ``Dispatch``
 guestsched -> hostd  ``Segment`` list, once, before window 0  (loading the VM)
 
 All times are guest ns, all addresses bytes, gfn and pfn are frame numbers of 4096-byte pages.
@@ -62,6 +62,30 @@ class FaultMode(IntEnum):
 
     BLOCKING = 0
     NOWAIT = 1
+
+
+class PageError(IntEnum):
+    """Why a page that was swapped out cannot be had.
+
+    READ: the device says that the read failed. TORN, LOST: it says that all is well, but the bytes are not those that
+    were to be written, which the checksum tells.
+    """
+
+    READ = 1
+    TORN = 2
+    LOST = 3
+
+    @property
+    def words(self) -> str:
+        """For messages."""
+        return _PAGE_ERRORS[self]
+
+
+_PAGE_ERRORS = {
+    PageError.READ: "its read from the swap device failed",
+    PageError.TORN: "its write to the swap device was torn",
+    PageError.LOST: "its write to the swap device was lost",
+}
 
 
 class FaultKind(IntEnum):
@@ -140,7 +164,20 @@ class InProgress:
     ready_at_ns: int
 
 
-HostReply = Mapped | Retry | InProgress
+@message
+class Failed:
+    """The page cannot be had, ever as far as is known: get_user_pages returns -EFAULT, of VM_FAULT_SIGBUS.
+
+    ``stall_ns`` as of ``Mapped``.
+    """
+
+    at_ns: int
+    gfn: int
+    error: PageError
+    stall_ns: int
+
+
+HostReply = Mapped | Retry | InProgress | Failed
 
 
 # vCPU -> guestsched --------------------------------------------------------------------------------------------
@@ -175,9 +212,14 @@ class NotPresentArrived:
 
 @message
 class PageReadyArrived:
-    """'Page ready' for ``token``: a #PF with it in CR2 (2010), or an interrupt and the token word (since 5.8)."""
+    """'Page ready' for ``token``: a #PF with it in CR2 (2010), or an interrupt and the token word (since 5.8).
+
+    ``failed``: the page could not be had (KVM_PV_REASON_PAGE_ERROR, which was proposed in 2020 and not merged); only
+    where the scenario says ``swap.errors = "report"``.
+    """
 
     token: int
+    failed: bool = False
 
 
 @message
@@ -207,6 +249,14 @@ class Fetched:
 
 
 @message
+class RunFailed:
+    """KVM_RUN has returned -EFAULT: a page that the vCPU needs cannot be had. The VMM ends, and its VM with it."""
+
+    gfn: int
+    error: PageError
+
+
+@message
 class Stopped:
     """The vCPU reached the end of the run; its last trap. The reply ends the stream."""
 
@@ -221,6 +271,7 @@ Trap = (
     | SyscallRaised
     | ExceptionRaised
     | Fetched
+    | RunFailed
     | Stopped
 )
 
@@ -322,7 +373,10 @@ ASYNC_PF_DELIVERY_AS_PF_VMEXIT = 1 << 2
 ASYNC_PF_DELIVERY_AS_INT = 1 << 3
 APF_FLAGS_OFFSET = 0
 APF_TOKEN_OFFSET = 4
-"""``struct kvm_vcpu_pv_apf_data`` (uapi/asm/kvm_para.h): u32 ``flags`` (2010: ``reason``), u32 ``token``."""
+"""``struct kvm_vcpu_pv_apf_data`` (uapi/asm/kvm_para.h): u32 ``flags`` (2010: ``reason``), u32 ``token``.
+
+With ``swap.errors = "report"`` a u32 follows that is not 0 if the token's page could not be had.
+"""
 
 
 @message

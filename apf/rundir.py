@@ -92,6 +92,11 @@ class RunDir:
         """GRPC address of hostd, for guests."""
         return self.address("guest", "hostd")
 
+    @property
+    def host_operator_address(self) -> str:
+        """GRPC address of hostd, for operators."""
+        return self.address("operator", "hostd")
+
     def guest_address(self, vm: int) -> str:
         """GRPC address of a VM's guestsched, for its vCPUs."""
         return self.address("vcpu", f"guestsched-{vm}")
@@ -99,6 +104,11 @@ class RunDir:
     def arrivals(self, vm: int) -> Path:
         """What came to a VM from outside (``guestsched.arrival_log``)."""
         return self.files / f"arrivals-{vm}.jsonl"
+
+    @property
+    def io_faults(self) -> Path:
+        """What operators have asked the swap device to do (``hostd.io_fault_log``); there if they have."""
+        return self.files / "io-faults.jsonl"
 
     def journal(self, name: str) -> Path:
         """Journal of one core."""

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from apf import refusal, swapdevice
+from apf.io_faults import IoFault, endless_stop
 from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
 from apf.swapdevice import CarriedProfile, DeviceName
 
@@ -143,10 +144,13 @@ class Bench(_Model):
     populate: bool = True
 
 
+PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]
+
+
 class Sched(_Model):
     """The guest's scheduler: ``cfs``, ``eevdf``, ``rr``, or an entry point of group ``apf.schedulers``."""
 
-    policy: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)] = "cfs"
+    policy: PluginName = "cfs"
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=64)]
@@ -303,6 +307,11 @@ class Swap(_Model):
         Annotated[DeviceName, BeforeValidator(_shipped), Tag("shipped")] | Annotated[CarriedProfile, Tag("carried")],
         Discriminator(lambda value: "carried" if isinstance(value, dict | CarriedProfile) else "shipped"),
     ] = "hdd-7200"
+    # What becomes of a page that cannot be read: as in the kernel (the VM dies of it, or its tasks fault for ever), or
+    # the task that touched it is killed and the operator is told.
+    errors: Literal["kernel", "report"] = "kernel"
+    # I/O failures.
+    fault: Annotated[tuple[IoFault, ...], Field(max_length=256)] = ()
     # Size of the swap area; 0: twice the guests' memory, so that it is never more than half full.
     size: SizeOrNone = 0
     # Device "file": a file that does not exist yet, on what is to be measured. The run makes and removes it.
@@ -345,8 +354,9 @@ class Host(_Model):
     # Memory for all VMs together. Less than their groups' limits in sum: below its watermarks kswapd reclaims, and
     # whoever allocates. 0: all groups' limits, and no watermarks.
     memory: SizeOrNone = 0
-    # Which pages reclaim takes: "kernel" (active and inactive list, second chance), "clock", "lru", "fifo".
-    reclaim: Literal["kernel", "clock", "lru", "fifo"] = "kernel"
+    # Which pages reclaim takes: "kernel" (active and inactive list, second chance), "clock", "lru", "fifo", or an entry
+    # point of group apf.reclaim.
+    reclaim: PluginName = "kernel"
     reserve_frames: Annotated[int, Field(ge=RESERVE_FRAMES_MIN, le=1 << 20)] = 4096
     # Wall seconds without any progress of virtual time after which a process gives up on its peers.
     patience_s: Annotated[int, Field(ge=1, le=3600)] = 120
@@ -433,6 +443,13 @@ class Scenario(_Model):
                 f"userfault.dies_at_s = {self.userfault.dies_at_s}, duration_s = 0: who waits for a dead handler hears "
                 f"of no shutdown; a duration"
             )
+        for number, fault in enumerate(self.swap.fault):
+            if fault.vm >= self.host.places:
+                raise ValueError(f"swap.fault.{number}.vm = {fault.vm}: -1 (any) to {self.host.places - 1}")
+            if endless_stop(fault.what, fault.for_s, self.duration_s):
+                raise ValueError(
+                    f"swap.fault.{number}.for_s = 0, duration_s = 0: nothing would ever end a stop; a length for one"
+                )
         if not self.process and self.bench.buffer > room:
             raise ValueError(
                 f"bench.buffer = {self.bench.buffer}: the guest has {self.vm.guest_memory} bytes, of which "

@@ -185,6 +185,12 @@ class TurnServer:
             self._clock.abort()
         self.finish()
 
+    def end_all(self, failure: Failure) -> None:
+        """This server's run is over, but what it came to ends that of all others."""
+        self._failure = self._failure or failure
+        if self._clock is not None:
+            self._clock.abort()
+
     def raise_failure(self) -> None:
         """Raise why the run failed, if it did."""
         if self._failure is not None:

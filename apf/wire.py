@@ -6,6 +6,7 @@ from typing import TypeVar, assert_never, get_args
 
 from apf import messages as m
 from apf import registers
+from apf.io_faults import IoFaultWish
 from apf.scenario import InjectName
 from apf.v1 import guest_pb2 as guest
 from apf.v1 import host_pb2 as host
@@ -32,6 +33,12 @@ _MODE_OUT = {
 _MODE_IN = {number: mode for mode, number in _MODE_OUT.items()}
 _KIND_OUT = {m.FaultKind.MINOR: host.Mapped.KIND_MINOR, m.FaultKind.MAJOR: host.Mapped.KIND_MAJOR}
 _KIND_IN = {number: kind for kind, number in _KIND_OUT.items()}
+_ERROR_OUT = {
+    m.PageError.READ: types.PAGE_ERROR_READ,
+    m.PageError.TORN: types.PAGE_ERROR_TORN,
+    m.PageError.LOST: types.PAGE_ERROR_LOST,
+}
+_ERROR_IN = {number: error for error, number in _ERROR_OUT.items()}
 _ACCOUNT_OUT = {
     m.Account.IDLE: guest.Dispatch.ACCOUNT_IDLE,
     m.Account.COUNTING: guest.Dispatch.ACCOUNT_COUNTING,
@@ -111,6 +118,9 @@ def host_reply_out(reply: m.HostReply, seq: int) -> host.RunVcpuResponse:
         case m.InProgress():
             progress = message.in_progress
             progress.work, progress.ready_at_ns = reply.work, reply.ready_at_ns
+        case m.Failed():
+            failed = message.failed
+            failed.gfn, failed.error, failed.stall_ns = reply.gfn, _ERROR_OUT[reply.error], reply.stall_ns
         case _:
             assert_never(reply)
     return message
@@ -127,8 +137,12 @@ def host_reply_in(message: host.RunVcpuResponse) -> m.HostReply:
             return m.Retry(message.at_ns)
         case "in_progress":
             return m.InProgress(message.at_ns, message.in_progress.work, message.in_progress.ready_at_ns)
+        case "failed":
+            failed = message.failed
+            error = _known(_ERROR_IN, failed.error, "failed.error")
+            return m.Failed(message.at_ns, failed.gfn, error, failed.stall_ns)
         case other:
-            raise WireError(f"reply = {other}: allowed: mapped, retry, in_progress")
+            raise WireError(f"reply = {other}: allowed: mapped, retry, in_progress, failed")
 
 
 # vCPU and guestsched -------------------------------------------------------------------------------------------
@@ -161,14 +175,17 @@ def trap_out(raised: m.TrapRaised, time_ns: int, seq: int) -> guest.TakeTrapsReq
             message.fetched.data = data
         case m.NotPresentArrived(token=token):
             message.not_present.token = token
-        case m.PageReadyArrived(token=token):
+        case m.PageReadyArrived(token=token, failed=failed):
             message.page_ready.token = token
+            message.page_ready.failed = failed
         case m.SyscallRaised(data=data):
             message.syscall.SetInParent()
             message.syscall.data = data
         case m.ExceptionRaised(vector=vector, address=address, rip=rip):
             exception = guest.ExceptionRaised(vector=vector, address=address, rip=rip)
             message.exception.CopyFrom(exception)
+        case m.RunFailed(gfn=gfn, error=error):
+            message.run_failed.CopyFrom(guest.RunFailed(gfn=gfn, error=_ERROR_OUT[error]))
         case m.Stopped():
             message.stopped.SetInParent()
         case _:
@@ -189,12 +206,15 @@ def trap_in(message: guest.TakeTrapsRequest) -> m.TrapRaised:
         case "not_present":
             trap = m.NotPresentArrived(message.not_present.token)
         case "page_ready":
-            trap = m.PageReadyArrived(message.page_ready.token)
+            trap = m.PageReadyArrived(message.page_ready.token, message.page_ready.failed)
         case "syscall":
             trap = m.SyscallRaised(message.syscall.data)
         case "exception":
             exception = message.exception
             trap = m.ExceptionRaised(exception.vector, exception.address, exception.rip)
+        case "run_failed":
+            error = _known(_ERROR_IN, message.run_failed.error, "run_failed.error")
+            trap = m.RunFailed(message.run_failed.gfn, error)
         case "timer":
             trap = m.TimerArrived()
         case "interrupt":
@@ -206,7 +226,7 @@ def trap_in(message: guest.TakeTrapsRequest) -> m.TrapRaised:
         case other:
             raise WireError(
                 f"trap = {other}: allowed: booted, tick, timer, interrupt, not_present, page_ready, syscall, "
-                f"exception, fetched, stopped"
+                f"exception, fetched, run_failed, stopped"
             )
     if len(message.faults) > m.FAULTS_LOGGED_MAX:
         raise WireError(f"faults: {len(message.faults)}; allowed: at most {m.FAULTS_LOGGED_MAX}")
@@ -304,6 +324,20 @@ def _step_in(step: guest.KernelStep) -> m.KernelStep:
             return m.Store(step.store.gpa, step.store.data)
         case other:
             raise WireError(f"steps.step = {other}: allowed: wrmsr, store")
+
+
+# operators and hostd -------------------------------------------------------------------------------------------
+
+
+def io_fault_in(message: host.InjectIoFaultRequest) -> IoFaultWish:
+    """What an operator wants the swap device to do."""
+    fields = {"what": message.what, "for_ns": message.for_ns, "add_ns": message.add_ns}
+    given = ("nth", "count", "vm", "gfn", "slot", "io", "factor")
+    fields |= {name: getattr(message, name) for name in given if message.HasField(name)}
+    try:
+        return IoFaultWish.of(fields)
+    except ValueError as error:
+        raise WireError(str(error)) from error
 
 
 # guestsched and hostd: loading ---------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from apf.journal import Journal
+from apf.messages import PAGE_SIZE
 from apf.scenario import Scenario, ScenarioError
 from deploy import twin
 from deploy.local import LocalCluster, check_space
 from deploy.result import RunResult, Snapshot
 from guestsched.build import guest_core
+from hostd import reclaim_policies
 
 Progress = Callable[[Scenario, Snapshot], None]
 Keep = Callable[[RunResult, Mapping[str, Path]], None]
@@ -30,8 +32,19 @@ def prepare(scenario: Scenario, *, endless: bool = False) -> None:
     if not scenario.duration_s and not endless:
         raise ScenarioError("duration_s = 0: greater than 0, for nobody can shut this run down (apf up has an API)")
     for mode in scenario.apf:
-        guest_core(scenario.for_mode(mode), Journal())
+        guest = guest_core(scenario.for_mode(mode), Journal())
+    _check_swap(scenario, sum(segment.pages for segment in guest.segments() if not segment.demand_zero))
+    reclaim_policies.load(scenario.host.reclaim)
     check_space(scenario)
+
+
+def _check_swap(scenario: Scenario, populated: int) -> None:
+    """What VMs that are full from the start cannot have in memory must fit into the swap area."""
+    size, host, vm = scenario.swap.size, scenario.host, scenario.vm
+    memory = min(host.vms * min(vm.group_memory, populated * PAGE_SIZE), host.memory or (1 << 62))
+    least = host.vms * populated * PAGE_SIZE - memory
+    if size and size < least:
+        raise ScenarioError(f"swap.size = {size}: at least {least}, for what the guests have written beforehand")
 
 
 def run_modes(

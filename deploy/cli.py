@@ -341,6 +341,9 @@ def _run(scenario: Scenario, twin: bool, files: _Outputs, log_level: str, log_fo
         _say(keeper.finish())
     if any(result.corrupt_pages for result in results):
         _fail("guest memory was corrupted; see above", EXIT_FAILED)
+    for result in results:
+        for vm, why in result.failed.items():
+            _fail(f"{result.mode}: VM {vm} has ended early: {why}", EXIT_FAILED)
 
 
 def _say(lines: list[str]) -> None:
@@ -763,6 +766,53 @@ def inject(
         steer.inject(where, what, vcpu, nth, count, length, _console())
 
 
+@app.command("io-fault")
+def io_fault(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="As in a scenario's [[swap.fault]]: read_error, write_error, torn_write, lost_write, slow, stop, "
+            "swap_full.",
+        ),
+    ],
+    nth: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the first four: which I/O from then on it happens to.")
+    ] = None,
+    count: Annotated[int | None, typer.Option(metavar="N", help="To how many in a row; 0: to all.")] = None,
+    vm: Annotated[int | None, typer.Option(metavar="N", help="Only to I/Os of this VM.")] = None,
+    gfn: Annotated[str | None, typer.Option(metavar="N", help="Only to those of this guest page.")] = None,
+    slot: Annotated[int | None, typer.Option(metavar="N", help="Only to those on this swap slot.")] = None,
+    io: Annotated[str | None, typer.Option(metavar="IO", help="What is slow: any, read or write.")] = None,
+    factor: Annotated[int | None, typer.Option(metavar="N", help="slow: so many times as long.")] = None,
+    add: Annotated[str, typer.Option(metavar="S", help="slow: so much longer, guest s.")] = "0",
+    length: Annotated[
+        str,
+        typer.Option("--for", metavar="S", help="How long slow, stop and swap_full last, guest s; 0: to the end."),
+    ] = "0",
+    name: _Name = DEFAULT_NAME,
+    api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for operators.")] = None,
+    tls_cert: _TlsCert = None,
+    tls_key: _TlsKey = None,
+    tls_ca: _TlsCa = None,
+) -> None:
+    """Let the swap device of a running host fail."""
+    with _told():
+        from deploy import client, steer
+
+        security = _security(tls_cert, tls_key, tls_ca)
+        if api is not None:
+            where = client.Address(client.address(api), security.tls)
+        elif security.tls is not None:
+            raise BadInput(
+                f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api"
+            )
+        else:
+            where = client.Address(client.running(Clusters.of_user(), name).host_address, None)
+        options = steer.IoFaultOptions(what, nth, count, vm, gfn, slot, io, factor, length, add)
+        steer.io_fault(where, options, _console())
+
+
 @app.command("list")
 def list_(
     name: _Name = DEFAULT_NAME,
@@ -879,6 +929,49 @@ def top(
             viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=_console())
         except KeyboardInterrupt:
             return
+
+
+@app.command("policies")
+def policies_command(
+    programs: Annotated[
+        str | None,
+        typer.Option(metavar="A,B", help="Built-in programs (default: zipfian,shifting,sequential)."),
+    ] = None,
+    policies: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Reclaim policies (default: kernel,clock,lru,fifo).")
+    ] = None,
+    duration: Annotated[str, typer.Option(metavar="S", help="Guest seconds a run.")] = "1",
+    seed: Annotated[int, typer.Option(help="Of everything drawn by chance.")] = 1,
+    device: Annotated[str, typer.Option(metavar="NAME|FILE.toml", help="Swap device.")] = "nvme",
+    group_memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Limit of the memory group of a program of 16 MiB.")
+    ] = "8MiB",
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw it there; also .svg and .pdf.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.")] = None,
+) -> None:
+    """Compare reclaim policies: the pages each brings in, against Belady's optimum for the same uses."""
+    with _told(), _named_files():
+        from deploy import policies as comparison
+
+        if plot is not None and plot.suffix not in {".png", ".svg", ".pdf"}:
+            raise BadInput(f"--plot = {plot}: a file .png, .svg or .pdf")
+        console = _console()
+        with console.status("") as status:
+            found = comparison.compare(
+                comparison.names(programs, comparison.PROGRAMS, "--programs"),
+                comparison.names(policies, comparison.POLICIES, "--policies"),
+                seed,
+                duration,
+                device,
+                group_memory,
+                lambda program, policy: status.update(f"{program}, {policy}"),
+            )
+        console.print(comparison.table(found))
+        if plot is not None:
+            comparison.plot(found, plot)
+            console.print(f"drawn: {plot}", highlight=False)
+        if json_file is not None:
+            json_file.write_text(json.dumps([one.document() for one in found], indent=2) + "\n")
 
 
 _device = typer.Typer(no_args_is_help=True, help="Swap devices: what there is, and your own from fio's measurements.")

@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from apf import tls
 from apf.listen import TlsFiles
 from apf.process import Failure
+from apf.v1.host_pb2_grpc import HostServiceStub
 from apf.v1.load_pb2_grpc import LoadServiceStub
 from deploy.clusters import BadInput, Clusters, Record
 
@@ -94,6 +95,16 @@ def refused(error: grpc.RpcError, address: str) -> Failure | BadInput:
     if code is grpc.StatusCode.UNAVAILABLE:
         return Failure(f"{address}: the run is ending, or nobody answers ({details})")
     return Failure(f"{address}: {code.name}: {details}")
+
+
+@contextmanager
+def host_service(address: str) -> Iterator[HostServiceStub]:
+    """A stub of hostd's service at ``address``, likewise."""
+    with channel(address) as opened:
+        try:
+            yield HostServiceStub(opened)
+        except grpc.RpcError as error:
+            raise refused(error, address) from error
 
 
 @contextmanager

@@ -95,6 +95,11 @@ class Record(BaseModel):
         return RunDir(Path(self.run_memory), Path(self.run_files)).address(Role.OPERATOR, f"guestsched-{vm}")
 
     @property
+    def host_address(self) -> str:
+        """Where this user's own commands find hostd: at the operator's socket."""
+        return RunDir(Path(self.run_memory), Path(self.run_files)).host_operator_address
+
+    @property
     def alive(self) -> bool:
         """Whether its supervisor (or who is starting it) still runs."""
         return started_ticks(self.pid) == self.started_ticks

@@ -37,6 +37,12 @@ class RunResult:
     end_ns: int = 0
     lost: dict[int, str] = field(default_factory=dict)
     """VMs that were lost while the host went on, and why. What they did is not in the rest of the result."""
+    failed: dict[int, str] = field(default_factory=dict)
+    """VMs that ended before the run did because a page could not be had, and why."""
+    page_errors: tuple[dict[str, Any], ...] = ()
+    """Pages that could not be read: VM, gfn, slot, why, since when, and the faults that were in vain."""
+    lost_pages: dict[str, int] = field(default_factory=dict)
+    """Pages of the audit that cannot be had at the end of the run, by reason; they are not corrupt."""
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     pressure_ns: dict[str, dict[str, int]] = field(default_factory=dict)
     """Memory pressure (some, full) of each VM's group and of the root group."""
@@ -69,8 +75,8 @@ class RunResult:
         several = scenario.host.places > 1
         tasks = [{**task, "vm": vm} if several else task for vm, guest in guests.items() for task in guest["tasks"]]
         told = [f"VM {vm}: {line}" if several else line for vm, guest in guests.items() for line in guest["told"]]
-        told += host.get("told", [])
         told += [f"VM {vm} was lost: {why}" for vm, why in (lost or {}).items()]
+        told += [f"host: {line}" for line in (*host["told"], *_in_vain(host["page_errors"], scenario.swap.errors))]
         counting = [task["values"]["count"] for task in tasks if "count" in task["values"]]
         profile: Counter[tuple[str, str]] = Counter()
         for guest in guests.values():
@@ -93,6 +99,9 @@ class RunResult:
             folded="".join(guest["folded"] for guest in guests.values()),
             end_ns=max((int(guest["end_ns"]) for guest in guests.values()), default=0),
             lost=lost or {},
+            failed={vm: guest["failed"] for vm, guest in guests.items() if guest["failed"]},
+            page_errors=tuple(host["page_errors"]),
+            lost_pages=host["lost_pages"],
             messages=messages or {},
             pressure_ns=host.get("pressure_ns", {}),
             memory=host.get("memory", {}),
@@ -114,7 +123,7 @@ class RunResult:
     @property
     def virtual_seconds(self) -> float:
         """Length of the run in guest time."""
-        return (self.scenario.duration_ns or self.end_ns) / NS_PER_S
+        return (self.end_ns if self.failed else self.scenario.duration_ns or self.end_ns) / NS_PER_S
 
     def time_ns(self, cause: str) -> int:
         """VCPU time that went to ``cause``, all vCPUs together."""
@@ -149,7 +158,12 @@ class RunResult:
 
     @property
     def lost_writes(self) -> int:
-        """Writes that programs with stamps made and that are in no page; 0 where some of their accesses only read."""
+        """Writes that programs with stamps made and that are in no page.
+
+        0 where that cannot be known: some of their accesses only read, or some pages cannot be had.
+        """
+        if self.lost_pages:
+            return 0
         counted = [task for task in self.tasks if self._always_writes(task)]
         if len(counted) < sum(self._is_stamped(task) for task in self.tasks):
             return 0
@@ -207,7 +221,30 @@ class RunResult:
             "profile": list(self.profile),
             "told": list(self.told),
             "lost_vms": {str(vm): why for vm, why in self.lost.items()},
+            "failed_vms": {str(vm): why for vm, why in self.failed.items()},
+            "page_errors": list(self.page_errors),
+            "lost_pages": self.lost_pages,
         }
+
+
+_IN_VAIN_MIN, _IN_VAIN_LINES = 3, 10
+
+
+def _in_vain(errors: list[dict[str, Any]], mode: str) -> list[str]:
+    """Lines about pages that were asked for again and again, most often first."""
+    often = sorted(errors, key=lambda one: (-one["faults"], one["since_ns"], one["vm"], one["gfn"]))
+    lines = [
+        f"gfn {one['gfn']:#x} of VM {one['vm']} cannot be had since {one['since_ns']} ns ({one['why']}, slot "
+        f"{one['slot']}): {one['faults']:,} faults on it were in vain"
+        for one in often[:_IN_VAIN_LINES]
+        if one["faults"] >= _IN_VAIN_MIN
+    ]
+    if lines and mode == "kernel":
+        lines.append(
+            "a task that is told to wait for such a page is woken, and faults again, for ever: that is what the kernel "
+            'does; swap.errors = "report" kills the task'
+        )
+    return lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,7 @@
-"""``apf spawn``, ``apf kill``, ``apf inject`` and ``apf list``: one call each of the running guest's API."""
+"""``apf spawn``, ``apf kill``, ``apf inject`` and ``apf list``: one call each of the running guest's API.
+
+``apf io-fault``: one of hostd's.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apf.scenario import parse_size
-from apf.v1 import load_pb2
+from apf.v1 import host_pb2, load_pb2
 from deploy import client
 from deploy.clusters import BadInput
 
@@ -137,6 +140,46 @@ def inject(address: str, what: str, vcpu: int, nth: int, count: int, length: str
     with client.load_service(address) as service:
         at_ns = service.Inject(request, timeout=client.CALL_S).at_ns
     console.print(f"{what} on vCPU {vcpu} from {at_ns / 1e9:.9f} s of guest time on", highlight=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IoFaultOptions:
+    """What ``apf io-fault`` was asked for; ``length`` and ``add`` in guest s; None: not given."""
+
+    what: str
+    nth: int | None = None
+    count: int | None = None
+    vm: int | None = None
+    gfn: str | None = None
+    slot: int | None = None
+    io: str | None = None
+    factor: int | None = None
+    length: str = "0"
+    add: str = "0"
+
+
+def io_fault(address: str, options: IoFaultOptions, console: Console) -> None:
+    """Let the swap device of a host fail. Raises BadInput or Failure."""
+    numbers: dict[str, int | None] = {
+        "nth": options.nth,
+        "count": options.count,
+        "vm": options.vm,
+        "gfn": None if options.gfn is None else _number("--gfn", options.gfn, 1 << 63),
+        "slot": options.slot,
+        "factor": options.factor,
+    }
+    request = host_pb2.InjectIoFaultRequest(
+        what=options.what,
+        for_ns=_nanoseconds("--for", options.length),
+        add_ns=_nanoseconds("--add", options.add),
+        io=options.io,
+    )
+    for name, value in numbers.items():
+        if value is not None:
+            setattr(request, name, _within(f"--{name}", value, 0, (1 << 32 if name == "vm" else _U64) - 1))
+    with client.host_service(address) as service:
+        at_ns = service.InjectIoFault(request, timeout=client.CALL_S).at_ns
+    console.print(f"{options.what} from {at_ns / 1e9:.9f} s of guest time on", highlight=False)
 
 
 def process_of(text: str) -> tuple[int, str]:

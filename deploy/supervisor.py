@@ -109,6 +109,8 @@ def supervise(order: Order, clusters: Clusters, tell: Tell) -> Outcome:
                     if order.arrivals is not None and cluster.arrivals(vm).exists():
                         target = order.arrivals.with_name(f"{order.arrivals.name}.{vm}") if vm else order.arrivals
                         shutil.copyfile(cluster.arrivals(vm), target)
+                if order.arrivals is not None and cluster.run.io_faults.exists():
+                    shutil.copyfile(cluster.run.io_faults, order.arrivals.with_name(f"{order.arrivals.name}.host"))
         Path(record.result).write_text(json.dumps(document, indent=2) + "\n")
         code = 0
     except Failure as failure:

@@ -25,6 +25,7 @@ from deploy.result import RunResult, Snapshot
 from guestsched.core.arrivals import Answer, Arrival
 from guestsched.shell import GuestShell, guest_report
 from hostd.build import Measured, host_shell, window_ns
+from hostd.io_fault_log import Asked
 from hostd.report import host_report
 from vcpud.build import vcpu_machine, vcpu_report
 from vcpud.core.account import Cause
@@ -87,6 +88,9 @@ class Twin:
         self.arrivals: list[deque[tuple[int, tuple[Arrival, ...]]]] = [deque() for _ in places]
         """What is to arrive at each VM from outside, and when, in order (see ``deploy.replay``)."""
         self._joins = deque(sorted((at_ns, vm) for vm, at_ns in (joins or {}).items()))
+        self._joined = 0
+        self.io_faults: deque[Asked] = deque()
+        """What operators want the swap device to do, in order."""
         self._posts = [_Posts() for _ in range(len(places) * self._vcpus)]
         self.answers: list[Answer] = []
         self._guest_journals: dict[int, Journal] = {}
@@ -199,8 +203,15 @@ class Twin:
         if leaving or (due_ns is not None and due_ns <= self.border_ns):
             self.host.border(self.border_ns)
         for vm in leaving:
+            if (why := self._guests[vm].core.failed) and self.scenario.host.on_vm_loss == "end":
+                self._end_all(vm, why)
             self.host.leave(vm, self.border_ns)
             self._present.remove(vm)
+
+    def _end_all(self, vm: int, why: str) -> None:
+        """VM ``vm`` has failed, and the host ends with it: alone that is a run like any other."""
+        if self.scenario.host.vms > 1:
+            raise Failure(f"VM {vm}: {why}")
 
     def _has_ended(self, vm: int) -> bool:
         return all(self._needs[participant].kind is NeedKind.NOTHING for participant in self._participants(vm))
@@ -217,13 +228,20 @@ class Twin:
         while True:
             earliest_ns = min(self._bound_ns(participant) for participant in self._needs)
             latest_ns = earliest_ns // self.window_ns * self.window_ns if earliest_ns < FOREVER_NS else NEVER_NS
-            if self._joins and self._joins[0][0] <= latest_ns:
+            behind = not self.io_faults or self._joined < self.io_faults[0].joins
+            if behind and self._joins and self._joins[0][0] <= latest_ns:
                 at_ns, vm = self._joins.popleft()
+                self._joined += 1
                 self._make(vm, at_ns)
                 for participant in self._participants(vm):
                     self._begin(participant)
                 continue
             waiting = [vm for vm in self._present if self.arrivals[vm]]
+            next_ns = min((self.arrivals[vm][0][0] for vm in waiting), default=latest_ns)
+            if self.io_faults and self.io_faults[0].at_ns <= min(latest_ns, next_ns):
+                asked = self.io_faults.popleft()
+                self.host.fail_ios(asked.wish, asked.at_ns)
+                continue
             if not waiting:
                 return earliest_ns
             vm = min(waiting, key=lambda vm: (self.arrivals[vm][0][0], vm))

@@ -164,6 +164,8 @@ async def _serve(config: GuestschedConfig) -> None:
         metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
         service.boot(shell)
         await turns.wait_over(poll)
+        if shell.core.failed and ends_all and scenario.host.vms > 1:
+            turns.end_all(Failure(f"VM {config.vm}: {shell.core.failed}"))
         turns.raise_failure()
         await servers.stop(_STOP_S)
         if api_server is not None:

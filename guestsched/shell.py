@@ -123,6 +123,7 @@ def guest_report(shell: GuestShell) -> dict[str, Any]:
         "folded": core.profile.folded(),
         "boot_ns": core.boot_ns,
         "end_ns": core.now_ns,
+        "failed": core.failed,
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from apf.hostmem import HostMemory
 from apf.journal import Journal
 from apf.scenario import Scenario
-from hostd import device_profiles, readaheads
+from hostd import device_profiles, readaheads, reclaim_policies
 from hostd.core.config import HostConfig
 from hostd.core.device import Carry
 from hostd.core.host import HostCore
@@ -52,4 +52,5 @@ def window_ns(scenario: Scenario) -> int:
 
 def _config(scenario: Scenario) -> HostConfig:
     profile = device_profiles.load(scenario.swap.device)
-    return HostConfig.of(scenario, profile, scenario.host.places, readaheads.load(scenario.swap.readahead))
+    reclaim, readahead = reclaim_policies.load(scenario.host.reclaim), readaheads.load(scenario.swap.readahead)
+    return HostConfig.of(scenario, profile, scenario.host.places, reclaim, readahead)

@@ -8,6 +8,7 @@ it shows in the sum of writes.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -61,6 +62,8 @@ class Audit:
 
     pages: int = 0
     corrupt: int = 0
+    lost: Counter[str] = field(default_factory=Counter)
+    """Pages that cannot be had, by reason; they are among ``pages``, and in no other count."""
     writes: dict[int, int] = field(default_factory=dict)
     """Stamp offset -> writes counted in memory, all pages together."""
 

@@ -8,7 +8,7 @@ import logging
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
@@ -19,6 +19,7 @@ from apf import limits, metrics, roles, wire
 from apf.clockpage import ClockPage, Waited
 from apf.guard import Servers
 from apf.hostmem import Geometry, HostMemory
+from apf.io_faults import IoFaultWish, endless_stop
 from apf.journal import Journal
 from apf.listen import PLAIN, Listener, Security, sockets
 from apf.messages import FOREVER_NS, NEVER_NS, PAGE_SIZE, Segment
@@ -29,6 +30,7 @@ from apf.serving import Patience, TurnServer, let_calls_end, slowest
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from hostd.build import host_shell
+from hostd.io_fault_log import Asked, IoFaultLog
 from hostd.metrics import HostMetrics
 from hostd.report import host_report
 from hostd.shell import HostShell
@@ -38,6 +40,8 @@ SERVER = 0
 """hostd's want entries on the clock page."""
 _GUEST_SERVER = 1
 """guestsched's."""
+IO_FAULTS_MAX = 1024
+"""Failures of the device that operators may ask for in a run."""
 _METHOD = "apf.v1.HostService/RunVcpu"
 _START_S = 60
 _STOP_S = 2.0
@@ -70,6 +74,14 @@ class HostdConfig:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class WantedIoFault:
+    """What an operator wants the device to do. ``at_ns`` becomes known when it does."""
+
+    wish: IoFaultWish
+    at_ns: asyncio.Future[int]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Join:
     """A VM that wants to join a host that runs. ``start_ns`` becomes known when it does."""
 
@@ -95,6 +107,9 @@ class HostService(HostServiceServicer):
         self.present = set(range(config.scenario.host.vms))
         self.lost: dict[int, Failure] = {}
         self.vm_events: Counter[str] = Counter()
+        self._io_faults: deque[WantedIoFault] = deque()
+        self._io_faults_asked = 0
+        self._io_fault_log = IoFaultLog(config.run.io_faults, config.scenario)
         self._loading = asyncio.Condition()
         # Not the loop's own executor, whose threads it waits for at its end: a load may take seconds.
         self._loader = ThreadPoolExecutor(1, "loader")
@@ -133,6 +148,31 @@ class HostService(HostServiceServicer):
         loading.add_done_callback(self._loads.discard)
         await asyncio.shield(loading)
         return self._response(request.vm, 0)
+
+    async def InjectIoFault(  # noqa: N802, D102 - the generated base names and documents it
+        self,
+        request: host_pb2.InjectIoFaultRequest,
+        context: grpc.aio.ServicerContext[host_pb2.InjectIoFaultRequest, host_pb2.InjectIoFaultResponse],
+    ) -> host_pb2.InjectIoFaultResponse:
+        if not self.is_running or self._turns.is_over:
+            when = "is over" if self._turns.is_over else "has not begun"
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the run {when}")
+        try:
+            wish = wire.io_fault_in(request)
+            if wish.vm >= self._config.places:
+                raise wire.WireError(f"vm = {wish.vm}: 0 to {self._config.places - 1}")
+            if endless_stop(wish.what, wish.for_ns, self._config.scenario.duration_ns):
+                raise wire.WireError("for_ns = 0: nothing would ever end a stop in a run until it is shut down")
+        except wire.WireError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, limits.details(str(error)))
+        if self._io_faults_asked >= IO_FAULTS_MAX:
+            text = f"{IO_FAULTS_MAX} failures have been asked for; no more in this run"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
+        self._io_faults_asked += 1
+        wanted = WantedIoFault(wish, asyncio.get_running_loop().create_future())
+        self._io_faults.append(wanted)
+        self._turns.ask_for_clock()
+        return host_pb2.InjectIoFaultResponse(at_ns=await asyncio.shield(wanted.at_ns))
 
     def _response(self, vm: int, start_ns: int) -> host_pb2.LoadVmResponse:
         core = self._shell.core
@@ -203,6 +243,19 @@ class HostService(HostServiceServicer):
         """The VMs that are ready to join, by number."""
         ready = [vm for vm in sorted(self._joins) if vm not in self.present and self._turns.is_attached(vm)]
         return [join for vm in ready if (join := self._joins.pop(vm, None)) is not None]
+
+    def take_io_faults(self, at_ns: int) -> None:
+        """Let the device do what was asked for, from the border at ``at_ns`` on."""
+        while self._io_faults:
+            wanted = self._io_faults.popleft()
+            self._shell.fail_ios(wanted.wish, at_ns)
+            self._io_fault_log.take(Asked(at_ns, self.vm_events["joined"], wanted.wish))
+            log.warning("the swap device fails from %d ns on, as was asked for: %s", at_ns, wanted.wish)
+            wanted.at_ns.get_loop().call_soon_threadsafe(wanted.at_ns.set_result, at_ns)
+
+    def close_log(self, digest: str) -> None:
+        """The run has come to its end."""
+        self._io_fault_log.close(digest)
 
     def put_back(self, join: Join) -> None:
         """It cannot join yet."""
@@ -295,7 +348,7 @@ async def _serve(config: HostdConfig) -> None:
         turns.raise_failure()
         opener.join(_STOP_S)
         await servers.stop(_STOP_S)
-        _report(config, shell, turns, clock, opener.run_seconds, service.lost)
+        service.close_log(_report(config, shell, turns, clock, opener.run_seconds, service.lost))
     finally:
         clock.abort()
         await servers.stop(0)
@@ -351,6 +404,7 @@ class _Opener(threading.Thread):
         began_s = time.monotonic()
         pace = _Pace(self._config.scenario.pace, began_s)
         clock.set_limit(pace.now_ns())
+        clock.set_border_due(shell.core.border_due_ns())
         while not self._turns.is_over:
             match clock.run_openings(window_ns):
                 case Waited.PARKED:
@@ -419,6 +473,7 @@ class _Opener(threading.Thread):
             time_ns = max(time_ns, latest_ns)
         if clock.has_arrivals(self._turns.entry):
             clock.give_back(self._turns.entry)
+            service.take_io_faults(time_ns)
             for join in service.take_joins():
                 self._let_join(join, time_ns, window_ns)
             return
@@ -465,10 +520,12 @@ def _report(
     clock: ClockPage,
     run_seconds: float,
     lost: dict[int, Failure],
-) -> None:
+) -> str:
+    """Leave the host's results; returns the digest."""
     shell.core.finish(config.scenario.duration_ns or clock.border_ns)
+    digest = shell.core.journal.digest()
     report = {
-        "digest": shell.core.journal.digest(),
+        "digest": digest,
         "messages": dict(sorted(turns.messages.items())),
         "windows": clock.windows,
         "run_seconds": run_seconds,
@@ -476,3 +533,4 @@ def _report(
         **host_report(shell),
     }
     config.run.write_report("hostd", report)
+    return digest

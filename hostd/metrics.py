@@ -22,6 +22,7 @@ from hostd import memory
 from hostd.core import averages
 from hostd.core.device import Op
 from hostd.core.host import HostCore
+from hostd.core.io_faults import IoResult
 from hostd.core.mm import COUNTERS, Mm
 from hostd.core.page import PageState
 
@@ -38,6 +39,10 @@ _OP = {Op.READ: "read", Op.WRITE: "write"}
 SIZES = ("current", "high", "max", "swap.current")
 """Files of a memory group that hold a size, without their ``memory.``."""
 AVERAGES = tuple(f"avg{seconds}" for seconds in averages.SECONDS)
+_RESULTS = {
+    Op.READ: (IoResult.ERROR, IoResult.CHECKSUM),
+    Op.WRITE: (IoResult.ERROR, IoResult.TORN, IoResult.LOST),
+}
 _RATIO_S = 5.0
 
 
@@ -174,7 +179,10 @@ def _io(mm: Mm) -> Iterator[Metric]:
     device = mm.config.profile.name
     for op, kind in _OP.items():
         histogram = mm.io[op]
-        done.add_metric([device, kind, "ok"], histogram.count)
+        failed = {result: mm.failed_ios[op, result] for result in _RESULTS[op]}
+        done.add_metric([device, kind, "ok"], histogram.count - sum(failed.values()))
+        for result, count in failed.items():
+            done.add_metric([device, kind, result.value], count)
         add_histogram(took, [device, kind], histogram)
     yield from (done, took)
 

@@ -11,13 +11,17 @@ runs a host needs the package. A built-in name cannot be taken.
 
 from __future__ import annotations
 
-from apf import plugins
+from apf.plugins import Plugins
 from hostd.core.readahead import KernelReadahead, NoReadahead, Readahead, StrideReadahead
 
-GROUP = "apf.readahead"
-BUILT_IN: dict[str, type[Readahead]] = {"kernel": KernelReadahead, "none": NoReadahead, "stride": StrideReadahead}
+_PLUGINS: Plugins[Readahead] = Plugins(
+    "swap.readahead",
+    "apf.readahead",
+    Readahead,  # type: ignore[type-abstract]
+    {"kernel": KernelReadahead, "none": NoReadahead, "stride": StrideReadahead},
+)
 
 
 def load(name: str) -> type[Readahead]:
     """The class of the policy called ``name``. Raises ScenarioError."""
-    return plugins.load(name, "swap.readahead", GROUP, BUILT_IN, Readahead)  # type: ignore[type-abstract]
+    return _PLUGINS.load(name)

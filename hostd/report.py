@@ -21,8 +21,20 @@ def host_report(shell: HostShell) -> dict[str, Any]:
         "memory": {str(vm): memory.group_files(mm, vm, now_ns) for vm in range(len(mm.groups))}
         | {"root": {"memory.pressure": memory.pressure_file(mm.root_pressure.totals(now_ns))}},
         "vmstat": memory.vmstat(mm),
-        "told": [*_hanging(shell.core), *shell.swap.told()],
         "audit": {"pages": audit.pages, "corrupt": audit.corrupt, "writes": sum(audit.writes.values())},
+        "lost_pages": dict(sorted(audit.lost.items())),
+        "page_errors": [
+            {
+                "vm": vm,
+                "gfn": gfn,
+                "slot": one.slot,
+                "why": one.error.words,
+                "since_ns": one.since_ns,
+                "faults": one.faults,
+            }
+            for vm, gfn, one in shell.core.troubles()
+        ],
+        "told": [*shell.core.told, *_hanging(shell.core), *shell.swap.told()],
     }
 
 

@@ -5,6 +5,8 @@ Used by the daemon and by the twin alike; neither gRPC nor clocks come in here.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from copy import deepcopy
 from typing import assert_never
 
@@ -13,7 +15,8 @@ import numpy.typing as npt
 from numba import njit
 
 from apf.hostmem import HostMemory, ept_entry
-from apf.messages import PAGE_SIZE, HostReply, HostRequest, Segment
+from apf.io_faults import IoFaultWish
+from apf.messages import PAGE_SIZE, HostReply, HostRequest, PageError, Segment
 from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
@@ -22,6 +25,7 @@ from hostd.core.events import (
     ClearVm,
     FillPages,
     HostEffect,
+    IoFaultArrived,
     ReadSlot,
     Reply,
     RequestTaken,
@@ -35,6 +39,7 @@ from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
 from hostd.swapfile import SwapFile
 
+log = logging.getLogger(__name__)
 _BULK_PAGES = 512
 """Pages handled at once: 2 MiB, which stay in a core's cache between two passes over them."""
 
@@ -54,6 +59,10 @@ class HostShell:
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         self._found = np.empty(len(memory.accessed), np.int64)
         self._audited = Audit()
+        self.on_use: Callable[[int, npt.NDArray[np.int64]], None] | None = None
+        """Told at each border that has work of the frames used since the last one, ascending."""
+        self._lines = core.told
+        self._told = 0
 
     def load(self, vm: int, segments: tuple[Segment, ...], now_ns: int = 0) -> None:
         """Fill a VM's memory: before window 0, or at the border at which it joins."""
@@ -68,6 +77,10 @@ class HostShell:
             self._audit_vm(self._audited, vm, segments)
         self._carry_out(self.core.step(VmLeft(vm), now_ns))
 
+    def fail_ios(self, wish: IoFaultWish, now_ns: int) -> None:
+        """An operator lets the device fail, from the border at ``now_ns`` on."""
+        self._carry_out(self.core.step(IoFaultArrived(wish), now_ns))
+
     def take(self, vm: int, vcpu: int, request: HostRequest, now_ns: int) -> HostReply:
         """Answer a vCPU's request, whose turn it is."""
         reply = self._carry_out(self.core.step(RequestTaken(vm, vcpu, request), now_ns))
@@ -78,6 +91,8 @@ class HostShell:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
         accessed = self._collect(self._memory.accessed)
         dirty = self._collect(self._memory.dirty)
+        if self.on_use is not None:
+            self.on_use(now_ns, accessed)
         zero = [pfn for pfn in self.core.writes_ahead() if not self._memory.frames[pfn].any()]
         self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 
@@ -101,6 +116,10 @@ class HostShell:
 
     def _audit_pages(self, audit: Audit, vm: int, segment: Segment, numbers: npt.NDArray[np.int64]) -> None:
         pfns, slots = self.core.locate(vm, numbers + segment.gfn)
+        why = self.core.lost(vm, numbers + segment.gfn)
+        audit.lost.update(PageError(error).name.lower() for error in why[why > 0].tolist())
+        audit.pages += int((why > 0).sum())
+        numbers, pfns, slots = numbers[why == 0], pfns[why == 0], slots[why == 0]
         held = pfns >= 0
         audit.take(segment, numbers[held], self._memory.frames[pfns[held]])
         swapped = ~held & (slots >= 0)
@@ -138,6 +157,10 @@ class HostShell:
                     memory.epts[vm][:] = 0
                 case _:
                     assert_never(effect)
+        if len(self._lines) > self._told:
+            for line in self._lines[self._told :]:
+                log.warning("%s", line)
+            self._told = len(self._lines)
         return reply
 
     def _read(self, effect: ReadSlot) -> None:

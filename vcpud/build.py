@@ -53,6 +53,7 @@ def vcpu_machine(
         ),
         guest_bytes=scenario.vm.guest_memory,
         start_ns=start_ns,
+        reports=scenario.swap.errors == "report",
     )
     publisher = None if clock is None else Publisher(clock.address, participant)
     engine = Engine(memory, vm, scenario.vm.cpu_mips, publisher, shadow=config.shadow)

@@ -9,7 +9,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TakeTrapsRequest(_message.Message):
-    __slots__ = ("time_ns", "seq", "registers", "attach", "booted", "tick", "not_present", "page_ready", "syscall", "exception", "stopped", "timer", "interrupt", "fetched", "min_flt", "maj_flt", "faults", "samples", "kernel")
+    __slots__ = ("time_ns", "seq", "registers", "attach", "booted", "tick", "not_present", "page_ready", "syscall", "exception", "stopped", "timer", "interrupt", "fetched", "run_failed", "min_flt", "maj_flt", "faults", "samples", "kernel")
     TIME_NS_FIELD_NUMBER: _ClassVar[int]
     SEQ_FIELD_NUMBER: _ClassVar[int]
     REGISTERS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class TakeTrapsRequest(_message.Message):
     TIMER_FIELD_NUMBER: _ClassVar[int]
     INTERRUPT_FIELD_NUMBER: _ClassVar[int]
     FETCHED_FIELD_NUMBER: _ClassVar[int]
+    RUN_FAILED_FIELD_NUMBER: _ClassVar[int]
     MIN_FLT_FIELD_NUMBER: _ClassVar[int]
     MAJ_FLT_FIELD_NUMBER: _ClassVar[int]
     FAULTS_FIELD_NUMBER: _ClassVar[int]
@@ -43,12 +44,13 @@ class TakeTrapsRequest(_message.Message):
     timer: TimerArrived
     interrupt: InterruptArrived
     fetched: Fetched
+    run_failed: RunFailed
     min_flt: int
     maj_flt: int
     faults: _containers.RepeatedCompositeFieldContainer[FaultMet]
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
     kernel: bool
-    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., registers: _Optional[bytes] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., booted: _Optional[_Union[Booted, _Mapping]] = ..., tick: _Optional[_Union[TickArrived, _Mapping]] = ..., not_present: _Optional[_Union[NotPresentArrived, _Mapping]] = ..., page_ready: _Optional[_Union[PageReadyArrived, _Mapping]] = ..., syscall: _Optional[_Union[SyscallRaised, _Mapping]] = ..., exception: _Optional[_Union[ExceptionRaised, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., timer: _Optional[_Union[TimerArrived, _Mapping]] = ..., interrupt: _Optional[_Union[InterruptArrived, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., min_flt: _Optional[int] = ..., maj_flt: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[FaultMet, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., kernel: _Optional[bool] = ...) -> None: ...
+    def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., registers: _Optional[bytes] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., booted: _Optional[_Union[Booted, _Mapping]] = ..., tick: _Optional[_Union[TickArrived, _Mapping]] = ..., not_present: _Optional[_Union[NotPresentArrived, _Mapping]] = ..., page_ready: _Optional[_Union[PageReadyArrived, _Mapping]] = ..., syscall: _Optional[_Union[SyscallRaised, _Mapping]] = ..., exception: _Optional[_Union[ExceptionRaised, _Mapping]] = ..., stopped: _Optional[_Union[Stopped, _Mapping]] = ..., timer: _Optional[_Union[TimerArrived, _Mapping]] = ..., interrupt: _Optional[_Union[InterruptArrived, _Mapping]] = ..., fetched: _Optional[_Union[Fetched, _Mapping]] = ..., run_failed: _Optional[_Union[RunFailed, _Mapping]] = ..., min_flt: _Optional[int] = ..., maj_flt: _Optional[int] = ..., faults: _Optional[_Iterable[_Union[FaultMet, _Mapping]]] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., kernel: _Optional[bool] = ...) -> None: ...
 
 class FaultMet(_message.Message):
     __slots__ = ("gfn", "kind")
@@ -95,10 +97,12 @@ class NotPresentArrived(_message.Message):
     def __init__(self, token: _Optional[int] = ...) -> None: ...
 
 class PageReadyArrived(_message.Message):
-    __slots__ = ("token",)
+    __slots__ = ("token", "failed")
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     token: int
-    def __init__(self, token: _Optional[int] = ...) -> None: ...
+    failed: bool
+    def __init__(self, token: _Optional[int] = ..., failed: _Optional[bool] = ...) -> None: ...
 
 class SyscallRaised(_message.Message):
     __slots__ = ("data",)
@@ -115,6 +119,14 @@ class ExceptionRaised(_message.Message):
     address: int
     rip: int
     def __init__(self, vector: _Optional[int] = ..., address: _Optional[int] = ..., rip: _Optional[int] = ...) -> None: ...
+
+class RunFailed(_message.Message):
+    __slots__ = ("gfn", "error")
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    error: _types_pb2.PageError
+    def __init__(self, gfn: _Optional[int] = ..., error: _Optional[_Union[_types_pb2.PageError, str]] = ...) -> None: ...
 
 class Stopped(_message.Message):
     __slots__ = ()

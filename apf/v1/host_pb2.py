@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from apf.v1 import types_pb2 as apf_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x61pf/v1/host.proto\x12\x06\x61pf.v1\x1a\x12\x61pf/v1/types.proto\"\xad\x01\n\x0eRunVcpuRequest\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12 \n\x06\x61ttach\x18\x03 \x01(\x0b\x32\x0e.apf.v1.AttachH\x00\x12$\n\x05\x66\x61ult\x18\x04 \x01(\x0b\x32\x13.apf.v1.FaultRaisedH\x00\x12*\n\x08prefault\x18\x05 \x01(\x0b\x32\x16.apf.v1.PrefaultRaisedH\x00\x42\t\n\x07request\"\xc9\x01\n\x0fRunVcpuResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x02 \x01(\x04\x12$\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x10.apf.v1.AttachedH\x00\x12 \n\x06mapped\x18\x04 \x01(\x0b\x32\x0e.apf.v1.MappedH\x00\x12\x1e\n\x05retry\x18\x05 \x01(\x0b\x32\r.apf.v1.RetryH\x00\x12)\n\x0bin_progress\x18\x06 \x01(\x0b\x32\x12.apf.v1.InProgressH\x00\x42\x07\n\x05reply\"\xc5\x01\n\x0b\x46\x61ultRaised\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\x1e\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0e\x32\x0e.apf.v1.Access\x12&\n\x04mode\x18\x03 \x01(\x0e\x32\x18.apf.v1.FaultRaised.Mode\x12\x0c\n\x04work\x18\x04 \x01(\r\x12\x11\n\tforgotten\x18\x05 \x03(\r\"@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_BLOCKING\x10\x01\x12\x0f\n\x0bMODE_NOWAIT\x10\x02\"+\n\x0ePrefaultRaised\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\x0c\n\x04work\x18\x02 \x01(\r\"\xa7\x01\n\x06Mapped\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\x0b\n\x03pfn\x18\x02 \x01(\x04\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12!\n\x04kind\x18\x04 \x01(\x0e\x32\x13.apf.v1.Mapped.Kind\x12\x10\n\x08stall_ns\x18\x05 \x01(\x04\"<\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_MINOR\x10\x01\x12\x0e\n\nKIND_MAJOR\x10\x02\"\x07\n\x05Retry\"/\n\nInProgress\x12\x0c\n\x04work\x18\x01 \x01(\r\x12\x13\n\x0bready_at_ns\x18\x02 \x01(\x04\">\n\rLoadVmRequest\x12\n\n\x02vm\x18\x01 \x01(\r\x12!\n\x08segments\x18\x02 \x03(\x0b\x32\x0f.apf.v1.Segment\"g\n\x07Segment\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\r\n\x05pages\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x1d\n\x06stamps\x18\x04 \x03(\x0b\x32\r.apf.v1.Stamp\x12\x13\n\x0b\x64\x65mand_zero\x18\x05 \x01(\x08\"5\n\x05Stamp\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x06\x12\x0e\n\x06stride\x18\x03 \x01(\x06\"Q\n\x0eLoadVmResponse\x12\x16\n\x0eresident_pages\x18\x01 \x01(\x04\x12\x15\n\rswapped_pages\x18\x02 \x01(\x04\x12\x10\n\x08start_ns\x18\x03 \x01(\x04\x32\x86\x01\n\x0bHostService\x12>\n\x07RunVcpu\x12\x16.apf.v1.RunVcpuRequest\x1a\x17.apf.v1.RunVcpuResponse(\x01\x30\x01\x12\x37\n\x06LoadVm\x12\x15.apf.v1.LoadVmRequest\x1a\x16.apf.v1.LoadVmResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11\x61pf/v1/host.proto\x12\x06\x61pf.v1\x1a\x12\x61pf/v1/types.proto\"\xad\x01\n\x0eRunVcpuRequest\x12\x0f\n\x07time_ns\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\x12 \n\x06\x61ttach\x18\x03 \x01(\x0b\x32\x0e.apf.v1.AttachH\x00\x12$\n\x05\x66\x61ult\x18\x04 \x01(\x0b\x32\x13.apf.v1.FaultRaisedH\x00\x12*\n\x08prefault\x18\x05 \x01(\x0b\x32\x16.apf.v1.PrefaultRaisedH\x00\x42\t\n\x07request\"\xeb\x01\n\x0fRunVcpuResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\r\n\x05\x61t_ns\x18\x02 \x01(\x04\x12$\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x10.apf.v1.AttachedH\x00\x12 \n\x06mapped\x18\x04 \x01(\x0b\x32\x0e.apf.v1.MappedH\x00\x12\x1e\n\x05retry\x18\x05 \x01(\x0b\x32\r.apf.v1.RetryH\x00\x12)\n\x0bin_progress\x18\x06 \x01(\x0b\x32\x12.apf.v1.InProgressH\x00\x12 \n\x06\x66\x61iled\x18\x07 \x01(\x0b\x32\x0e.apf.v1.FailedH\x00\x42\x07\n\x05reply\"\xc5\x01\n\x0b\x46\x61ultRaised\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\x1e\n\x06\x61\x63\x63\x65ss\x18\x02 \x01(\x0e\x32\x0e.apf.v1.Access\x12&\n\x04mode\x18\x03 \x01(\x0e\x32\x18.apf.v1.FaultRaised.Mode\x12\x0c\n\x04work\x18\x04 \x01(\r\x12\x11\n\tforgotten\x18\x05 \x03(\r\"@\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n\rMODE_BLOCKING\x10\x01\x12\x0f\n\x0bMODE_NOWAIT\x10\x02\"+\n\x0ePrefaultRaised\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\x0c\n\x04work\x18\x02 \x01(\r\"\xa7\x01\n\x06Mapped\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\x0b\n\x03pfn\x18\x02 \x01(\x04\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12!\n\x04kind\x18\x04 \x01(\x0e\x32\x13.apf.v1.Mapped.Kind\x12\x10\n\x08stall_ns\x18\x05 \x01(\x04\"<\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0e\n\nKIND_MINOR\x10\x01\x12\x0e\n\nKIND_MAJOR\x10\x02\"\x07\n\x05Retry\"/\n\nInProgress\x12\x0c\n\x04work\x18\x01 \x01(\r\x12\x13\n\x0bready_at_ns\x18\x02 \x01(\x04\"I\n\x06\x46\x61iled\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12 \n\x05\x65rror\x18\x02 \x01(\x0e\x32\x11.apf.v1.PageError\x12\x10\n\x08stall_ns\x18\x03 \x01(\x04\">\n\rLoadVmRequest\x12\n\n\x02vm\x18\x01 \x01(\r\x12!\n\x08segments\x18\x02 \x03(\x0b\x32\x0f.apf.v1.Segment\"g\n\x07Segment\x12\x0b\n\x03gfn\x18\x01 \x01(\x04\x12\r\n\x05pages\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x1d\n\x06stamps\x18\x04 \x03(\x0b\x32\r.apf.v1.Stamp\x12\x13\n\x0b\x64\x65mand_zero\x18\x05 \x01(\x08\"5\n\x05Stamp\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x02 \x01(\x06\x12\x0e\n\x06stride\x18\x03 \x01(\x06\"\x82\x02\n\x14InjectIoFaultRequest\x12\x0c\n\x04what\x18\x01 \x01(\t\x12\x10\n\x03nth\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05\x63ount\x18\x03 \x01(\x04H\x01\x88\x01\x01\x12\x0f\n\x02vm\x18\x04 \x01(\rH\x02\x88\x01\x01\x12\x10\n\x03gfn\x18\x05 \x01(\x04H\x03\x88\x01\x01\x12\x11\n\x04slot\x18\x06 \x01(\x04H\x04\x88\x01\x01\x12\x0e\n\x06\x66or_ns\x18\x07 \x01(\x04\x12\x0f\n\x02io\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x13\n\x06\x66\x61\x63tor\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0e\n\x06\x61\x64\x64_ns\x18\n \x01(\x04\x42\x06\n\x04_nthB\x08\n\x06_countB\x05\n\x03_vmB\x06\n\x04_gfnB\x07\n\x05_slotB\x05\n\x03_ioB\t\n\x07_factor\"&\n\x15InjectIoFaultResponse\x12\r\n\x05\x61t_ns\x18\x01 \x01(\x04\"Q\n\x0eLoadVmResponse\x12\x16\n\x0eresident_pages\x18\x01 \x01(\x04\x12\x15\n\rswapped_pages\x18\x02 \x01(\x04\x12\x10\n\x08start_ns\x18\x03 \x01(\x04\x32\xd4\x01\n\x0bHostService\x12>\n\x07RunVcpu\x12\x16.apf.v1.RunVcpuRequest\x1a\x17.apf.v1.RunVcpuResponse(\x01\x30\x01\x12\x37\n\x06LoadVm\x12\x15.apf.v1.LoadVmRequest\x1a\x16.apf.v1.LoadVmResponse\x12L\n\rInjectIoFault\x12\x1c.apf.v1.InjectIoFaultRequest\x1a\x1d.apf.v1.InjectIoFaultResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,29 +35,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNVCPUREQUEST']._serialized_start=50
   _globals['_RUNVCPUREQUEST']._serialized_end=223
   _globals['_RUNVCPURESPONSE']._serialized_start=226
-  _globals['_RUNVCPURESPONSE']._serialized_end=427
-  _globals['_FAULTRAISED']._serialized_start=430
-  _globals['_FAULTRAISED']._serialized_end=627
-  _globals['_FAULTRAISED_MODE']._serialized_start=563
-  _globals['_FAULTRAISED_MODE']._serialized_end=627
-  _globals['_PREFAULTRAISED']._serialized_start=629
-  _globals['_PREFAULTRAISED']._serialized_end=672
-  _globals['_MAPPED']._serialized_start=675
-  _globals['_MAPPED']._serialized_end=842
-  _globals['_MAPPED_KIND']._serialized_start=782
-  _globals['_MAPPED_KIND']._serialized_end=842
-  _globals['_RETRY']._serialized_start=844
-  _globals['_RETRY']._serialized_end=851
-  _globals['_INPROGRESS']._serialized_start=853
-  _globals['_INPROGRESS']._serialized_end=900
-  _globals['_LOADVMREQUEST']._serialized_start=902
-  _globals['_LOADVMREQUEST']._serialized_end=964
-  _globals['_SEGMENT']._serialized_start=966
-  _globals['_SEGMENT']._serialized_end=1069
-  _globals['_STAMP']._serialized_start=1071
-  _globals['_STAMP']._serialized_end=1124
-  _globals['_LOADVMRESPONSE']._serialized_start=1126
-  _globals['_LOADVMRESPONSE']._serialized_end=1207
-  _globals['_HOSTSERVICE']._serialized_start=1210
-  _globals['_HOSTSERVICE']._serialized_end=1344
+  _globals['_RUNVCPURESPONSE']._serialized_end=461
+  _globals['_FAULTRAISED']._serialized_start=464
+  _globals['_FAULTRAISED']._serialized_end=661
+  _globals['_FAULTRAISED_MODE']._serialized_start=597
+  _globals['_FAULTRAISED_MODE']._serialized_end=661
+  _globals['_PREFAULTRAISED']._serialized_start=663
+  _globals['_PREFAULTRAISED']._serialized_end=706
+  _globals['_MAPPED']._serialized_start=709
+  _globals['_MAPPED']._serialized_end=876
+  _globals['_MAPPED_KIND']._serialized_start=816
+  _globals['_MAPPED_KIND']._serialized_end=876
+  _globals['_RETRY']._serialized_start=878
+  _globals['_RETRY']._serialized_end=885
+  _globals['_INPROGRESS']._serialized_start=887
+  _globals['_INPROGRESS']._serialized_end=934
+  _globals['_FAILED']._serialized_start=936
+  _globals['_FAILED']._serialized_end=1009
+  _globals['_LOADVMREQUEST']._serialized_start=1011
+  _globals['_LOADVMREQUEST']._serialized_end=1073
+  _globals['_SEGMENT']._serialized_start=1075
+  _globals['_SEGMENT']._serialized_end=1178
+  _globals['_STAMP']._serialized_start=1180
+  _globals['_STAMP']._serialized_end=1233
+  _globals['_INJECTIOFAULTREQUEST']._serialized_start=1236
+  _globals['_INJECTIOFAULTREQUEST']._serialized_end=1494
+  _globals['_INJECTIOFAULTRESPONSE']._serialized_start=1496
+  _globals['_INJECTIOFAULTRESPONSE']._serialized_end=1534
+  _globals['_LOADVMRESPONSE']._serialized_start=1536
+  _globals['_LOADVMRESPONSE']._serialized_end=1617
+  _globals['_HOSTSERVICE']._serialized_start=1620
+  _globals['_HOSTSERVICE']._serialized_end=1832
 # @@protoc_insertion_point(module_scope)

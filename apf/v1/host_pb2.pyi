@@ -23,20 +23,22 @@ class RunVcpuRequest(_message.Message):
     def __init__(self, time_ns: _Optional[int] = ..., seq: _Optional[int] = ..., attach: _Optional[_Union[_types_pb2.Attach, _Mapping]] = ..., fault: _Optional[_Union[FaultRaised, _Mapping]] = ..., prefault: _Optional[_Union[PrefaultRaised, _Mapping]] = ...) -> None: ...
 
 class RunVcpuResponse(_message.Message):
-    __slots__ = ("seq", "at_ns", "attached", "mapped", "retry", "in_progress")
+    __slots__ = ("seq", "at_ns", "attached", "mapped", "retry", "in_progress", "failed")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     AT_NS_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
     MAPPED_FIELD_NUMBER: _ClassVar[int]
     RETRY_FIELD_NUMBER: _ClassVar[int]
     IN_PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
     seq: int
     at_ns: int
     attached: _types_pb2.Attached
     mapped: Mapped
     retry: Retry
     in_progress: InProgress
-    def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., mapped: _Optional[_Union[Mapped, _Mapping]] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., in_progress: _Optional[_Union[InProgress, _Mapping]] = ...) -> None: ...
+    failed: Failed
+    def __init__(self, seq: _Optional[int] = ..., at_ns: _Optional[int] = ..., attached: _Optional[_Union[_types_pb2.Attached, _Mapping]] = ..., mapped: _Optional[_Union[Mapped, _Mapping]] = ..., retry: _Optional[_Union[Retry, _Mapping]] = ..., in_progress: _Optional[_Union[InProgress, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ...) -> None: ...
 
 class FaultRaised(_message.Message):
     __slots__ = ("gfn", "access", "mode", "work", "forgotten")
@@ -102,6 +104,16 @@ class InProgress(_message.Message):
     ready_at_ns: int
     def __init__(self, work: _Optional[int] = ..., ready_at_ns: _Optional[int] = ...) -> None: ...
 
+class Failed(_message.Message):
+    __slots__ = ("gfn", "error", "stall_ns")
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    STALL_NS_FIELD_NUMBER: _ClassVar[int]
+    gfn: int
+    error: _types_pb2.PageError
+    stall_ns: int
+    def __init__(self, gfn: _Optional[int] = ..., error: _Optional[_Union[_types_pb2.PageError, str]] = ..., stall_ns: _Optional[int] = ...) -> None: ...
+
 class LoadVmRequest(_message.Message):
     __slots__ = ("vm", "segments")
     VM_FIELD_NUMBER: _ClassVar[int]
@@ -133,6 +145,36 @@ class Stamp(_message.Message):
     base: int
     stride: int
     def __init__(self, offset: _Optional[int] = ..., base: _Optional[int] = ..., stride: _Optional[int] = ...) -> None: ...
+
+class InjectIoFaultRequest(_message.Message):
+    __slots__ = ("what", "nth", "count", "vm", "gfn", "slot", "for_ns", "io", "factor", "add_ns")
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    NTH_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    VM_FIELD_NUMBER: _ClassVar[int]
+    GFN_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    FOR_NS_FIELD_NUMBER: _ClassVar[int]
+    IO_FIELD_NUMBER: _ClassVar[int]
+    FACTOR_FIELD_NUMBER: _ClassVar[int]
+    ADD_NS_FIELD_NUMBER: _ClassVar[int]
+    what: str
+    nth: int
+    count: int
+    vm: int
+    gfn: int
+    slot: int
+    for_ns: int
+    io: str
+    factor: int
+    add_ns: int
+    def __init__(self, what: _Optional[str] = ..., nth: _Optional[int] = ..., count: _Optional[int] = ..., vm: _Optional[int] = ..., gfn: _Optional[int] = ..., slot: _Optional[int] = ..., for_ns: _Optional[int] = ..., io: _Optional[str] = ..., factor: _Optional[int] = ..., add_ns: _Optional[int] = ...) -> None: ...
+
+class InjectIoFaultResponse(_message.Message):
+    __slots__ = ("at_ns",)
+    AT_NS_FIELD_NUMBER: _ClassVar[int]
+    at_ns: int
+    def __init__(self, at_ns: _Optional[int] = ...) -> None: ...
 
 class LoadVmResponse(_message.Message):
     __slots__ = ("resident_pages", "swapped_pages", "start_ns")

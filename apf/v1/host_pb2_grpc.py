@@ -45,6 +45,11 @@ class HostServiceStub:
                 request_serializer=apf_dot_v1_dot_host__pb2.LoadVmRequest.SerializeToString,
                 response_deserializer=apf_dot_v1_dot_host__pb2.LoadVmResponse.FromString,
                 _registered_method=True)
+        self.InjectIoFault = channel.unary_unary(
+                '/apf.v1.HostService/InjectIoFault',
+                request_serializer=apf_dot_v1_dot_host__pb2.InjectIoFaultRequest.SerializeToString,
+                response_deserializer=apf_dot_v1_dot_host__pb2.InjectIoFaultResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
@@ -71,6 +76,15 @@ class HostServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InjectIoFault(self, request, context):
+        """Let the swap device fail, as a scenario's [[swap.fault]] does, from the next border on. For operators.
+        INVALID_ARGUMENT: a field that means nothing, or does not go with the others. FAILED_PRECONDITION: the run has not
+        begun, or is at its end. RESOURCE_EXHAUSTED: 1024 have been asked for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -83,6 +97,11 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.LoadVm,
                     request_deserializer=apf_dot_v1_dot_host__pb2.LoadVmRequest.FromString,
                     response_serializer=apf_dot_v1_dot_host__pb2.LoadVmResponse.SerializeToString,
+            ),
+            'InjectIoFault': grpc.unary_unary_rpc_method_handler(
+                    servicer.InjectIoFault,
+                    request_deserializer=apf_dot_v1_dot_host__pb2.InjectIoFaultRequest.FromString,
+                    response_serializer=apf_dot_v1_dot_host__pb2.InjectIoFaultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +159,33 @@ class HostService:
             '/apf.v1.HostService/LoadVm',
             apf_dot_v1_dot_host__pb2.LoadVmRequest.SerializeToString,
             apf_dot_v1_dot_host__pb2.LoadVmResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InjectIoFault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/apf.v1.HostService/InjectIoFault',
+            apf_dot_v1_dot_host__pb2.InjectIoFaultRequest.SerializeToString,
+            apf_dot_v1_dot_host__pb2.InjectIoFaultResponse.FromString,
             options,
             channel_credentials,
             insecure,

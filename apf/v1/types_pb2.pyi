@@ -11,10 +11,21 @@ class Access(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACCESS_READ: _ClassVar[Access]
     ACCESS_WRITE: _ClassVar[Access]
     ACCESS_EXEC: _ClassVar[Access]
+
+class PageError(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAGE_ERROR_UNSPECIFIED: _ClassVar[PageError]
+    PAGE_ERROR_READ: _ClassVar[PageError]
+    PAGE_ERROR_TORN: _ClassVar[PageError]
+    PAGE_ERROR_LOST: _ClassVar[PageError]
 ACCESS_UNSPECIFIED: Access
 ACCESS_READ: Access
 ACCESS_WRITE: Access
 ACCESS_EXEC: Access
+PAGE_ERROR_UNSPECIFIED: PageError
+PAGE_ERROR_READ: PageError
+PAGE_ERROR_TORN: PageError
+PAGE_ERROR_LOST: PageError
 
 class Attach(_message.Message):
     __slots__ = ("vm", "vcpu", "scenario_digest")

@@ -53,6 +53,7 @@ from apf.messages import (
     NotPresentArrived,
     PageReadyArrived,
     ProtocolFault,
+    RunFailed,
     Sample,
     Segment,
     Stopped,
@@ -80,7 +81,7 @@ from guestsched.core.arrivals import (
     SpawnArrived,
     Spawned,
 )
-from guestsched.core.cpu import Cpu, Phase, TimerKind
+from guestsched.core.cpu import MACHINE_CHECK, Cpu, Phase, TimerKind
 from guestsched.core.feed import Feed
 from guestsched.core.kernel import TASKS_MAX, Effect, Kernel, Log, Post, Reply
 from guestsched.core.process import PER_CPU_GFN, Memory, OutOfMemory, Process, ProcessPlan
@@ -93,6 +94,8 @@ __all__ = ("ArrivalsTaken", "Effect", "GuestCore", "Log", "Post", "Reply", "Trap
 
 HYPERVISOR_CALLBACK_VECTOR = 0xF3
 _PAGE_FAULT = 14
+HUNG_NS = 120_000_000_000
+"""sysctl_hung_task_timeout_secs."""
 INJECTIONS_MAX = 1024
 """Faults of the protocol injected into one vCPU while the guest runs."""
 
@@ -140,13 +143,17 @@ class GuestCore:
         self._mode = scenario.mode
         self._apf = scenario.mode in (ApfMode.PV2010, ApfMode.PV)
         self._send_always = scenario.kvm.send_always
+        self._reports = scenario.swap.errors == "report"
         self._end_ns = scenario.end_ns
         self._journal = journal
+        self._hung_check_ns = boot_ns + HUNG_NS
         self._kernel = Kernel(scenario.costs, vcpus, scenario.vm.hz, policy, Memory(vcpus, pages), journal)
         self._feed = Feed(self._kernel)
         self._syscalls = Syscalls(self._kernel, self._feed)
         self._now_ns = self._boot_ns = boot_ns
         self._shutdown = False
+        self.failed = ""
+        """Why the VM has ended before its run did: a page that cannot be had. Empty: it has not."""
         self._finished = False
         for plan in plans:
             self._kernel.make(plan, boot_ns)
@@ -231,6 +238,8 @@ class GuestCore:
         if not 0 <= event.vcpu < len(kernel.cpus):
             raise CoreError(f"no vCPU {event.vcpu}: this VM has {len(kernel.cpus)}")
         cpu, raised = kernel.cpus[event.vcpu], event.raised
+        if now_ns >= self._hung_check_ns:
+            self._tell_of_hung_tasks(now_ns)
         self._refuse_foreign(cpu, raised)
         cpu.accept(raised, now_ns)
         cpu.rq.update_curr(now_ns)
@@ -254,6 +263,17 @@ class GuestCore:
             cost_ns += self._costs.context_switch_ns
             cpu.nr_switches += 1
         kernel.effects.append(Reply(cpu.index, self._dispatch(cpu, raised, now_ns, max(1, cost_ns), before)))
+
+    def _tell_of_hung_tasks(self, now_ns: int) -> None:
+        """check_hung_uninterruptible_tasks, from the first trap on that comes when it is due."""
+        self._hung_check_ns = now_ns + HUNG_NS
+        for node in self.waiting():
+            task = self._kernel.tasks[node.task]
+            if now_ns - task.since_ns > HUNG_NS:
+                text = (
+                    f"INFO: task {task.spec.name}:{task.id} blocked for more than 120 seconds: kvm_async_pf_task_wait"
+                )
+                self._kernel.effects.append(Log(now_ns, text))
 
     def _refuse_foreign(self, cpu: Cpu, raised: TrapRaised) -> None:
         """CoreError for an APF event that cannot be this vCPU's."""
@@ -314,9 +334,9 @@ class GuestCore:
                 else:
                     self._not_present(cpu, token, now_ns)
                 return costs.apf_handler_ns
-            case PageReadyArrived(token):
-                record(now_ns, "page_ready", cpu.index, token)
-                self._page_ready(cpu, token, now_ns)
+            case PageReadyArrived(token, failed):
+                record(now_ns, "page_ready", cpu.index, token, *(("failed",) if failed else ()))
+                self._page_ready(cpu, token, failed, now_ns)
                 return costs.apf_handler_ns
             case SyscallRaised(data):
                 self._syscalls.enter(cpu, data, now_ns)
@@ -327,6 +347,10 @@ class GuestCore:
             case ExceptionRaised(vector, address, rip):
                 record(now_ns, "exception", cpu.index, vector, address, rip)
                 self._exception(cpu, vector, address, rip, now_ns)
+                return 0
+            case RunFailed(gfn, error):
+                record(now_ns, "run_failed", cpu.index, gfn, error.name)
+                self._run_failed(cpu, trap, now_ns)
                 return 0
             case Stopped():
                 record(now_ns, "stop", cpu.index)
@@ -357,7 +381,7 @@ class GuestCore:
         if self._kernel.waiters.wait(token, cpu.index, task.id):
             self._kernel.leave(cpu, task, TaskEvent.NOT_PRESENT, now_ns)
 
-    def _page_ready(self, cpu: Cpu, token: int, now_ns: int) -> None:
+    def _page_ready(self, cpu: Cpu, token: int, failed: bool, now_ns: int) -> None:
         cpu.page_ready += 1
         waiters = self._kernel.waiters
         if token == WAKE_ALL:
@@ -366,13 +390,34 @@ class GuestCore:
             task_id = waiters.wake(token, cpu.index)
             woken = [] if task_id == DUMMY else [task_id]
         for task_id in woken:
+            if failed:
+                self._doom(cpu, self._kernel.tasks[task_id], killing.page_error(token), now_ns)
             self._kernel.wake(self._kernel.tasks[task_id], TaskEvent.PAGE_READY, now_ns, cpu)
 
     def _panic(self, cpu: Cpu, why: str, now_ns: int) -> None:
         """The guest is dead: every vCPU stops."""
         assert self._send_always, f"vCPU {cpu.index}: {why}, and it had not asked for that"
         self._journal.record(now_ns, "panic", cpu.index)
-        self._kernel.effects.append(Log(now_ns, f"vCPU {cpu.index}: Kernel panic - not syncing: {why}"))
+        self._end(cpu, f"vCPU {cpu.index}: Kernel panic - not syncing: {why}", now_ns)
+
+    def _run_failed(self, cpu: Cpu, failed: RunFailed, now_ns: int) -> None:
+        """The VMM has got -EFAULT from one vCPU's KVM_RUN, and ends: so do all vCPUs, as they come out of the host."""
+        curr = cpu.rq.curr
+        task = None if curr is None else self._kernel.tasks[curr.id]
+        whose = "the guest kernel" if task is None else f"task {task.id} {task.spec.name}"
+        cpu.fetching, cpu.fetch = "", ()
+        if self._shutdown:
+            return
+        text = (
+            f"vCPU {cpu.index}: KVM_RUN: Bad address: gfn {failed.gfn:#x}, which {whose} needs, cannot be had: "
+            f"{failed.error.words}; the VM ends"
+        )
+        self.failed = f"at {now_ns} ns: {text}"
+        self._end(cpu, text, now_ns)
+
+    def _end(self, cpu: Cpu, text: str, now_ns: int) -> None:
+        """The VM ends: every vCPU stops."""
+        self._kernel.effects.append(Log(now_ns, text))
         self._shutdown = True
         for other in self._kernel.cpus:
             if other is not cpu:
@@ -394,7 +439,7 @@ class GuestCore:
         if isinstance(raised.trap, Booted) and self._apf:
             return self._enable_steps(cpu.index)
         if isinstance(raised.trap, PageReadyArrived) and self._mode is ApfMode.PV:
-            cleared = Store(reason_gpa(cpu.index) + APF_TOKEN_OFFSET, bytes(4))
+            cleared = Store(reason_gpa(cpu.index) + APF_TOKEN_OFFSET, bytes(8 if self._reports else 4))
             return (cleared, MsrWrite(MSR_KVM_ASYNC_PF_ACK, 1))
         return ()
 
@@ -419,7 +464,12 @@ class GuestCore:
         # Another vCPU's mmap: this one has not been told yet, and is now (a spurious fault, as of a lazy TLB).
         if vector == _PAGE_FAULT and cpu.known.get(task.asid) != process.version and process.extent_of(address):
             return
-        reason = killing.describe(vector, address, rip)
+        if vector == MACHINE_CHECK:  # perhaps in an access of the kernel's for it
+            cpu.fetching, cpu.fetch = "", ()
+        self._doom(cpu, task, killing.describe(vector, address, rip), now_ns)
+
+    def _doom(self, cpu: Cpu, task: Task, reason: str, now_ns: int) -> None:
+        """``task`` dies before it runs user code again."""
         task.doomed = reason
         text = f"task {task.id} {task.spec.name} (program {task.spec.program}, vCPU {cpu.index}) killed: {reason}"
         self._kernel.effects.append(Log(now_ns, text))
@@ -548,10 +598,11 @@ class GuestCore:
             if cpu.known.get(asid) != process.version:
                 cpu.known[asid] = process.version
                 spaces = (process.space(),)
-            if process.execing and not cpu.fetching:
+            copying = not cpu.fetching and not self._shutdown
+            if copying and process.execing:
                 copies = tuple(process.copies())
                 cpu.fetching, cpu.fetch = "exec", ((copies[0][0], 1),)
-            elif not cpu.fetching and task.copies:
+            elif copying and task.copies:
                 copies = tuple(task.copies)
                 task.copies.clear()
             if task_id in self._kernel.works:
@@ -574,7 +625,7 @@ class GuestCore:
             steps=self._steps(cpu, raised),
             timer_ns=cpu.timer_ns,
             copies=copies,
-            fetch=cpu.fetch if cpu.fetching else (),
+            fetch=cpu.fetch if cpu.fetching and not self._shutdown else (),
             log_faults=task_id in self._kernel.works,
             shutdown=stopping,
             syscall_fetch=syscall_fetch,

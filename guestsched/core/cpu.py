@@ -20,6 +20,7 @@ from apf.messages import (
     ExceptionRaised,
     Fetched,
     ProtocolFault,
+    RunFailed,
     Stopped,
     SyscallRaised,
     TickArrived,
@@ -30,6 +31,8 @@ from apf.registers import FILE_BYTES
 from guestsched.core.sched import Entity, RunQueue
 
 _OF_USER_MODE = (Booted, Fetched, SyscallRaised, ExceptionRaised)
+MACHINE_CHECK = 18
+"""Exception of memory that has failed."""
 
 
 class Phase(IntEnum):
@@ -125,7 +128,9 @@ class Cpu:
             return f": its timer was to expire at {self.timer_ns} ns"
         if raised.kernel and isinstance(trap, _OF_USER_MODE):
             return " from the kernel"
-        if isinstance(trap, Stopped) or raised.kernel:
+        if isinstance(trap, Stopped | RunFailed) or raised.kernel:
+            return ""
+        if isinstance(trap, ExceptionRaised) and trap.vector == MACHINE_CHECK:  # that memory is its task's
             return ""
         if bool(self.fetching) is not isinstance(trap, Fetched):
             return f", but the kernel was {'reading memory' if self.fetching else 'not reading memory'} for its task"

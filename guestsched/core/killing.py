@@ -26,10 +26,19 @@ _VECTORS = {
     19: ("SIMD floating-point error", "#XM"),
 }
 _PAGE_FAULT = 14
+_MACHINE_CHECK = 18
+
+
+def page_error(token: int) -> str:
+    """Why a task is killed whose page ready says that there is no page."""
+    return f"SIGBUS: the host cannot get the page it waits for (page error, token {token:#x})"
 
 
 def describe(vector: int, address: int, rip: int) -> str:
     """The exception in words: ``bad address 0x10 (#PF, vector 14) at rip 0x400007``."""
+    if vector == _MACHINE_CHECK:  # arch/x86/kernel/cpu/mce/core.c:kill_me_maybe
+        at = f"rip {rip:#x}" if rip else "an access of the kernel for it"
+        return f"SIGBUS: the memory at guest-physical {address:#x} has failed (#MC, vector 18) at {at}"
     words, mnemonic = _VECTORS.get(vector, ("unexpected interrupt", "no exception"))
     if vector == _PAGE_FAULT or address:
         words = f"{words} {address:#x}" if vector == _PAGE_FAULT else f"{words} on address {address:#x}"

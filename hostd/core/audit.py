@@ -17,6 +17,7 @@ def check(mm: Mm) -> None:
     _check_groups(mm)
     _check_readahead(mm)
     _check_ept(mm)
+    _check_damage(mm)
     _check_agenda(mm)
 
 
@@ -98,6 +99,17 @@ def _check_ept(mm: Mm) -> None:
     assert usable[mapped].all(), "the EPT maps a page that is not in memory"
     assert (ept[mapped] >> PAGE_SHIFT == pfn[mapped]).all(), "the EPT maps another frame than the page's"
     assert (flags[(ept & EPT_WRITE) != 0] & DIRTY).all(), "a clean page is writable in the EPT"
+
+
+def _check_damage(mm: Mm) -> None:
+    pages, damage = mm.pages, mm.damage
+    for key in damage.pages:
+        state = PageState(pages.state[key])
+        assert state in (PageState.READING, PageState.CACHED), f"page {key} is {state.name}, and not uptodate"
+        assert pages.slot[key] >= 0 and not pages.flags[key] & DIRTY, f"page {key} is not uptodate, and nowhere else"
+        assert not pages.ept[key], f"page {key} is mapped, and not uptodate"
+    assert all(mm.swap.is_used(slot) and not mm.swap.is_zero(slot) for slot in damage.slots), "a damaged slot is free"
+    assert all(pages.flags[key] & WRITING for key in mm.write_failed), "a write that will fail is not under way"
 
 
 def _check_agenda(mm: Mm) -> None:

@@ -18,6 +18,7 @@ from apf.hostmem import ept_entry
 from hostd.core.device import Op
 from hostd.core.events import BorderReached, ClearEpt, HostEffect, Pfns, SetEpt, WriteSlot
 from hostd.core.frames import FEW
+from hostd.core.io_faults import IoResult
 from hostd.core.mm import Mm
 from hostd.core.page import DIRTY, PageEvent, PageState
 
@@ -86,8 +87,9 @@ class Border:
                 if pfn in zero and mm.backings[vm].swaps:
                     mm.write_zeros(key, vm, now_ns)
                 else:
-                    mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
-                    writes.append(WriteSlot(pages.slot[key], pfn))
+                    result = mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
+                    if result is not IoResult.ERROR:
+                        writes.append(WriteSlot(pages.slot[key], pfn, result))
             else:
                 pages.move(key, PageEvent.DROPPED, now_ns)
                 mm.journal.record(now_ns, "drop", vm, gfn, pages.slot[key], pfn)

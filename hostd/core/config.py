@@ -9,7 +9,8 @@ from apf.messages import FOREVER_NS, PAGE_SIZE, GupVariant
 from apf.scenario import Costs, Scenario
 from hostd.core.backing import ANON, BACKINGS, Backing
 from hostd.core.device import DeviceProfile, default_window_ns
-from hostd.core.policies import POLICIES
+from hostd.core.io_faults import Failure
+from hostd.core.lru import Kernel, Policy
 from hostd.core.readahead import NoReadahead, Readahead
 from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 
@@ -46,11 +47,13 @@ class HostConfig:
     profile: DeviceProfile
     reserve_frames: int
     swap_slots: int = 0
+    end_ns: int = FOREVER_NS
+    failures: tuple[Failure, ...] = ()
+    reports: bool = False
     managed_pages: int = 0
-    reclaim: str = "kernel"
+    reclaim: type[Policy] = Kernel
     readahead: type[Readahead] = NoReadahead
     page_cluster: int = 3
-    end_ns: int = FOREVER_NS
 
     @property
     def frames(self) -> int:
@@ -80,12 +83,15 @@ class HostConfig:
             raise CoreError(f"profile.servers = {self.profile.servers}: at least 1")
         if self.reserve_frames < 1:
             raise CoreError(f"reserve_frames = {self.reserve_frames}: at least 1")
-        if self.reclaim not in POLICIES:
-            raise CoreError(f"reclaim = {self.reclaim!r}: {', '.join(POLICIES)}")
 
     @classmethod
     def of(
-        cls, scenario: Scenario, profile: DeviceProfile, vms: int = 1, readahead: type[Readahead] = NoReadahead
+        cls,
+        scenario: Scenario,
+        profile: DeviceProfile,
+        vms: int = 1,
+        reclaim: type[Policy] = Kernel,
+        readahead: type[Readahead] = NoReadahead,
     ) -> HostConfig:
         """The host of ``scenario``, with ``vms`` VMs of its kind."""
         handlers = scenario.userfault
@@ -105,10 +111,12 @@ class HostConfig:
             vms=(vm,) * vms,
             profile=profile.for_cpus(vms * vm.vcpus),
             reserve_frames=scenario.host.reserve_frames,
+            end_ns=scenario.end_ns,
+            failures=tuple(Failure.of(fault, fault.at_ns) for fault in scenario.swap.fault),
+            reports=scenario.swap.errors == "report",
             swap_slots=scenario.swap.size // PAGE_SIZE,
             managed_pages=scenario.host.memory // PAGE_SIZE,
-            reclaim=scenario.host.reclaim,
+            reclaim=reclaim,
             readahead=readahead,
             page_cluster=scenario.swap.page_cluster,
-            end_ns=scenario.end_ns,
         )

@@ -78,6 +78,10 @@ class Device:
         heapify(self._servers)
         self._last: list[tuple[Op, int]] = [(Op.READ, -1 - profile.skip_slots_max)] * profile.servers
 
+    def serve_by(self, served: Served) -> None:
+        """From now on the device stops, or is slow, at times."""
+        self._served = served
+
     def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
@@ -110,13 +114,23 @@ class MeasuredDevice:
     """A real device: an I/O is carried out when it is submitted, and takes from its arrival what that took.
 
     It has no queue here: what waits for what is the real device's business, which is given one I/O at a time.
+    ``took_ns`` is what the last one took.
     """
 
-    __slots__ = ("_carry",)
+    __slots__ = ("_carry", "_served", "took_ns")
 
-    def __init__(self, carry: Carry) -> None:
+    def __init__(self, carry: Carry, served: Served | None = None) -> None:
         self._carry = carry
+        self._served = served
+        self.took_ns = 0
+
+    def serve_by(self, served: Served) -> None:
+        """As ``Device.serve_by``."""
+        self._served = served
 
     def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
         """As ``Device.submit``."""
-        return arrival_ns, arrival_ns + max(1, self._carry(op, slot, pfn))
+        self.took_ns = max(1, self._carry(op, slot, pfn))
+        if self._served is None:
+            return arrival_ns, arrival_ns + self.took_ns
+        return self._served(op, arrival_ns, self.took_ns)

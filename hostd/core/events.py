@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apf.core import message
+from apf.io_faults import IoFaultWish
 from apf.messages import HostReply, HostRequest, Segment
 from hostd.core.io_faults import IoResult
 
@@ -79,7 +80,14 @@ class VmLeft:
     vm: int
 
 
-HostEvent = RequestTaken | BorderReached | SegmentsLoaded | VmLeft
+@message
+class IoFaultArrived:
+    """An operator lets the device fail, from the step's time on. At a border, before its window."""
+
+    wish: IoFaultWish
+
+
+HostEvent = RequestTaken | BorderReached | SegmentsLoaded | VmLeft | IoFaultArrived
 
 
 @message

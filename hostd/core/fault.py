@@ -15,6 +15,7 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | SWAPPED            | worker     | worker | starts the read, worker waits   | reads and waits          |
 | SWAPPED, all zeros | worker     | mapped | mapped                          | mapped                   |
 | SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
+| not uptodate       | worker     | worker | worker                          | fails                    |
 
 MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
 page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
@@ -40,10 +41,12 @@ from __future__ import annotations
 from apf.core import CoreError
 from apf.messages import (
     Access,
+    Failed,
     FaultKind,
     FaultMode,
     FaultRaised,
     GupVariant,
+    HostReply,
     InProgress,
     Mapped,
     PrefaultRaised,
@@ -52,6 +55,8 @@ from apf.messages import (
 from hostd.core import workingset
 from hostd.core.device import Op
 from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
+from hostd.core.io_faults import IoResult
+from hostd.core.kernel_log import HUNG_NS
 from hostd.core.mm import REFUSED, Mm, Own
 from hostd.core.page import DIRTY, READAHEAD, WORKINGSET, PageEvent, PageState
 from hostd.core.readahead import SwapFault
@@ -84,13 +89,17 @@ class FaultPath:
             self._works.pop((vm, vcpu, token), None)
         if mm.pages.state[key] in _IN_CACHE and mm.pages.slot[key] >= 0:
             self._found(vm, vcpu, key)
-        if request.mode == FaultMode.BLOCKING or self._gup_succeeds(vm, key):
+        if key in mm.damage.pages:
+            effects = self._not_uptodate(vm, vcpu, key, request, now_ns)
+        elif request.mode == FaultMode.BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
+            if request.mode == FaultMode.NOWAIT and isinstance(_reply_of(effects), Failed) and not mm.config.reports:
+                effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
-            reply = _reply_of(effects)
-            if isinstance(reply, InProgress):
-                self._works[vm, vcpu, request.work] = (request.gfn, reply.ready_at_ns, write)
+        reply = _reply_of(effects)
+        if isinstance(reply, InProgress):
+            self._works[vm, vcpu, request.work] = (request.gfn, reply.ready_at_ns, write)
         self._record("fault", vm, vcpu, request.gfn, _HOW[request.access][request.mode], effects, now_ns)
         return effects
 
@@ -104,10 +113,15 @@ class FaultPath:
             )
         key = self._key(vm, request.gfn)
         mm.groups[vm].stat["prefault"] += 1
-        effects = self._map(vm, vcpu, key, work[2], now_ns, now_ns + max(1, self._costs.host_fault_ns))
+        at_ns = now_ns + max(1, self._costs.host_fault_ns)
+        if key in mm.damage.pages:
+            effects = self._failed(vm, vcpu, key, at_ns, now_ns)
+        else:
+            effects = self._map(vm, vcpu, key, work[2], now_ns, at_ns)
         reply = _reply_of(effects)
-        if isinstance(reply, Mapped):
+        if isinstance(reply, Mapped | Failed):
             del self._works[vm, vcpu, request.work]
+        if isinstance(reply, Mapped):
             mm.groups[vm].stat["prefault_sync"] += reply.kind is FaultKind.MAJOR
         self._record("prefault", vm, vcpu, request.gfn, request.work, effects, now_ns)
         return effects
@@ -141,6 +155,29 @@ class FaultPath:
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""
         return self._mm.swap.is_zero(self._mm.pages.slot[key])
+
+    def _not_uptodate(self, vm: int, vcpu: int, key: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
+        """The page's read has failed, or will: VM_FAULT_SIGBUS, if not from this get_user_pages then from the worker's.
+
+        To a vCPU that would leave it to the worker that looks like any page that needs I/O (hva_to_pfn); with
+        ``swap.errors = "report"`` it hears at once of what is known already.
+        """
+        mm = self._mm
+        mm.damage.in_vain(key)
+        known = key not in mm.reads
+        if request.mode == FaultMode.BLOCKING or (known and mm.config.reports):
+            return self._failed(vm, vcpu, key, now_ns + self._costs.ept_violation_ns, now_ns)
+        mm.groups[vm].stat["page_error_again"] += known
+        return self._start_work(vm, vcpu, key, request.work, now_ns)
+
+    def _failed(self, vm: int, vcpu: int, key: int, at_ns: int, now_ns: int) -> list[HostEffect]:
+        """-EFAULT at ``at_ns``, or when the page's read is done."""
+        mm = self._mm
+        stall_ns = max(0, mm.reads.get(key, 0) - at_ns)
+        mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
+        mm.log.sleeps(vm, vcpu, at_ns, at_ns + stall_ns, mm.config.end_ns)
+        gfn = key - mm.pages.first_key[vm]
+        return [Reply(vm, vcpu, Failed(at_ns + stall_ns, gfn, mm.damage.pages[key], stall_ns))]
 
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
@@ -197,10 +234,15 @@ class FaultPath:
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + len(ahead) * self._costs.swap_submit_ns
             effects += self._read(vm, key, ahead, at_ns, now_ns)
+            if key in mm.damage.pages:
+                mm.damage.in_vain(key)
+                return effects + self._failed(vm, vcpu, key, at_ns, now_ns)
         mm.groups[vm].stat["pgfault"] += 1
         stall_ns = max(0, mm.reads[key] - at_ns)
         if mm.pages.flags[key] & WORKINGSET:
             mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
+        if stall_ns > HUNG_NS:
+            mm.log.sleeps(vm, vcpu, at_ns, at_ns + stall_ns, mm.config.end_ns)
         at_ns += stall_ns + self._costs.host_fault_ns
         effects.append(self._mapped(vm, vcpu, key, write, at_ns, stall_ns, now_ns))
         return effects
@@ -365,8 +407,7 @@ class FaultPath:
         mm.groups[vm].stat["pgmajfault"] += 1
         for one in ahead:
             if one == key:
-                mm.submit(Op.READ, one, vm, arrival_ns, now_ns)
-                effects.append(ReadSlot(pages.slot[one], pages.pfn[one]))
+                effects += self._submit_read(vm, one, arrival_ns, now_ns, "read")
                 continue
             whose = mm.vm_of(one)
             pages.flags[one] |= READAHEAD
@@ -375,9 +416,15 @@ class FaultPath:
                 effects.append(ZeroFrame(pages.pfn[one]))
                 mm.find_zeros(one, whose, now_ns)
             else:
-                mm.submit(Op.READ, one, whose, arrival_ns, now_ns, "readahead")
-                effects.append(ReadSlot(pages.slot[one], pages.pfn[one]))
+                effects += self._submit_read(whose, one, arrival_ns, now_ns, "readahead")
         return effects
+
+    def _submit_read(self, vm: int, key: int, arrival_ns: int, now_ns: int, what: str) -> list[HostEffect]:
+        mm = self._mm
+        result = mm.submit(Op.READ, key, vm, arrival_ns, now_ns, what)
+        if result is IoResult.ERROR:  # the device moves nothing
+            return []
+        return [ReadSlot(mm.pages.slot[key], mm.pages.pfn[key], result is IoResult.CHECKSUM)]
 
     def _fetch(self, vm: int, key: int, event_ns: int, reclaim_ns: int, now_ns: int) -> HostEffect:
         """Have a missing page, which has its frame, fetched; a handler pays for the frame."""
@@ -400,11 +447,14 @@ class FaultPath:
             record(now_ns, what, vm, vcpu, gfn, how, *outcome)
         elif isinstance(reply, InProgress):
             record(now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns)
+        elif isinstance(reply, Failed):
+            self._mm.groups[vm].stat["page_error"] += 1
+            record(now_ns, what, vm, vcpu, gfn, how, "failed", reply.at_ns, reply.error.name, reply.stall_ns)
         else:
             record(now_ns, what, vm, vcpu, gfn, how, "retry", reply.at_ns)
 
 
-def _reply_of(effects: list[HostEffect]) -> Mapped | Retry | InProgress:
+def _reply_of(effects: list[HostEffect]) -> HostReply:
     """The reply of a request step, which is its last effect."""
     last = effects[-1]
     assert isinstance(last, Reply)

@@ -29,6 +29,8 @@ STAT = (
     *("swap_ra", "swap_ra_hit", "userfault_event"),
     *("swap_cache_hit", "zero_fill", "wp_fault", "read_wait", "eviction_cancelled", "swap_dropped_clean"),
     *("kvm_try_async_get_page", "kvm_async_pf_completed", "prefault", "prefault_sync", "retry"),
+    *("swap_read_error", "swap_write_error", "swap_torn_write", "swap_lost_write", "swap_checksum_error"),
+    *("swap_full", "page_error", "page_error_again"),
 )
 """What is counted for each group, by the kernel's names where it has one."""
 EVENTS = ("low", "high", "max", "oom", "oom_kill")
@@ -40,7 +42,7 @@ class MemoryGroup:
 
     __slots__ = (
         *("age", "events", "fruitless", "high", "limit", "lists", "over_high", "pinned", "retry_ns", "stat"),
-        *("_stock", "refaults", "usage"),
+        *("_stock", "refaults", "unwritten", "usage"),
     )
 
     def __init__(self, limit: int, high: int, lists: Policy, kind: str = "anon") -> None:
@@ -58,6 +60,8 @@ class MemoryGroup:
         """nonresident_age (workingset.c): evictions and activations so far."""
         self.retry_ns = -1
         self.fruitless = 0
+        self.unwritten = 0
+        """Writes that have failed since one was done."""
         self.over_high = 0
         """Pages charged above ``high`` for which nobody has been throttled yet (memcg_nr_pages_over_high)."""
         self._stock = 0

@@ -20,8 +20,17 @@ from apf.messages import FaultRaised
 from hostd.core import audit
 from hostd.core.border import Border
 from hostd.core.config import HostConfig
+from hostd.core.damage import Trouble
 from hostd.core.device import Carry
-from hostd.core.events import BorderReached, HostEffect, HostEvent, RequestTaken, SegmentsLoaded, VmLeft
+from hostd.core.events import (
+    BorderReached,
+    HostEffect,
+    HostEvent,
+    IoFaultArrived,
+    RequestTaken,
+    SegmentsLoaded,
+    VmLeft,
+)
 from hostd.core.fault import FaultPath
 from hostd.core.leave import gone_ns, leave
 from hostd.core.mm import Mm
@@ -41,6 +50,9 @@ class HostCore:
         self._fault_path = FaultPath(self._mm)
         self._border = Border(self._mm)
         self._now_ns = 0
+        self._border_ns = 0  # the last one that was stepped
+        self.every_border = config.reclaim.wants_use
+        """Whether every border needs a step, for somebody wants to know what was used in which window."""
 
     @property
     def counters(self) -> dict[str, int]:
@@ -59,9 +71,13 @@ class HostCore:
                     return self._fault_path.fault(event.vm, event.vcpu, event.request, now_ns)
                 return self._fault_path.prefault(event.vm, event.vcpu, event.request, now_ns)
             case BorderReached():
+                self._border_ns = now_ns
                 return self._border.step(event, now_ns)
             case SegmentsLoaded():
                 return populate(self._mm, event, now_ns)
+            case IoFaultArrived(wish=wish):
+                self._mm.fail_ios(wish, now_ns)
+                return []
             case VmLeft(vm=vm):
                 self._fault_path.forget(vm)
                 return leave(self._mm, vm, now_ns)
@@ -90,6 +106,8 @@ class HostCore:
         mm = self._mm
         if mm.evicting or mm.publish:
             return self._now_ns
+        if self.every_border:
+            return self._border_ns + 1
         due_ns = mm.mapping_times[0] if mm.mapping_times else None
         if mm.kswapd_ns is not None and (due_ns is None or mm.kswapd_ns < due_ns):
             return mm.kswapd_ns
@@ -117,15 +135,40 @@ class HostCore:
         keys = gfns + pages.first_key[vm]
         return pages.view_i64(pages.pfn)[keys], pages.view_i64(pages.slot)[keys]
 
-    def zero_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of ``slots`` stand for a page of zeros, and have never been written as such."""
-        return self._mm.swap.are_zero(slots)
+    def lost(self, vm: int, gfns: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
+        """Why each page cannot be had, as far as is known (PageError); 0: it can."""
+        mm = self._mm
+        why = np.zeros(len(gfns), np.int8)
+        if not mm.damage.pages and not mm.damage.slots:
+            return why
+        for place, key in enumerate((gfns + mm.pages.first_key[vm]).tolist()):
+            if mm.pages.pfn[key] >= 0:
+                why[place] = mm.damage.pages.get(key, 0)
+            else:
+                why[place] = mm.damage.slots.get(mm.pages.slot[key], 0)
+        return why
+
+    @property
+    def told(self) -> list[str]:
+        """What the host's kernel has told its operator so far."""
+        return self._mm.log.lines
+
+    def troubles(self) -> list[tuple[int, int, Trouble]]:
+        """VM and gfn of each page that could not be read, in the order in which that was found out."""
+        return [(*self._place(key), trouble) for key, trouble in self._mm.damage.troubles.items()]
 
     def owner_of(self, pfn: int) -> tuple[int, int]:
         """VM and gfn of the page in frame ``pfn``, which somebody owns."""
-        key, first_key = self._mm.frames.owner[pfn], self._mm.pages.first_key
+        return self._place(self._mm.frames.owner[pfn])
+
+    def _place(self, key: int) -> tuple[int, int]:
+        first_key = self._mm.pages.first_key
         vm = bisect_right(first_key, key) - 1
         return vm, key - first_key[vm]
+
+    def zero_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of ``slots`` stand for a page of zeros, and have never been written as such."""
+        return self._mm.swap.are_zero(slots)
 
     @property
     def swap_pages(self) -> int:

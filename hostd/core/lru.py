@@ -13,11 +13,12 @@ priorities: one call looks at no more than twice as many pages as the lists hold
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isqrt
-from typing import Protocol
+from typing import ClassVar
 
 from hostd.core.page import ACTIVE, LRU, REFERENCED, WORKINGSET, Pages
 
@@ -38,40 +39,53 @@ class Scan:
     rotated: int = 0
 
 
-class Policy(Protocol):
-    """The pages of one group that reclaim may take, as a policy orders them."""
+class Policy(ABC):
+    """The pages of one group that reclaim may take, as a policy orders them.
 
-    wants_use: bool
-    """Whether ``used`` is to be called."""
+    A page that is put in is flagged LRU by the policy, and no longer when ``evict`` has taken it.
+    """
 
+    __slots__ = ()
+
+    wants_use: ClassVar[bool] = False
+    """Whether ``used`` is to be called; the core then has work at every border."""
+
+    @abstractmethod
+    def __init__(self, pages: Pages, young: bytearray) -> None:
+        """``young``: by frame, whether it was used since reclaim last looked, who may clear it."""
+
+    @abstractmethod
     def add(self, key: int) -> None:
         """Put a page in, the newest; one that is flagged ACTIVE as a used one."""
 
+    @abstractmethod
     def add_tail(self, key: int) -> None:
         """Put a page in, to be looked at next (folio_rotate_reclaimable)."""
 
-    def used(self, keys: Iterable[int]) -> None:
-        """These pages were used since the last call. Called at borders, by policies that want it only."""
+    def used(self, keys: Iterable[int]) -> None:  # noqa: B027 - most policies do not want it
+        """These pages were used since the last call, in the order of their frames."""
 
+    @abstractmethod
     def scan(self, want: int, evict: Evict) -> Scan:
-        """Give up to ``want`` pages up."""
+        """Give up to ``want`` pages up; it must pass over pages that are pinned."""
 
+    @abstractmethod
     def clear(self) -> None:
         """Forget all pages."""
 
+    @abstractmethod
     def lists(self) -> tuple[Iterable[int], Iterable[int]]:
         """Pages that are inactive, and active ones; oldest first."""
 
+    @abstractmethod
     def sizes(self) -> tuple[int, int]:
         """How many are inactive, and active."""
 
 
-class Kernel:
+class Kernel(Policy):
     """Active and inactive list with a second chance."""
 
     __slots__ = ("_pages", "_young", "active", "inactive")
-
-    wants_use = False
 
     def __init__(self, pages: Pages, young: bytearray) -> None:
         self.inactive: OrderedDict[int, None] = OrderedDict()
@@ -90,9 +104,6 @@ class Kernel:
         self.inactive[key] = None
         self.inactive.move_to_end(key, last=False)
         self._pages.flags[key] = self._pages.flags[key] & ~ACTIVE | LRU
-
-    def used(self, keys: Iterable[int]) -> None:
-        """Accessed bits are looked at by scans only."""
 
     def clear(self) -> None:
         """Forget all pages."""

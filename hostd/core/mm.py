@@ -9,22 +9,25 @@ shell: everything that others wait for was settled when the event was scheduled.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from enum import IntEnum
 from heapq import heappop, heappush
 
 from apf.core import CoreError
 from apf.histogram import Histogram
+from apf.io_faults import IoFaultWish
 from apf.journal import Journal
 from hostd.core import workingset
 from hostd.core.backing import way_of
 from hostd.core.config import HostConfig
+from hostd.core.damage import Damage
 from hostd.core.device import Carry, Device, MeasuredDevice, Op
 from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
+from hostd.core.io_faults import Failure, IoFaults, IoResult
+from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import CHARGED, DIRTY, LRU, READAHEAD, WRITING, PageEvent, Pages, PageState
-from hostd.core.policies import POLICIES
 from hostd.core.pressure import Pressure
 from hostd.core.readahead import Settings
 from hostd.core.swap import NO_SLOT, SwapArea
@@ -38,6 +41,16 @@ _KSWAPD_NAP_NS = 100_000_000
 HOST_COUNTERS = ("border", "kswapd_wake", "pageoutrun", "kswapd_low_wmark_hit_quickly")
 """What is not counted for a group."""
 COUNTERS = (*STAT, *HOST_COUNTERS)
+
+
+_FAILURES = {
+    (Op.READ, IoResult.ERROR): "swap_read_error",
+    (Op.READ, IoResult.CHECKSUM): "swap_checksum_error",
+    (Op.WRITE, IoResult.ERROR): "swap_write_error",
+    (Op.WRITE, IoResult.TORN): "swap_torn_write",
+    (Op.WRITE, IoResult.LOST): "swap_lost_write",
+}
+"""What an I/O that fails counts as."""
 
 
 class OutOfMemory(CoreError):
@@ -67,7 +80,8 @@ class Mm:
     __slots__ = (
         *("_kswapd_naps_ns", "_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
-        *("backings", "handlers", "hanging", "host_stat", "io", "readahead", "swap", "watermarks", "window_ns"),
+        *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log", "readahead"),
+        *("swap", "watermarks", "window_ns", "write_failed"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -81,7 +95,6 @@ class Mm:
         self.swap = SwapArea(config.slots, self.pages.total)
         if config.profile.measured and carry is None:
             raise CoreError(f"device {config.profile.name!r} is a real one, and nobody carries its I/O out")
-        self.device = MeasuredDevice(carry) if carry is not None else Device(config.profile, config.seed)
         self.readahead = config.readahead(
             Settings(
                 tuple(way_of(backing, config.profile) for backing in self.backings),
@@ -93,7 +106,20 @@ class Mm:
         self.hanging: dict[int, int] = {}
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
-        policy = POLICIES[config.reclaim]
+        policy = config.reclaim
+        self.io_faults = IoFaults(config.failures, config.end_ns)
+        served = self.io_faults.served if config.failures else None
+        self.device: Device | MeasuredDevice
+        if carry is not None:
+            self.device = MeasuredDevice(carry, served)
+        else:
+            self.device = Device(config.profile, config.seed, served)
+        self.damage = Damage()
+        self.write_failed: set[int] = set()
+        """Pages whose write is under way and will fail."""
+        self.log = KernelLog()
+        self.failed_ios: Counter[tuple[Op, IoResult]] = Counter()
+        """I/Os submitted so far that come to anything but OK."""
         self.groups = [
             MemoryGroup(vm.limit_pages, vm.high_pages, policy(self.pages, self.frames.young), vm.backing.kind)
             for vm in config.vms
@@ -146,7 +172,8 @@ class Mm:
             at_ns, _order, what, key, vm, write = heappop(agenda)
             if what is Own.READ_DONE:
                 del self.reads[key]
-                pages.move(key, PageEvent.READ_DONE, at_ns)
+                failed = key in self.damage.pages
+                pages.move(key, PageEvent.READ_FAILED if failed else PageEvent.READ_DONE, at_ns)
                 if self.is_place(pages.slot[key]) and self.backings[vm].starts_missing:
                     self._fetched(key, vm, at_ns)
                 if not pages.pins[key]:
@@ -175,7 +202,7 @@ class Mm:
         Of a VM that has left it finds no mm, and completes its item without a page (E55).
         """
         stat = self.groups[vm].stat
-        if vm not in self.left:
+        if vm not in self.left and key not in self.damage.pages:  # else its error is nobody's
             stat["pgfault"] += self.pages.state[key] != PageState.RESIDENT
             self.map_page(key, vm, True, at_ns)
         stat["kvm_async_pf_completed"] += 1
@@ -197,6 +224,11 @@ class Mm:
         """
         pages, group = self.pages, self.groups[vm]
         pages.flags[key] &= ~WRITING
+        if key in self.write_failed:
+            self.write_failed.remove(key)
+            self._write_undone(key, vm, at_ns)
+            return
+        group.unwritten = 0
         if pages.state[key] == PageState.WRITEBACK:
             pages.move(key, PageEvent.WRITE_DONE, at_ns)
             if vm in self.left:
@@ -211,6 +243,26 @@ class Mm:
         elif pages.flags[key] & DIRTY:
             self.free_slot(key, vm)
 
+    def _write_undone(self, key: int, vm: int, at_ns: int) -> None:
+        """end_swap_bio_write: the page is dirty as before, and stays in memory."""
+        pages, group = self.pages, self.groups[vm]
+        group.unwritten += 1
+        gfn, slot = key - pages.first_key[vm], pages.slot[key]
+        self.log.alert("write error", f"Write-error on swap-device: slot {slot}, gfn {gfn:#x} of VM {vm}", at_ns)
+        pages.flags[key] |= DIRTY
+        if pages.state[key] != PageState.WRITEBACK:
+            self.free_slot(key, vm)
+        elif vm in self.left:
+            pages.move(key, PageEvent.WRITE_FAILED, at_ns)
+            group.usage += 1  # which free_page takes away
+        elif group.usage < group.limit and len(self.frames.free) > self.watermarks.min:
+            pages.move(key, PageEvent.WRITE_FAILED, at_ns)
+            group.usage += 1
+            group.lists.add(key)
+        else:
+            pages.move(key, PageEvent.WRITE_PUT_OFF, at_ns)
+            self.evicting[key] = vm
+
     def _release(self, key: int, group: MemoryGroup, at_ns: int) -> None:
         """Free the frame of a clean page in the swap cache (__remove_mapping)."""
         self.pages.move(key, PageEvent.RELEASED, at_ns)
@@ -220,6 +272,7 @@ class Mm:
         """Page ``key`` is in its slot only."""
         workingset.eviction(self.pages, group, key)
         self.pages.flags[key] &= ~READAHEAD
+        self.damage.forget(key)
         self.release_frame(key)
 
     def map_page(self, key: int, vm: int, write: bool, now_ns: int) -> None:
@@ -244,6 +297,7 @@ class Mm:
             self.groups[vm].usage -= 1
         if pages.pfn[key] >= 0:
             self.release_frame(key)
+            self.damage.forget(key)
         if pages.slot[key] >= 0:
             self.free_slot(key, vm)
             pages.slot[key] = NO_SLOT
@@ -259,9 +313,13 @@ class Mm:
         """Whether page ``key``, which is SWAPPED or READING, is fetched by a userfaultfd's handler."""
         return self.backings[vm].starts_missing and self.is_place(self.pages.slot[key])
 
-    def give_slot(self, key: int, vm: int) -> bool:
+    def give_slot(self, key: int, vm: int, now_ns: int) -> bool:
         """Have a slot, or its place, for page ``key``, which has none; False if the swap area is full."""
-        slot = self.swap.total + key if self.backings[vm].fixed_place else self.swap.allocate(key)
+        if self.backings[vm].fixed_place:
+            slot = self.swap.total + key
+        else:
+            slot = NO_SLOT if self.io_faults.is_swap_full(now_ns) else self.swap.allocate(key)
+            self.groups[vm].stat["swap_full"] += slot == NO_SLOT
         self.pages.slot[key] = slot
         return slot != NO_SLOT
 
@@ -271,6 +329,7 @@ class Mm:
             return
         if not self.is_place(self.pages.slot[key]):
             self.swap.free(self.pages.slot[key])
+        self.damage.freed(self.pages.slot[key])
         self.pages.slot[key] = NO_SLOT
 
     def _fetched(self, key: int, vm: int, at_ns: int) -> None:
@@ -321,11 +380,11 @@ class Mm:
 
         def evict(key: int) -> bool:
             nonlocal picked, freed
-            if pages.state[key] == PageState.CACHED:
+            if pages.state[key] == PageState.CACHED and not pages.flags[key] & DIRTY:
                 self._release(key, group, now_ns)
                 freed += 1
             else:
-                if pages.slot[key] < 0 and not self.give_slot(key, vm):
+                if pages.slot[key] < 0 and not self.give_slot(key, vm, now_ns):
                     return False
                 pages.move(key, PageEvent.PICKED, now_ns)
                 evicting[key] = vm
@@ -457,35 +516,63 @@ class Mm:
         self.journal.record(now_ns, "userfault", vm, gfn, pages.slot[key], pages.pfn[key], event_ns, done_ns)
         return done_ns
 
-    def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "") -> int:
-        """Submit an I/O between page ``key``'s frame and slot; returns when it is done. ``what``: for the journal."""
+    def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "") -> IoResult:
+        """Submit an I/O between page ``key``'s frame and slot, ``what`` in the journal; returns what it will come to."""
         pages = self.pages
         slot, gfn = pages.slot[key], key - pages.first_key[vm]
         start_ns, done_ns = self.device.submit(op, slot, arrival_ns, pages.pfn[key])
-        if self.config.profile.measured:
-            self.journal.record(now_ns, "measured", op.name.lower(), slot, done_ns - start_ns)
+        if isinstance(self.device, MeasuredDevice):
+            self.journal.record(now_ns, "measured", op.name.lower(), slot, self.device.took_ns)
         self.io[op].observe(done_ns - arrival_ns)
         stat = self.groups[vm].stat
+        result = self.io_faults.result(op, vm, gfn, slot, now_ns)
         if op is Op.READ:
+            result = self.damage.read(key, slot, result, done_ns)
             pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
             self.reads[key] = done_ns
             self.schedule(done_ns, Own.READ_DONE, key, vm)
             stat["pswpin"] += self.backings[vm].swaps
             self.journal.record(now_ns, what or "read", vm, gfn, slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
         else:
+            self.damage.written(slot, result)
+            if result is IoResult.ERROR:
+                self.write_failed.add(key)
             pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
             self.swap.set_zero(slot, False)
             self.schedule(done_ns, Own.WRITE_DONE, key, vm)
             stat["pswpout"] += self.backings[vm].swaps
             stat["nr_vmscan_write"] += 1
             self.journal.record(now_ns, "write", vm, gfn, slot, pages.pfn[key], start_ns, done_ns)
-        return done_ns
+        if result is not IoResult.OK:
+            self._note_failure(op, result, vm, gfn, slot, done_ns, now_ns)
+        return result
+
+    def _note_failure(
+        self, op: Op, result: IoResult, vm: int, gfn: int, slot: int, done_ns: int, now_ns: int
+    ) -> None:
+        """An I/O that was submitted will fail, or will have failed without anybody's noticing."""
+        self.failed_ios[op, result] += 1
+        self.groups[vm].stat[_FAILURES[op, result]] += 1
+        self.journal.record(now_ns, "io_failed", vm, gfn, slot, op.name, result.name, done_ns)
+        if op is Op.READ:
+            what = "Read-error on swap-device"
+            if result is IoResult.CHECKSUM:
+                what = f"Wrong checksum on swap-device ({self.damage.slots[slot].words})"
+            self.log.alert("read error", f"{what}: slot {slot}, gfn {gfn:#x} of VM {vm}", done_ns)
+
+    def fail_ios(self, wish: IoFaultWish, now_ns: int) -> None:
+        """An operator lets the device fail from now on."""
+        self.io_faults.add(Failure.of(wish, now_ns))
+        self.device.serve_by(self.io_faults.served)
+        about = (wish.nth, wish.count, wish.vm, wish.gfn, wish.slot, wish.for_ns, wish.io, wish.factor, wish.add_ns)
+        self.journal.record(now_ns, "io_fault", wish.what, *about)
 
     def write_zeros(self, key: int, vm: int, now_ns: int) -> None:
         """Page ``key``, on its way out, is all zeros: its slot says so, and that is all (swap_zeromap_folio_set)."""
         pages = self.pages
         pages.flags[key] &= ~DIRTY
         self.swap.set_zero(pages.slot[key], True)
+        self.damage.written(pages.slot[key], IoResult.OK)
         self.groups[vm].stat["swpout_zero"] += 1
         self.journal.record(now_ns, "write_zeros", vm, key - pages.first_key[vm], pages.slot[key])
         self._write_done(key, vm, now_ns)
@@ -506,7 +593,9 @@ class Mm:
             group.retry_ns = at_ns
             reads = any(self.vm_of(key) == vm for key in self.reads)  # ahead: nobody has pinned those
             hopes = group.pinned or reads or (not self.frames.free and self.agenda)
-            group.fruitless = 0 if hopes or self.evicting else group.fruitless + 1
+            # Writes that fail one after the other are under way all the time, and will not help.
+            hopes = bool(hopes or self.evicting) and group.unwritten < MAX_RECLAIM_RETRIES * SWAP_CLUSTER_MAX
+            group.fruitless = 0 if hopes else group.fruitless + 1
             if group.fruitless > MAX_RECLAIM_RETRIES:
                 group.events["oom"] += 1
                 group.events["oom_kill"] += 1

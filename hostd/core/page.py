@@ -13,7 +13,8 @@ written, and is then clean in the swap cache, first in line for the next scan, w
 it there. Departures: the kernel unmaps a page as soon as it is picked, here EVICTING lasts until the border, since no
 other vCPU may lose a mapping within a window. The kernel charges a page until it is freed, and whoever charges waits
 for writes; here a page is uncharged when it is picked, and charged again when its write is done, if there is room for it
-in the group; if there is none, somebody was given its charge meanwhile, and it is freed at once. A page that the
+in the group; if there is none, somebody was given its charge meanwhile, and it is freed at once. One whose write failed
+cannot be: if there is no room for it, it is written again at the next border (WRITE_PUT_OFF). A page that the
 fault-in worker is about to map is CACHED also if it is a zero page and never was in swap.
 
 ``pins`` counts who still needs the page where it is: each Mapped reply until its time, each work item until its
@@ -60,6 +61,9 @@ class PageEvent(IntEnum):
     READ_SUBMITTED = 9
     READ_DONE = 10
     FREED = 11
+    READ_FAILED = 12
+    WRITE_FAILED = 13
+    WRITE_PUT_OFF = 14
 
 
 TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
@@ -77,6 +81,12 @@ TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
     (PageState.CACHED, PageEvent.RELEASED): PageState.SWAPPED,
     (PageState.SWAPPED, PageEvent.READ_SUBMITTED): PageState.READING,
     (PageState.READING, PageEvent.READ_DONE): PageState.CACHED,
+    # Not uptodate (mm/page_io.c:__end_swap_bio_read); see ``damage``.
+    (PageState.READING, PageEvent.READ_FAILED): PageState.CACHED,
+    # Dirty again, and kept (mm/page_io.c:end_swap_bio_write); the next scan that finds it has it written again.
+    (PageState.WRITEBACK, PageEvent.WRITE_FAILED): PageState.CACHED,
+    (PageState.WRITEBACK, PageEvent.WRITE_PUT_OFF): PageState.EVICTING,
+    (PageState.CACHED, PageEvent.PICKED): PageState.EVICTING,
     # Its VM has left (mm/memory.c:zap_pte_range): at once, or as soon as no I/O or worker has the page any more.
     (PageState.RESIDENT, PageEvent.FREED): PageState.NONE,
     (PageState.CACHED, PageEvent.FREED): PageState.NONE,

@@ -9,18 +9,16 @@ window count as used in the order of their frames.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from hostd.core.lru import Evict, Kernel, Policy, Scan
+from hostd.core.lru import Evict, Policy, Scan
 from hostd.core.page import ACTIVE, LRU, REFERENCED, Pages
 
 
-class Fifo:
+class Fifo(Policy):
     """A queue."""
 
     __slots__ = ("_pages", "_queue", "_young")
-
-    wants_use = False
 
     def __init__(self, pages: Pages, young: bytearray) -> None:
         self._queue: OrderedDict[int, None] = OrderedDict()
@@ -36,9 +34,6 @@ class Fifo:
         """Put a page in, the next to go."""
         self.add(key)
         self._queue.move_to_end(key, last=False)
-
-    def used(self, keys: Iterable[int]) -> None:
-        """Of no interest."""
 
     def clear(self) -> None:
         """Forget all pages."""
@@ -96,11 +91,3 @@ class Lru(Fifo):
         for key in keys:
             if key in queue:
                 queue.move_to_end(key)
-
-
-POLICIES: dict[str, Callable[[Pages, bytearray], Policy]] = {
-    "kernel": Kernel,
-    "clock": Clock,
-    "lru": Lru,
-    "fifo": Fifo,
-}

@@ -76,6 +76,8 @@ vCPU thread:
 
     GUEST      --- fault, mapped quickly ----------------------> GUEST
                    M:direct_page_fault
+               --- fault, page cannot be had ------------------> GUEST
+                   M:kvm_handle_error_pfn
                --- NEEDS_IO, PV deliverable -------------------> GUEST
                    X:kvm_arch_async_page_not_present (#PF queued)
                --- NEEDS_IO, not deliverable or gfn repeated --> APF_HALT

@@ -79,7 +79,8 @@ NO_GFN = -1
 class WorkItem:
     """One asynchronous fault: ``struct kvm_async_pf``. ``asid``: the address space it happened in (arch.cr3).
 
-    ``picked_ns``: when the worker starts. ``user``: a task's own access. ``injected``: notpresent_injected.
+    ``picked_ns``: when the worker starts. ``user``: a task's own access. ``injected``: notpresent_injected. ``failed``:
+    the page cannot be had, and the guest is to be told.
     """
 
     token: int
@@ -90,6 +91,7 @@ class WorkItem:
     user: bool = True
     injected: bool = False
     wakeup_all: bool = False
+    failed: bool = False
     state: ItemState = ItemState.FREE
 
     def move(self, event: ItemEvent) -> None:

@@ -78,6 +78,10 @@ class Observed:
             self._wait.observe(stall_ns)
         self._place = None
 
+    def failed(self) -> None:
+        """The page cannot be had: a fault that is in no histogram."""
+        self._place = None
+
     def in_progress(self, token: int, at_ns: int, ready_ns: int) -> None:
         """The worker has it; the vCPU goes on at ``at_ns`` and tells the guest."""
         self._items[token] = [self._began_ns, self._raised_ns, at_ns, ready_ns, at_ns, at_ns, at_ns]

@@ -45,17 +45,17 @@ TRANSITIONS: dict[State, tuple[State, ...]] = {
     _S.SHADOW: (_S.RUNNING, _S.FAULT),
     _S.IDLE: (_S.IDLE, *_DUE),
     _S.HALTED: (_S.HALTED, _S.RUNNING, _S.COPY, *_DUE),
-    _S.FAULT: (_S.RUNNING, _S.RETRY, _S.NOT_PRESENT),
+    _S.FAULT: (_S.RUNNING, _S.RETRY, _S.NOT_PRESENT, _S.TRAP),
     _S.RETRY: (_S.RUNNING, _S.NOT_PRESENT, _S.SLOT, _S.PREFAULT, _S.PRESENT, _S.READY, _S.STEPS, _S.COPY),
-    _S.NOT_PRESENT: (_S.TRAP, _S.KERNEL_FAULT),
+    _S.NOT_PRESENT: (_S.TRAP, _S.KERNEL_FAULT, *_BACK),
     _S.SLOT: (_S.PREFAULT, _S.PRESENT, _S.STEPS, _S.KERNEL_FAULT, *_BACK),
     _S.PREFAULT: (_S.PRESENT, _S.READY, _S.RETRY, _S.SLOT, _S.PREFAULT, _S.STEPS, *_BACK),
     _S.PRESENT: (_S.STEPS, _S.KERNEL_FAULT, *_BACK),
-    _S.READY: (_S.TRAP, _S.KERNEL_FAULT),
+    _S.READY: (_S.TRAP, _S.KERNEL_FAULT, *_BACK),
     _S.STEPS: (_S.SLOT, _S.PREFAULT, _S.PRESENT, _S.READY, _S.STEPS, _S.DRAIN, _S.KERNEL_FAULT, *_BACK),
     _S.DRAIN: (_S.STEPS,),
     _S.COPY: (_S.RUNNING, _S.TRAP, _S.KERNEL_FAULT, _S.HALTED, _S.COPY, *_DUE),
-    _S.KERNEL_FAULT: (_S.NOT_PRESENT, _S.SLOT, _S.PRESENT, _S.READY, _S.STEPS, _S.COPY, _S.RETRY),
+    _S.KERNEL_FAULT: (_S.NOT_PRESENT, _S.SLOT, _S.PRESENT, _S.READY, _S.STEPS, _S.COPY, _S.RETRY, _S.TRAP),
     _S.TRAP: (_S.RUNNING, _S.IDLE, _S.COPY, _S.STEPS),
     _S.STOPPING: (_S.FINISHED,),
     _S.FINISHED: (),
@@ -93,6 +93,8 @@ class VcpuCounters:
     timers: int = 0
     interrupts: int = 0
     kernel_faults: int = 0  # of pages the guest kernel used
+    faults_failed: int = 0  # of pages that cannot be had
+    prefault_failed: int = 0  # likewise, of items that are done
     samples: int = 0
     traps: int = 0
     stall_ns: int = 0
@@ -122,3 +124,4 @@ class VcpuConfig:
     injections: tuple[Injection, ...] = ()
     guest_bytes: int = 1 << 52
     start_ns: int = 0  # when its VM joined the host
+    reports: bool = False  # swap.errors: the guest is told of a page that cannot be had

@@ -27,6 +27,7 @@ class ThreadEvent(Kind):
     """What moves it."""
 
     MAPPED = "fault, mapped quickly"
+    FAILED = "fault, page cannot be had"
     TOLD = "NEEDS_IO, PV deliverable"
     HALTED = "NEEDS_IO, not deliverable or gfn repeated"
     SLEPT = "NEEDS_IO, not eligible, limit or no memory"
@@ -41,6 +42,7 @@ _S, _E = ThreadState, ThreadEvent
 TABLE: Table[ThreadState, ThreadEvent] = Table(
     "vCPU thread",
     Rule(_S.GUEST, _E.MAPPED, _S.GUEST, "M:direct_page_fault"),
+    Rule(_S.GUEST, _E.FAILED, _S.GUEST, "M:kvm_handle_error_pfn"),
     Rule(_S.GUEST, _E.TOLD, _S.GUEST, "X:kvm_arch_async_page_not_present (#PF queued)"),
     Rule(_S.GUEST, _E.HALTED, _S.APF_HALT, "X:kvm_arch_async_page_not_present, M:__kvm_mmu_faultin_pfn"),
     Rule(_S.GUEST, _E.SLEPT, _S.SYNC_SLEEP, "M:__kvm_mmu_faultin_pfn, K:hva_to_pfn_slow"),

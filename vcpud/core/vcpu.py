@@ -13,6 +13,7 @@ shell carries there; the core waits in a state of its own for the answer.
     RUNNING --repeated fault--> HALTED --interrupt or item done--> RUNNING
     TRAP --dispatch with guest memory to read or write--> COPY --done--> RUNNING | TRAP
     any access of the guest kernel, or of KVM for it --its page not mapped--> KERNEL_FAULT --mapped--> back
+    FAULT | KERNEL_FAULT --the page cannot be had--> TRAP --dispatch--> the end of the VM, or of the task
 
 The tables of what this implements are in ``async_pf`` (work items), ``apf_msr`` (MSRs, eligibility, the ready slot)
 and ``thread`` (the vCPU's thread). The protocols, arch/x86/kvm/x86.c (X), virt/kvm/async_pf.c (A), mmu/mmu.c (M):
@@ -28,6 +29,16 @@ in the token word, one at a time: what is done meanwhile waits for the guest to 
 Where the guest is decides (``apf_msr.Context``): in its own code a task can be told; in the kernel with interrupts on
 (``COPY``: system calls' and programs' bytes) the vCPU halts (E04); with interrupts off (the handlers' accesses to the
 per-CPU words) it sleeps in mm/ (E03), as it does where KVM itself accesses guest memory for the guest (E45).
+
+A page that cannot be had (``Failed``: get_user_pages returns -EFAULT) is none to the worker, whose result nobody looks
+at: ready goes out all the same, and the guest, executing the access again, faults again, for ever (E39). Where the vCPU
+itself needs it, KVM_RUN returns -EFAULT (M:kvm_handle_error_pfn) and the VMM ends, and with it the VM. KVM's own access
+to the words of the protocol fails quietly: a not-present that cannot be told is a halt, a ready that cannot be told is
+lost, a slot that cannot be read is not free (X:apf_put_user_notpresent, apf_put_user_ready, apf_pageready_slot_free).
+With ``swap.errors = "report"`` the guest is told, and kills the task alone (departure, after what is done elsewhere):
+by a machine check where the task's own access or the kernel's copy for it needs the page, as for memory that has failed
+(kvm_send_hwpoison_signal, the VMM's #MC, the guest's kill_me_maybe); by an error word beside the token where ready tells
+it (pv2010: bit 4 of the reason word), after V. Goyal's KVM_PV_REASON_PAGE_ERROR of 2020, which was not merged.
 
 Ticks: HZ is delivered locally. A tick costs ``tick_ns``; only one at or after the dispatch's ``run_until_ns`` can change
 which task runs, so only that one traps. Ticks missed in a stall come as one, late. An idle vCPU has none (NO_HZ). The
@@ -65,6 +76,7 @@ from apf.messages import (
     Booted,
     Dispatch,
     ExceptionRaised,
+    Failed,
     FaultKind,
     FaultMet,
     FaultMode,
@@ -81,6 +93,7 @@ from apf.messages import (
     PageReadyArrived,
     PrefaultRaised,
     Retry,
+    RunFailed,
     Stopped,
     Store,
     SyscallRaised,
@@ -127,10 +140,15 @@ from vcpud.core.thread import Thread, ThreadEvent, ThreadState
 
 REASON_NOT_PRESENT = 1
 REASON_READY = 2
+REASON_ERROR = 4
+"""With REASON_READY: KVM_PV_REASON_PAGE_ERROR."""
+_MACHINE_CHECK = 18
 _STORY = 32
 _ACCESSES, _MODES, _KINDS = (tuple(one.name for one in kind) for kind in (Access, FaultMode, FaultKind))
 """Names by number: asking a member of an enum for its name is a call."""
 _TOKEN_BYTES = 4
+_ERROR_BYTES = 4
+"""Of the word behind the token, which is there with ``swap.errors = "report"``."""
 _NO_TOKEN = bytes(_TOKEN_BYTES)
 _LEFT_TOKEN = 0xFFFFE
 """Id of the token that an injected snapshot has left in the token word."""
@@ -147,6 +165,7 @@ _PATH_OF_TRAP = {
     SyscallRaised: KernelPath.SYSCALL,
     Fetched: KernelPath.SYSCALL,
     ExceptionRaised: KernelPath.EXCEPTION,
+    RunFailed: KernelPath.EXCEPTION,
 }
 """Where the guest kernel is while it handles a trap."""
 
@@ -324,7 +343,7 @@ class VcpuCore:
         if self._again_token:
             self._ready_token, self._again_token = self._again_token, 0
             self._move(State.READY)
-            return [self._inject(REASON_READY)]
+            return [self._inject_ready()]
         if self._interrupt:
             return self._take_interrupt()
         if now_ns >= self._sampler.next_ns and self.state is not State.IDLE:
@@ -587,8 +606,95 @@ class VcpuCore:
                 return [WaitUntil(at_ns)]
             case InProgress():
                 return self._in_progress(reply)
+            case Failed():
+                return self._failed(reply)
             case _:
                 assert_never(reply)
+
+    def _failed(self, reply: Failed) -> list[Effect]:
+        """kvm_handle_error_pfn: the page cannot be had."""
+        if reply.stall_ns:
+            self.counters.stall_ns += reply.stall_ns
+            self.thread.move(ThreadEvent.SLEPT)
+            self.thread.move(ThreadEvent.IO_DONE)
+        self.thread.move(ThreadEvent.FAILED)
+        self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
+        self._spend(self._fault_cause(), reply.at_ns)
+        self.journal.record(self.now_ns, "failed", reply.gfn, reply.error.name, reply.stall_ns)
+        if self.state is State.PREFAULT:
+            return self._prefault_failed()
+        self.counters.faults_failed += 1
+        self.observed.failed()
+        if self.state is State.FAULT:
+            return self._report(reply, self._rip) if self._config.reports else self._end_vm(reply)
+        match self._resume:
+            case State.NOT_PRESENT:
+                return self._not_present_failed()
+            case State.PRESENT:
+                return self._token_failed()
+            case State.SLOT:
+                self._move(State.SLOT)
+                return self._checked()
+            case State.READY if self._config.mode is ApfMode.PV2010:
+                return self._ready_failed()
+            case State.COPY if self._config.reports:
+                return self._copy_failed(reply)
+            case _:
+                return self._end_vm(reply)
+
+    def _prefault_failed(self) -> list[Effect]:
+        """kvm_arch_async_page_ready does not look at what became of its fault; ready goes out."""
+        item = self._item
+        assert item is not None
+        self.counters.prefault_failed += 1
+        item.failed = self._config.reports
+        self.observed.prefaulted(item.token, self.now_ns)
+        return self._present()
+
+    def _not_present_failed(self) -> list[Effect]:
+        """The flags word cannot be written: as if the guest could not be told."""
+        item, self._item = self._item, None
+        assert item is not None
+        item.injected = False
+        self._move(State.NOT_PRESENT)
+        return self._halt_for(item)
+
+    def _token_failed(self) -> list[Effect]:
+        """The token word cannot be written: ready is lost, and nobody hears of it."""
+        item = self._item
+        assert item is not None
+        self._move(State.PRESENT)
+        return self._presented(item)
+
+    def _ready_failed(self) -> list[Effect]:
+        """The reason word of 2010 cannot be written: likewise."""
+        self._move(State.READY)
+        if self._item is not None:
+            self._leave_queue(self._item)
+        return self._checked()
+
+    def _end_vm(self, failed: Failed) -> list[Effect]:
+        """KVM_RUN returns to the VMM, which has no answer to -EFAULT."""
+        self._steps.clear()
+        self._drop_copies()
+        return self._ask_guest(RunFailed(failed.gfn, failed.error), State.TRAP)
+
+    def _report(self, failed: Failed, rip: int) -> list[Effect]:
+        """A machine check, with the address in MCi_ADDR; the guest's memory_failure kills who used the page."""
+        address = failed.gfn << PAGE_SHIFT
+        return self._ask_guest(ExceptionRaised(_MACHINE_CHECK, address, rip), State.TRAP)
+
+    def _copy_failed(self, failed: Failed) -> list[Effect]:
+        """A copy of the guest kernel's for the task, which recovers by killing the task (EX_TYPE_DEFAULT_MCE_SAFE)."""
+        self._drop_copies()
+        return self._report(failed, 0)
+
+    def _drop_copies(self) -> None:
+        if self._copies:
+            self._copies.clear()
+            self._fetched.clear()
+            self._entering = self._resched = False
+            self._at = State.RUNNING
 
     def _mapped(self, reply: Mapped) -> list[Effect]:
         prefault = self.state is State.PREFAULT
@@ -656,6 +762,10 @@ class VcpuCore:
             self._item = item
             self._move(State.NOT_PRESENT)
             return [self._inject(REASON_NOT_PRESENT)]
+        return self._halt_for(item)
+
+    def _halt_for(self, item: WorkItem) -> list[Effect]:
+        """The guest is not told: the vCPU halts until the item is done, or something else comes."""
         self.journal.record(self.now_ns, "async_pf_halt", item.token, item.gfn)
         self.async_pf.schedule(item, self.now_ns)
         self._halt()
@@ -678,9 +788,9 @@ class VcpuCore:
             case State.NOT_PRESENT:
                 return self._inject(REASON_NOT_PRESENT)
             case State.READY if self._config.mode is ApfMode.PV2010:
-                return self._inject(REASON_READY)
+                return self._inject_ready()
             case State.READY:
-                return ReadGuest(self.msrs.guest_token_gpa, _TOKEN_BYTES)
+                return self._read_token()
             case State.SLOT:
                 return ReadGuest(self.msrs.token_gpa, _TOKEN_BYTES)
             case State.PRESENT:
@@ -705,7 +815,8 @@ class VcpuCore:
             case State.READY:
                 if data is None:
                     return self._kernel_fault(self.msrs.guest_token_gpa, Access.READ, INTERRUPTS_OFF)
-                return self._tell_ready(int.from_bytes(data, "little"))
+                token, error = data[:_TOKEN_BYTES], data[_TOKEN_BYTES:]
+                return self._tell_ready(int.from_bytes(token, "little"), failed=any(error))
             case _:
                 raise AssertionError(f"nothing was to be read\n{self.story()}")
 
@@ -739,12 +850,12 @@ class VcpuCore:
         """The #PF is delivered; the word the guest's entry code read tells which of the two it is."""
         if reason is None:  # the word's page is out: the host's put_user faults it in, synchronously (E45)
             return self._kernel_fault(self.msrs.flags_gpa, Access.WRITE, None)
-        if reason == REASON_READY:
+        if reason & REASON_READY:
             assert self.state is State.READY and self._config.mode is ApfMode.PV2010, self.story()
             self._spend(Cause.APF, self.now_ns + self._costs.apf_inject_ns)
             if self._item is not None:
                 self._leave_queue(self._item)
-            return self._tell_ready(self._ready_token)
+            return self._tell_ready(self._ready_token, failed=bool(reason & REASON_ERROR))
         item = self._item
         assert reason == REASON_NOT_PRESENT and self.state is State.NOT_PRESENT and item is not None, self.story()
         self.thread.move(ThreadEvent.TOLD)
@@ -824,11 +935,25 @@ class VcpuCore:
             self._again_token = item.token
         self._end_halt(ThreadEvent.DONE)
         self._move(State.READY)
-        return [self._inject(REASON_READY)]
+        return [self._inject_ready()]
+
+    def _inject_ready(self) -> InjectReason:
+        """Page ready of 2010: of the item that is presented, or once more of one that was."""
+        failed = self._item is not None and self._item.failed
+        return self._inject(REASON_READY | REASON_ERROR if failed else REASON_READY)
 
     def _put_token(self) -> WriteGuest:
-        assert self._item is not None
-        return WriteGuest(self.msrs.token_gpa, self._item.token.to_bytes(_TOKEN_BYTES, "little"))
+        item = self._item
+        assert item is not None
+        words = item.token.to_bytes(_TOKEN_BYTES, "little")
+        if self._config.reports:
+            words += int(item.failed).to_bytes(_ERROR_BYTES, "little")
+        return WriteGuest(self.msrs.token_gpa, words)
+
+    def _read_token(self) -> ReadGuest:
+        """The guest's handler reads the token, and the word behind it if that means anything."""
+        length = _TOKEN_BYTES + (_ERROR_BYTES if self._config.reports else 0)
+        return ReadGuest(self.msrs.guest_token_gpa, length)
 
     def _token_put(self) -> list[Effect]:
         """The token is in its word: raise the interrupt."""
@@ -865,12 +990,12 @@ class VcpuCore:
         self._end_halt(ThreadEvent.INTERRUPT)
         self._spend(Cause.APF, self.now_ns + self._costs.apf_inject_ns)
         self._move(State.READY)
-        return [ReadGuest(self.msrs.guest_token_gpa, _TOKEN_BYTES)]
+        return [self._read_token()]
 
-    def _tell_ready(self, token: int) -> list[Effect]:
+    def _tell_ready(self, token: int, failed: bool) -> list[Effect]:
         self.counters.ready += 1
         self.observed.delivered(token, self.now_ns)
-        return self._ask_guest(PageReadyArrived(token), State.TRAP)
+        return self._ask_guest(PageReadyArrived(token, failed), State.TRAP)
 
     # MSRs
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from apf import messages as m
 from apf import registers as register_file
 from apf import wire
+from apf.io_faults import IoFaultWish
 from apf.scenario import InjectName
 from apf.v1 import guest_pb2, host_pb2
 
@@ -30,13 +31,15 @@ replies = st.one_of(
     st.builds(m.Mapped, u64, u64, u64, st.booleans(), kinds, u64),
     st.builds(m.Retry, u64),
     st.builds(m.InProgress, u64, u32, u64),
+    st.builds(m.Failed, u64, u64, st.sampled_from(m.PageError), u64),
 )
 traps = st.builds(
     m.TrapRaised,
     st.one_of(
         st.sampled_from([m.Booted(), m.TickArrived(), m.SyscallRaised(), m.Stopped()]),
         st.builds(m.NotPresentArrived, u32),
-        st.builds(m.PageReadyArrived, u32),
+        st.builds(m.PageReadyArrived, u32, st.booleans()),
+        st.builds(m.RunFailed, u64, st.sampled_from(m.PageError)),
         st.builds(m.ExceptionRaised, u32, u64, u64),
     ),
     register_files,
@@ -164,6 +167,26 @@ def test_bad_segments(message: host_pb2.LoadVmRequest, field: str) -> None:
     [
         (wire.host_reply_in, host_pb2.RunVcpuResponse(), "reply"),
         (wire.host_reply_in, host_pb2.RunVcpuResponse(mapped=host_pb2.Mapped()), "mapped.kind = 0"),
+        (wire.host_reply_in, host_pb2.RunVcpuResponse(failed=host_pb2.Failed(gfn=1)), "failed.error = 0"),
+        (
+            wire.trap_in,
+            guest_pb2.TakeTrapsRequest(run_failed=guest_pb2.RunFailed(gfn=1, error=9)),
+            "run_failed.error = 9",
+        ),
+        (wire.io_fault_in, host_pb2.InjectIoFaultRequest(), "what = '': "),
+        (wire.io_fault_in, host_pb2.InjectIoFaultRequest(what="read_error", nth=0), "nth = 0: "),
+        (wire.io_fault_in, host_pb2.InjectIoFaultRequest(what="stop", gfn=4), "gfn = 4: stop is of the whole device"),
+        (wire.io_fault_in, host_pb2.InjectIoFaultRequest(what="slow"), "factor = 1, add_ns = 0: slow needs"),
+        (
+            wire.io_fault_in,
+            host_pb2.InjectIoFaultRequest(what="lost_write", for_ns=1),
+            "for_ns = 1: slow, stop, swap_full",
+        ),
+        (
+            wire.io_fault_in,
+            host_pb2.InjectIoFaultRequest(what="stop", factor=2),
+            "factor = 2, add_ns = 0, io = 'any'",
+        ),
         (wire.trap_in, guest_pb2.TakeTrapsRequest(), "trap"),
         (wire.trap_in, guest_pb2.TakeTrapsRequest(registers=b"123"), "registers: 3 bytes"),
         (wire.dispatch_in, guest_pb2.TakeTrapsResponse(), "reply"),
@@ -180,3 +203,10 @@ def test_bad_segments(message: host_pb2.LoadVmRequest, field: str) -> None:
 def test_other_bad_messages(read: Any, message: Any, field: str) -> None:
     with pytest.raises(wire.WireError, match=f"^{field}"):
         read(message)
+
+
+def test_what_an_operator_leaves_out_is_as_in_a_scenario() -> None:
+    wish = wire.io_fault_in(parsed(host_pb2.InjectIoFaultRequest(what="torn_write", slot=0, count=0)))
+    assert wish == IoFaultWish(what="torn_write", slot=0, count=0) and (wish.nth, wish.vm, wish.gfn) == (1, -1, -1)
+    slow = wire.io_fault_in(parsed(host_pb2.InjectIoFaultRequest(what="slow", io="read", factor=7, for_ns=9)))
+    assert slow == IoFaultWish(what="slow", io="read", factor=7, for_ns=9)

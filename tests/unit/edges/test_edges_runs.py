@@ -7,11 +7,17 @@ from typing import Any
 
 import pytest
 
+from apf.messages import PageError
+from apf.process import Failure
 from apf.scenario import ScenarioError, load
 from deploy import twin
 from deploy.result import RunResult
 
 THREADS = {"program": "zipfian", "count": 3}
+BIG = {"memory": "16MiB", "thread": [{"program": "sequential", "count": 3}]}
+"""Written once from end to end: what is evicted stays out."""
+QUIET = {"name": "quiet", "memory": "6MiB", "thread": [{"program": "zipfian"}]}
+IDLE = {"name": "idle", "memory": "1MiB", "thread": [{"program": "idle"}]}
 
 
 def run(apf: str, *injects: dict[str, Any], **overrides: Any) -> RunResult:
@@ -184,3 +190,90 @@ def test_send_always_is_not_for_the_guest_of_2010() -> None:
 def test_a_restore_is_nothing_to_a_guest_that_has_enabled_nothing(apf: str) -> None:
     result = run(apf, {"what": "restore", "at_s": "0.001"})
     assert result.counter("injected") == 1 and result.counter("msr_gp") == result.counter("wake_all") == 0
+
+
+# A page that cannot be had -------------------------------------------------------------------------------------------
+
+
+def fails(**fault: Any) -> list[dict[str, Any]]:
+    return [{"at_s": "0.001", **fault}]
+
+
+def killed(result: RunResult) -> list[str]:
+    return [task["killed"] for task in result.tasks if task["killed"]]
+
+
+def test_e39_in_sync_mode_a_page_that_cannot_be_read_is_the_end_of_the_vm() -> None:
+    result = run("off", swap__fault=fails(what="read_error"))
+    assert "KVM_RUN: Bad address" in result.failed[0] and "its read from the swap device failed" in result.failed[0]
+    ((error,), counters) = (result.page_errors, result.host_counters)
+    assert f"gfn {error['gfn']:#x}, which task" in result.failed[0]
+    assert 0.001 < result.virtual_seconds < 0.006 and not killed(result)
+    assert (counters["swap_read_error"], counters["page_error"]) == (1, 1)
+
+
+@pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])
+def test_e39_asynchronously_it_is_never_an_error_to_the_vmm_but_a_loop_without_end(apf: str) -> None:
+    shorter, longer = (
+        run(apf, swap__fault=fails(what="read_error"), duration_s=duration_s) for duration_s in ("0.003", "0.006")
+    )
+    assert not longer.failed and not killed(longer)
+    (first,), (second,) = shorter.page_errors, longer.page_errors
+    assert first["gfn"] == second["gfn"] and 50 < first["faults"] < second["faults"] - 50
+    assert longer.host_counters["swap_read_error"] == 1, "the device was asked once"
+    assert any("faults on it were in vain" in line for line in longer.told)
+
+
+@pytest.mark.parametrize("apf", ["off", "halt", "pv2010", "pv"])
+@pytest.mark.parametrize("what", ["read_error", "torn_write", "lost_write"])
+def test_reported_one_task_dies_of_it_and_the_others_go_on(what: str, apf: str) -> None:
+    """Every write of some is spoilt, so that one of those pages is read again; only so many reads."""
+    fault = {"what": what, "count": 1 if what == "read_error" else 20}
+    result = run(apf, swap__fault=fails(**fault), swap__errors="report", duration_s="0.012")
+    assert not result.failed and result.corrupt_pages == 0
+    dead = killed(result)
+    assert dead and all(why.startswith("SIGBUS") for why in dead)
+    assert all(error["why"] == PageError[what.partition("_")[0].upper()].words for error in result.page_errors)
+    if len(dead) < len(result.tasks):
+        assert any(task["state"] != "DEAD" and task["values"]["accesses"] > 100 for task in result.tasks)
+
+
+def test_one_vm_dies_of_it_and_the_other_goes_on_or_goes_with_it() -> None:
+    two = {"host__vms": 2, "swap__fault": fails(what="read_error", vm=1)}
+    result = run("off", host__on_vm_loss="leave", **two)
+    assert list(result.failed) == [1] and result.host_counters["page_error"] == 1
+    done = [sum(task["values"]["accesses"] for task in result.tasks if task["vm"] == vm) for vm in (0, 1)]
+    assert done[0] > 2 * done[1] > 0
+    with pytest.raises(Failure, match=r"^VM 1: at [0-9]+ ns: vCPU 0: KVM_RUN: Bad address: gfn 0x"):
+        run("off", **two)
+    audit = result.audit
+    assert audit["pages"] and not audit["corrupt"]
+
+
+def test_pages_that_cannot_be_had_are_lost_by_reason_and_not_corrupt() -> None:
+    fault = [{"what": "torn_write", "nth": 3, "count": 9}, {"what": "lost_write", "nth": 20, "count": 7}]
+    result = run("off", swap__fault=fault, swap__errors="report", duration_s="0.004", process=[BIG])
+    lost, counters = result.lost_pages, result.host_counters
+    assert 0 < lost["torn"] <= 9 and 0 < lost["lost"] <= 7
+    assert (counters["swap_torn_write"], counters["swap_lost_write"]) == (9, 7)
+    assert result.corrupt_pages == 0 and result.audit["corrupt"] == 0
+
+
+def test_a_failed_write_loses_nothing() -> None:
+    result = run("off", swap__fault=fails(what="write_error", count=40))
+    assert result.host_counters["swap_write_error"] == 40
+    assert result.corrupt_pages == result.lost_writes == 0 and not result.lost_pages
+    told = [line for line in result.told if "Write-error on swap-device" in line]
+    assert len(told) == 10, "and of the others only how many there were, once five seconds have passed"
+
+
+def test_what_waits_for_a_device_that_has_stopped_waits_and_the_run_ends_at_its_end() -> None:
+    ever, moment = (run("off", swap__fault=fails(what="stop", for_s=for_s)) for for_s in ("0", "0.002"))
+    assert accesses(ever) < accesses(moment) < accesses(run("off"))
+    assert ever.virtual_seconds == moment.virtual_seconds == 0.006
+
+
+def test_e47_a_task_that_waits_for_a_stopped_device_for_two_minutes_is_told_of() -> None:
+    for apf, who in (("off", "task CPU 0/KVM of VM 0 blocked"), ("pv", "INFO: task zipfian/")):
+        result = run(apf, swap__fault=fails(what="stop"), duration_s="241", vm__hz=100, process=[IDLE, QUIET])
+        assert any(who in line and "blocked for more than 120 seconds" in line for line in result.told), result.told

@@ -50,7 +50,7 @@ def test_elsewhere_tcp_needs_certificates(address: str) -> None:
         ("dns:///localhost:1", "expected HOST:PORT"),
         ("unix-abstract:name", "expected HOST:PORT"),
         ("root=127.0.0.1:1", "allowed: vcpu, guest, load, operator"),
-        ("load=127.0.0.1:1", "nobody connects here as load; allowed: guest, vcpu"),
+        ("load=127.0.0.1:1", "nobody connects here as load; allowed: guest, operator, vcpu"),
         ("unix:/" + "x" * 107, "at most 107 bytes"),
     ],
 )

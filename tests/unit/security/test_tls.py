@@ -65,7 +65,7 @@ def test_matrix(role: Role, pki: Path) -> None:
 def test_a_role_counts_only_where_the_daemon_has_such_peers(pki: Path) -> None:
     async def run() -> None:
         async with server(certs.files_of(pki, "hostd"), roles.HOSTD) as (everything, address):
-            assert await met(address, certs.files_of(pki, "operator"), KILL) is DENIED
+            assert await met(address, certs.files_of(pki, "load"), KILL) is DENIED
             assert not everything.called
 
     asyncio.run(run())
