@@ -12,11 +12,12 @@ from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import carray, njit
 
 from apf.hostmem import HostMemory, ept_entry
 from apf.io_faults import IoFaultWish
 from apf.messages import PAGE_SIZE, HostReply, HostRequest, PageError, Segment
+from apf.native import pointer_u64
 from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
@@ -26,6 +27,7 @@ from hostd.core.events import (
     FillPages,
     HostEffect,
     IoFaultArrived,
+    Pfns,
     ReadSlot,
     Reply,
     RequestTaken,
@@ -35,6 +37,7 @@ from hostd.core.events import (
     WriteSlot,
     ZeroFrame,
 )
+from hostd.core.frames import FEW
 from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
 from hostd.swapfile import SwapFile
@@ -92,13 +95,15 @@ class HostShell:
         accessed = self._collect(self._memory.accessed)
         dirty = self._collect(self._memory.dirty)
         if self.on_use is not None:
-            self.on_use(now_ns, accessed)
-        zero = [pfn for pfn in self.core.writes_ahead() if not self._memory.frames[pfn].any()]
+            self.on_use(now_ns, np.asarray(accessed, np.int64))
+        frames = self._memory.address
+        zero = [pfn for pfn in self.core.writes_ahead() if _is_zero(frames + pfn * PAGE_SIZE)]
         self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 
-    def _collect(self, flags: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """Numbers of the set bytes, ascending; clears them."""
-        return self._found[: _take_set(flags, self._found)].copy()
+    def _collect(self, flags: npt.NDArray[np.uint8]) -> Pfns:
+        """Numbers of the set bytes, ascending; clears them. A few as plain integers, which plain loops are for."""
+        count = _take_set(flags, self._found)
+        return self._found[:count].tolist() if count <= FEW else self._found[:count].copy()
 
     def audit(self) -> Audit:
         """Check the stamps of every page of every VM, wherever it is, also of VMs when they left. Changes nothing."""
@@ -208,6 +213,16 @@ class HostShell:
             memory.generation[pfns] += 1
             entries = pfns.astype(np.uint64) << np.uint64(12) | np.uint64(ept_entry(0, True))
             memory.epts[effect.vm][segment.gfn + numbers] = entries
+
+
+@njit("boolean(int64)", cache=True, nogil=True)
+def _is_zero(address: int) -> bool:
+    """Whether the page there is; most pages say no with their first words."""
+    words = carray(pointer_u64(address), PAGE_SIZE // 8)
+    for word in words:
+        if word:
+            return False
+    return True
 
 
 @njit("int64(uint8[::1], int64[::1])", cache=True, nogil=True)

@@ -26,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[], list[Figure]]] = {
     "tlb": engine.tlb_misses,
     "fault": processes.fault_round_trip,
     "requests": processes.ordered_requests,
+    "cluster": processes.cluster_faults,
     "windows": processes.windows,
     "default": processes.default_bench,
     "vcpus": processes.counting_vcpus,

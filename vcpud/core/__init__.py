@@ -1,6 +1,8 @@
 """The vCPU's deterministic core: one ``VcpuCore`` per vCPU, KVM's side of everything the guest does.
 
-    vcpu.py      the run loop: enter the guest, handle the exit, deliver what is due
+    vcpu.py      the run loop: enter the guest, handle the exit, deliver what is due; on top of
+    faults.py    what is asked of hostd; msr_steps.py, what a handler writes; page_ready.py, telling the guest
+    base.py      what these share
     state.py     what the core waits for, what it counts
     async_pf.py  the queue of work items: virt/kvm/async_pf.c
     apf_msr.py   the MSRs, who may be told what, the ready slot: arch/x86/kvm/x86.c

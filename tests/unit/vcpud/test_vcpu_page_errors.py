@@ -7,8 +7,8 @@ from vcpu_fakes import REASON_GPA, REGISTERS, TOKEN_GPA, Vcpu, core
 
 from apf import messages as m
 from vcpud.core.effects import AskHost, EnterGuest, ExitCause, HostReplied, InjectReason, ReasonRead, WaitUntil
+from vcpud.core.page_ready import REASON_ERROR, REASON_READY
 from vcpud.core.state import State
-from vcpud.core.vcpu import REASON_ERROR, REASON_READY
 
 OFF, HALT, PV2010, PV = m.ApfMode.OFF, m.ApfMode.HALT, m.ApfMode.PV2010, m.ApfMode.PV
 READ = m.PageError.READ
