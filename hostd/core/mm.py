@@ -80,8 +80,8 @@ class Mm:
     __slots__ = (
         *("_kswapd_naps_ns", "_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
-        *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log", "readahead"),
-        *("swap", "watermarks", "window_ns", "write_failed"),
+        *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
+        *("readahead", "swap", "watermarks", "window_ns", "write_failed"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:

@@ -5,6 +5,9 @@ forces it to (the slot is read or written again, or the frame is refilled), so t
 a slot too early is caught with wrong bytes. It drops every private overlay at every border, also at those the
 core is not stepped for.
 
+Writes that are torn or lost really are, and reads that fail bring nothing: the core must say of every read whether it
+is good, and a page that is not must never be mapped. An access that cannot be had is given up.
+
 After every step it looks at every page by itself (``Naive``): its bytes, wherever they are, are the model's; nobody else
 has its frame or slot, as far as mappings tell; limits hold and nothing is lost. VMs leave and join at borders, and one
 whose group is out of memory leaves, if it really is.
@@ -16,8 +19,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from apf.core import CoreError
+from apf.io_faults import IoFaultWish
 from apf.messages import (
     Access,
+    Failed,
     FaultMode,
     FaultRaised,
     HostRequest,
@@ -34,6 +39,7 @@ from hostd.core.events import (
     ClearVm,
     FillPages,
     HostEffect,
+    IoFaultArrived,
     ReadSlot,
     Reply,
     RequestTaken,
@@ -44,6 +50,7 @@ from hostd.core.events import (
     ZeroFrame,
 )
 from hostd.core.host import HostCore
+from hostd.core.io_faults import IoResult
 from hostd.core.mm import OutOfMemory
 from hostd.core.page import PageState
 
@@ -82,6 +89,12 @@ class FakeShell:
         self.frames = [b"rubbish!"] * config.frames
         self.slots: dict[int, bytes] = {}
         self.writes: list[WriteSlot] = []
+        self.bad_slots: set[int] = set()
+        """Those whose last write was torn or lost."""
+        self.wishes: list[IoFaultWish] = []
+        self.may_fail: set[str] = set()
+        """What failures there have been, by name."""
+        self.given_up = 0
         self.epts: list[dict[int, tuple[int, bool]]] = [{} for _ in config.vms]
         self.vcpus = [Vcpu(vm, number) for vm, one in enumerate(config.vms) for number in range(one.vcpus)]
         self.model: dict[tuple[int, int], bytes] = {}
@@ -91,7 +104,9 @@ class FakeShell:
         self.border_ns = config.window_ns
         self.serial = 0
         self.token = 0
-        self.check_each_step = True
+        self.check_every = 1
+        """Look at everything after so many steps; 0: never."""
+        self._steps = 0
         self.gone: set[int] = set()
         self.leaving: set[int] = set()
         self.joining: dict[int, int] = {}
@@ -112,6 +127,10 @@ class FakeShell:
         for effect in effects:
             self._carry_out(effect)
         return True
+
+    def fail(self, wish: IoFaultWish) -> None:
+        """Let the device fail from the next border on."""
+        self.wishes.append(wish)
 
     def leave(self, vm: int) -> None:
         """VM ``vm`` ends here and now, whatever it was doing, and leaves at the next border."""
@@ -149,8 +168,7 @@ class FakeShell:
                     one.clock_ns = max(one.clock_ns, min(ready for ready, _token in one.works.values()))
             earliest = min(busy, key=lambda one: (one.clock_ns, one.vm, one.number), default=None)
             if earliest is None or earliest.clock_ns >= self.border_ns:
-                self._skip_windows(self.border_ns if earliest is None else earliest.clock_ns)
-                self._cross_border()
+                self._cross_border(self.border_ns if earliest is None else earliest.clock_ns)
             else:
                 self.now_ns = max(self.now_ns, earliest.clock_ns)
                 self._advance(earliest)
@@ -158,15 +176,24 @@ class FakeShell:
 
     def drain(self) -> None:
         """Finish everything, then compare every page, wherever it is, with the model."""
+        self.check_every = 16 if self.check_every else 0
         assert not self.run(STEPS_MAX), "no end to it: livelock"
         while self.writes:
             self._write(self.writes.pop(0))
         pages = self.core._mm.pages
         for (vm, gfn), value in self.model.items():
             key = pages.first_key[vm] + gfn
+            if self.is_lost(key):
+                continue
             found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self.slot_bytes(pages.slot[key])
             assert found == value, f"VM {vm} gfn {gfn}: {found!r} instead of {value!r}\n{pages.story(key)}"
         self.naive.check()
+
+    def is_lost(self, key: int) -> bool:
+        """Whether page ``key``'s bytes are nowhere any more, but for what a torn or lost write has left."""
+        pages = self.core._mm.pages
+        there = pages.pfn[key] >= 0 and key not in self.core._mm.damage.pages
+        return not there and pages.slot[key] in self.bad_slots
 
     def slot_bytes(self, slot: int) -> bytes:
         """What would be read from ``slot`` now, were the last write to it done."""
@@ -175,15 +202,8 @@ class FakeShell:
         pending = [write for write in self.writes if write.slot == slot]
         return self.frames[pending[-1].pfn] if pending else self.slots[slot]
 
-    def _skip_windows(self, until_ns: int) -> None:
-        """Borders that nobody needs pass at once, as windows in which nothing happens do."""
-        due_ns = self.core.border_due_ns()
-        target_ns = until_ns if due_ns is None else min(due_ns, until_ns)
-        windows = (target_ns - self.border_ns) // self.core.config.window_ns
-        if windows > 0 and not self.leaving and not self.joining:
-            self.border_ns += windows * self.core.config.window_ns
-
-    def _cross_border(self) -> None:
+    def _cross_border(self, next_ns: int) -> None:
+        """Do the border's work, and open the window in which somebody goes on, at ``next_ns``."""
         for one in self.vcpus:
             one.overlay.clear()
         due_ns = self.core.border_due_ns()
@@ -198,7 +218,11 @@ class FakeShell:
             self._leave(vm)
         for vm in sorted(self.joining):
             self._join(vm)
-        self.border_ns += self.core.config.window_ns
+        for wish in self.wishes:
+            self.core.step(IoFaultArrived(wish), self.border_ns)
+            self.may_fail.add(wish.what)
+        self.wishes.clear()
+        self.border_ns = (next_ns // self.core.config.window_ns + 1) * self.core.config.window_ns
 
     def _leave(self, vm: int) -> None:
         for effect in self.core.step(VmLeft(vm), self.border_ns):
@@ -227,7 +251,8 @@ class FakeShell:
             effects = []
         for effect in effects:
             self._carry_out(effect)
-        if self.check_each_step:
+        self._steps += 1
+        if self.check_every and self._steps % self.check_every == 0:
             self.core.check()
             self.naive.check()
         self.is_intact = True
@@ -290,24 +315,40 @@ class FakeShell:
                 one.promised = reply
             case Retry():
                 assert reply.at_ns >= self.border_ns
+            case Failed():
+                assert reply.gfn == request.gfn and self.may_fail & {"read_error", "torn_write", "lost_write"}
+                self._give_up(one, request)
             case InProgress():
                 assert isinstance(request, FaultRaised) and reply.work == request.work
                 one.works[request.gfn] = (reply.ready_at_ns, request.work)
         one.clock_ns = reply.at_ns
+
+    def _give_up(self, one: Vcpu, request: HostRequest) -> None:
+        """The task that touched the page is killed, or as good as that."""
+        if isinstance(request, PrefaultRaised):
+            del one.works[request.gfn]
+        while one.queue and one.queue[0].gfn == request.gfn:
+            one.queue.pop(0)
+            self.given_up += 1
 
     def _carry_out(self, effect: HostEffect) -> None:
         match effect:
             case ZeroFrame(pfn):
                 self._refill(pfn)
                 self.frames[pfn] = ZERO
-            case ReadSlot(slot, pfn):
+            case ReadSlot(slot, pfn, damaged):
                 self._refill(pfn)
                 self._settle_writes(slot=slot)
+                assert damaged == (slot in self.bad_slots), f"slot {slot}: the core says damaged: {damaged}"
                 assert not self.core._mm.swap.is_zero(slot), "zeros are not read"
                 self.frames[pfn] = self.slots[slot]
-            case WriteSlot(slot):
+            case WriteSlot(slot, _pfn, result):
                 self._settle_writes(slot=slot)
                 self.writes.append(effect)
+                if result is IoResult.OK:
+                    self.bad_slots.discard(slot)
+                else:
+                    self.bad_slots.add(slot)
             case SetEpt(vm, gfn, pfn, writable):
                 self.epts[vm][gfn] = (pfn, writable)
             case ClearEpt(vm, gfn):
@@ -326,6 +367,7 @@ class FakeShell:
             self.epts[effect.vm][effect.segment.gfn + page] = (pfn, True)
         for page, slot in zip(effect.swapped.tolist(), effect.slots.tolist(), strict=True):
             self._settle_writes(slot=slot)
+            self.bad_slots.discard(slot)
             self.slots[slot] = self.model[effect.vm, effect.segment.gfn + page] = b"L%07d" % page
 
     def _refill(self, pfn: int) -> None:
@@ -341,7 +383,14 @@ class FakeShell:
             self.writes.remove(write)
 
     def _write(self, write: WriteSlot) -> None:
-        self.slots[write.slot] = self.frames[write.pfn]
+        value, old = self.frames[write.pfn], self.slots.get(write.slot, b"rubbish!")
+        match write.result:
+            case IoResult.OK:
+                self.slots[write.slot] = value
+            case IoResult.TORN:
+                self.slots[write.slot] = value[:4] + old[4:]
+            case IoResult.LOST:
+                self.slots[write.slot] = old
 
 
 class Naive:
@@ -368,8 +417,9 @@ class Naive:
                 if slot >= 0:
                     assert slots.setdefault(slot, key) == key, f"slot {slot} is shared"
                 charged += state in (PageState.RESIDENT, PageState.CACHED, PageState.READING)
-                if (vm, gfn) in shell.model:
-                    found = shell.frames[pfn] if pfn >= 0 else shell.slot_bytes(slot) if slot >= 0 else b"nothing"
+                if (vm, gfn) in shell.model and not shell.is_lost(key):
+                    there = pfn >= 0 and key not in mm.damage.pages
+                    found = shell.frames[pfn] if there else shell.slot_bytes(slot) if slot >= 0 else b"nothing"
                     wanted = shell.model[vm, gfn]
                     assert found == wanted, f"VM {vm} gfn {gfn}: {found!r}, not {wanted!r}\n{pages.story(key)}"
             assert charged == mm.groups[vm].usage <= config.limit_pages, f"VM {vm}: memory.current, memory.max"
@@ -400,6 +450,8 @@ class Naive:
     def assert_out_of_memory(self, vm: int) -> None:
         """Nothing that would help VM ``vm`` can be reclaimed, now or when what is under way is over."""
         mm = self.shell.core._mm
+        if "write_error" in self.shell.may_fail and mm.groups[vm].unwritten:
+            return  # none of its writes has been done for a long time
         config = self.shell.core.config.vms[vm]
         full = mm.groups[vm].usage >= config.limit_pages
         for other in [vm] if full else range(len(self.shell.core.config.vms)):
@@ -413,6 +465,7 @@ class Naive:
             if state in (PageState.EVICTING, PageState.WRITEBACK, PageState.READING) or mm.pages.pins[key]:
                 return True
             held = state in (PageState.RESIDENT, PageState.CACHED)
-            if held and (mm.pages.slot[key] >= 0 or self.free_slots() or mm.backings[vm].fixed_place):
+            free = self.free_slots() and not mm.io_faults.is_swap_full(self.shell.core.now_ns)
+            if held and (mm.pages.slot[key] >= 0 or free or mm.backings[vm].fixed_place):
                 return True
         return False

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from apf.chance import Stream
+from apf.io_faults import OF_IOS, IoFaultWish
 from apf.messages import GupVariant
 from apf.scenario import Costs
 from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
-from hostd.core.policies import POLICIES
+from hostd.core.lru import Kernel, Policy
+from hostd.core.policies import Clock, Fifo, Lru
 from hostd.core.readahead import KernelReadahead, NoReadahead, Readahead, StrideReadahead, SwapFault
 from hostd.core.userfault import UserfaultConfig
 from tests.property.host_shell import FakeShell
@@ -51,7 +53,8 @@ class Host:
     window_ns: int
     rotates: bool
     readahead: type[Readahead]
-    reclaim: str
+    reclaim: type[Policy]
+    reports: bool
     swap_slots: int
     managed: int
 
@@ -72,6 +75,7 @@ class Host:
             swap_slots=self.swap_slots,
             managed_pages=self.managed,
             reclaim=self.reclaim,
+            reports=self.reports,
             readahead=self.readahead,
             page_cluster=2,
         )
@@ -94,16 +98,29 @@ HOSTS = st.builds(
     highs=st.tuples(*[st.sampled_from([0, 0, 2, 8, 15])] * VMS),
     backings=st.tuples(*[st.sampled_from(list(BACKINGS.values()))] * VMS),
     reserve=st.integers(1, 12),
-    window_ns=st.sampled_from([2_000, 20_000, 150_000]),
+    window_ns=st.sampled_from([10_000, 40_000, 150_000]),
     rotates=st.booleans(),
     readahead=st.sampled_from([KernelReadahead, NoReadahead, StrideReadahead, WildReadahead]),
-    reclaim=st.sampled_from(list(POLICIES)),
+    reclaim=st.sampled_from([Kernel, Clock, Lru, Fifo]),
+    reports=st.booleans(),
     swap_slots=st.one_of(st.just(0), st.integers(1, 2 * GUEST_PAGES)),
     # With so few pages most of them are below the watermarks, which are 32 pages at the least.
     managed=st.sampled_from([0, 0, 34, 45, 60]),
 )
 GFNS = st.integers(0, GUEST_PAGES - 1)
 KINDS = st.sampled_from(["read", "read", "write", "write", "zero"])
+
+
+def of_ios(what: str, nth: int, count: int, vm: int) -> IoFaultWish:
+    """A failure that happens to I/Os."""
+    return IoFaultWish(what=what, nth=nth, count=count, vm=vm)
+
+
+WISHES = st.one_of(
+    st.builds(of_ios, st.sampled_from(OF_IOS), st.integers(1, 5), st.sampled_from([1, 1, 3, 40]), st.integers(-1, 2)),
+    st.builds(IoFaultWish, what=st.sampled_from(["stop", "swap_full"]), for_ns=st.integers(1, 200_000)),
+    st.builds(IoFaultWish, what=st.just("slow"), for_ns=st.integers(1, 200_000), factor=st.integers(2, 5)),
+)
 
 
 class HostMemory(RuleBasedStateMachine):
@@ -143,6 +160,11 @@ class HostMemory(RuleBasedStateMachine):
         """Another comes, if there is a place."""
         self.shell.join(vm, pages)
 
+    @rule(wish=WISHES)
+    def fail(self, wish: IoFaultWish) -> None:
+        """The device begins to fail."""
+        self.shell.fail(wish)
+
     @rule(steps=st.integers(1, 30))
     def run_some(self, steps: int) -> None:
         """Let time pass."""
@@ -161,7 +183,7 @@ class HostMemory(RuleBasedStateMachine):
 
 
 TestHostMemory = HostMemory.TestCase
-TestHostMemory.settings = settings(max_examples=150, stateful_step_count=25, deadline=None, derandomize=True)
+TestHostMemory.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
 
 
 def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
@@ -172,7 +194,7 @@ def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
     shell = FakeShell(
         HostConfig(seed, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=8, readahead=KernelReadahead)
     )
-    shell.check_each_step = False
+    shell.check_every = 0
     shell.load(0, 100)
     chance = Stream(seed, "thrash")
     for _ in range(3_000):
