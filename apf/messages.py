@@ -65,15 +65,16 @@ class FaultMode(IntEnum):
 
 
 class PageError(IntEnum):
-    """Why a page that was swapped out cannot be had.
+    """Why a page cannot be had.
 
     READ: the device says that the read failed. TORN, LOST: it says that all is well, but the bytes are not those that
-    were to be written, which the checksum tells.
+    were to be written, which the checksum tells. OUT_OF_MEMORY: it is not the page's fault, the VMM is being killed.
     """
 
     READ = 1
     TORN = 2
     LOST = 3
+    OUT_OF_MEMORY = 4
 
     @property
     def words(self) -> str:
@@ -85,6 +86,7 @@ _PAGE_ERRORS = {
     PageError.READ: "its read from the swap device failed",
     PageError.TORN: "its write to the swap device was torn",
     PageError.LOST: "its write to the swap device was lost",
+    PageError.OUT_OF_MEMORY: "the VM's memory group is out of memory, and the VMM is killed",
 }
 
 
@@ -474,7 +476,7 @@ class Segment:
 
     ``data`` (zero-padded, at most ``pages`` pages) is their start; ``stamps`` are written into every page.
     ``demand_zero``: none of this is done. A page is zero when the guest first touches it, and has a stamp once the
-    guest has written it; there is no ``data``.
+    guest has written it; there is no ``data``. ``read_only``: the guest does not write it.
     """
 
     gfn: int
@@ -482,3 +484,4 @@ class Segment:
     data: bytes = b""
     stamps: tuple[Stamp, ...] = ()
     demand_zero: bool = False
+    read_only: bool = False

@@ -114,6 +114,9 @@ class Vm(_Model):
     backing: Literal["anon", "file", "memfd", "userfault"] = "anon"
     # memory.high of its group: above it, who charges reclaims and is slowed down. 0: none.
     group_high: SizeOrNone = 0
+    # What the guest's programs may not write, their text and constants, the VMM may not write either: it has mapped that
+    # memory read-only, as it does a ROM.
+    read_only: bool = False
     cpu_mips: Annotated[int, Field(ge=1, le=100_000)] = 1000
     hz: Literal[100, 250, 1000] = 250
 

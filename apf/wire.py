@@ -37,6 +37,7 @@ _ERROR_OUT = {
     m.PageError.READ: types.PAGE_ERROR_READ,
     m.PageError.TORN: types.PAGE_ERROR_TORN,
     m.PageError.LOST: types.PAGE_ERROR_LOST,
+    m.PageError.OUT_OF_MEMORY: types.PAGE_ERROR_OUT_OF_MEMORY,
 }
 _ERROR_IN = {number: error for error, number in _ERROR_OUT.items()}
 _ACCOUNT_OUT = {
@@ -354,6 +355,7 @@ def segments_out(vm: int, segments: list[m.Segment]) -> host.LoadVmRequest:
                 data=segment.data,
                 stamps=[host.Stamp(offset=s.offset, base=s.base, stride=s.stride) for s in segment.stamps],
                 demand_zero=segment.demand_zero,
+                read_only=segment.read_only,
             )
             for segment in segments
         ],
@@ -375,7 +377,8 @@ def segments_in(message: host.LoadVmRequest, guest_pages: int) -> list[m.Segment
         if segment.demand_zero and segment.data:
             raise WireError(f"{where}.data: {len(segment.data)} bytes, but demand_zero: such a segment starts empty")
         stamps = tuple(m.Stamp(s.offset, s.base, s.stride) for s in segment.stamps)
-        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, segment.demand_zero))
+        flags = (segment.demand_zero, segment.read_only)
+        segments.append(m.Segment(segment.gfn, segment.pages, segment.data, stamps, *flags))
     return segments
 
 

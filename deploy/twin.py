@@ -102,6 +102,9 @@ class Twin:
         self._machines: dict[int, Machine] = {}  # by participant
         self._present: set[int] = set()
         self._needs: dict[int, Need] = {}
+        self._bounds: dict[int, int] = {}
+        """When each participant goes on: its slot on the clock page. An interruptible one's post may be earlier."""
+        self._interruptible: set[int] = set()
         self._asking: list[tuple[int, int]] = []
         """Heap of (time, participant): who needs a server."""
         self._ended = 0
@@ -173,9 +176,14 @@ class Twin:
     def _proceed(self, participant: int) -> None:
         """Let a vCPU go on in the open window, until it needs a server or the next one."""
         need = self._needs[participant] = self._machines[participant].proceed(self.border_ns)
+        self._bounds[participant] = need.time_ns
+        self._interruptible.discard(participant)
         if need.kind in _SERVERS:
             heappush(self._asking, (need.time_ns, participant))
+        elif need.interruptible:
+            self._interruptible.add(participant)
         elif need.kind is NeedKind.NOTHING:
+            self._bounds[participant] = NEVER_NS
             self._ended += 1
 
     def run_window(self) -> bool:
@@ -188,8 +196,10 @@ class Twin:
             raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
         border_ns = self.border_ns = next_border_ns(earliest_ns, self.window_ns)
         self.windows += 1
-        for participant in self._needs:
-            if self._bound_ns(participant) < border_ns:
+        for participant, bound_ns in self._bounds.items():
+            if bound_ns < border_ns or (
+                participant in self._interruptible and self._posts[participant].earliest_ns < border_ns
+            ):
                 self._proceed(participant)
         asking = self._asking
         while asking:
@@ -220,17 +230,19 @@ class Twin:
     def _has_ended(self, vm: int) -> bool:
         return all(self._needs[participant].kind is NeedKind.NOTHING for participant in self._participants(vm))
 
-    def _bound_ns(self, vcpu: int) -> int:
-        """When the vCPU goes on: what its slot on the clock page would stand for."""
-        need = self._needs[vcpu]
-        if need.interruptible:
-            return min(need.time_ns, self._posts[vcpu].earliest_ns)
-        return NEVER_NS if need.kind is NeedKind.NOTHING else need.time_ns
+    def _earliest_ns(self) -> int:
+        """The earliest bound of all participants."""
+        earliest_ns = min(self._bounds.values())
+        for participant in self._interruptible:
+            earliest_ns = min(earliest_ns, self._posts[participant].earliest_ns)
+        return earliest_ns
 
     def _take_arrivals(self) -> int:
         """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
         while True:
-            earliest_ns = min(self._bound_ns(participant) for participant in self._needs)
+            earliest_ns = self._earliest_ns()
+            if not (self._joins or self.io_faults or any(self.arrivals)):
+                return earliest_ns
             latest_ns = earliest_ns // self.window_ns * self.window_ns if earliest_ns < FOREVER_NS else NEVER_NS
             behind = not self.io_faults or self._joined < self.io_faults[0].joins
             if behind and self._joins and self._joins[0][0] <= latest_ns:

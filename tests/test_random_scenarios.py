@@ -3,90 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from apf.messages import ApfMode
-from apf.scenario import Scenario
 from deploy import twin
 from deploy.local import LocalCluster
-from deploy.twin import Twin
-from tests.random_scenarios import random_scenario
-
-SETTLED = 50
-"""Windows between two checks of all pages of the host."""
-
-
-class Checked(Twin):
-    """A twin that checks as it goes."""
-
-    def __init__(self, scenario: Scenario, swap: Path) -> None:
-        super().__init__(scenario, swap)
-        self.steps = 0
-        for machine in self.machines:
-            machine.core.step = self._checked(machine.core)  # type: ignore[method-assign]
-        for guest in self.guests:
-            guest.core.step = self._checked(guest.core)  # type: ignore[method-assign]
-
-    def _checked(self, core: Any) -> Any:
-        step = core.step
-
-        def checked(event: Any, now_ns: int) -> Any:
-            self.steps += 1
-            effects = step(event, now_ns)
-            core.check()
-            return effects
-
-        return checked
-
-    def agree(self) -> None:
-        """Who waits in a guest is waited for in KVM, or told: in the queue, in the slot, or on the way."""
-        for vm, guest in enumerate(self.guests):
-            for node in guest.core.waiting():
-                core = self.machines[vm * self.scenario.vm.vcpus + node.cpu].core
-                live = {item.token for item in core.async_pf.queue if item.injected}
-                assert node.token in live or core.telling, f"VM {vm}: {node} is nobody's any more\n{core.story()}"
-
-
-def run_checked(scenario: Scenario, directory: Path) -> Checked:
-    """Run ``scenario`` to its end; what it came to is in the twin that is returned, closed."""
-    checked = Checked(scenario, directory / "swap")
-    try:
-        checked.start()
-        windows = 0
-        while checked.run_window():
-            windows += 1
-            if not scenario.inject:
-                checked.agree()
-            if windows % SETTLED == 0:
-                checked.host.core.check()
-        checked.check()
-        result = checked.result(0.0)
-        assert result.corrupt_pages == 0 and result.lost_writes == 0, scenario
-        _events_add_up(scenario, checked)
-    finally:
-        checked.close()
-    return checked
-
-
-def _events_add_up(scenario: Scenario, checked: Checked) -> None:
-    for machine in checked.machines:
-        counters, core = machine.core.counters, machine.core
-        if scenario.mode in (ApfMode.OFF, ApfMode.HALT):
-            assert counters.not_present == counters.ready == 0
-        if scenario.mode is ApfMode.OFF:
-            assert counters.faults_async == counters.halts == 0
-        if not scenario.inject:
-            injected = [item for item in core.async_pf.queue if item.injected and item.state.value != "LISTED"]
-            under_way = counters.not_present - (counters.ready - counters.wake_all) - len(injected)
-            assert 0 <= under_way <= 1, f"{under_way} not-presents without a ready"
-            assert counters.msr_gp == counters.dropped == 0
+from tests import soak
+from tests.checked_runs import run_checked
+from tests.random_scenarios import random_host, random_scenario
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_random_scenario(seed: int, tmp_path: Path) -> None:
     assert run_checked(random_scenario(seed), tmp_path).steps > 20
+
+
+@pytest.mark.parametrize("seed", [3, 5, 7, 9, 10, 11, 13, 103])
+def test_random_host(seed: int, tmp_path: Path) -> None:
+    """Devices, policies, readahead, backings, limits, failures; the host's core is checked at every step too."""
+    scenario = random_host(seed)
+    assert scenario is not None and run_checked(scenario, tmp_path, host_too=True).steps > 20
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_random_host_on_processes(seed: int) -> None:
+    outcome, why = soak.run_seed(seed, processes=True)
+    assert outcome in (soak.Outcome.OK, soak.Outcome.VM_FAILED), why
+
+
+def test_a_seed_that_fails_says_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        soak, "run_seed", lambda seed, _processes: (soak.Outcome["BAD" if seed == 2 else "OK"], "why")
+    )
+    told = CliRunner().invoke(soak.app, ["--count", "5"])
+    assert told.exit_code == 1 and "why" in told.stderr and "    poe soak --only 2\n" in told.stderr
 
 
 @pytest.mark.long

@@ -123,18 +123,20 @@ class LoadVmRequest(_message.Message):
     def __init__(self, vm: _Optional[int] = ..., segments: _Optional[_Iterable[_Union[Segment, _Mapping]]] = ...) -> None: ...
 
 class Segment(_message.Message):
-    __slots__ = ("gfn", "pages", "data", "stamps", "demand_zero")
+    __slots__ = ("gfn", "pages", "data", "stamps", "demand_zero", "read_only")
     GFN_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     STAMPS_FIELD_NUMBER: _ClassVar[int]
     DEMAND_ZERO_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
     gfn: int
     pages: int
     data: bytes
     stamps: _containers.RepeatedCompositeFieldContainer[Stamp]
     demand_zero: bool
-    def __init__(self, gfn: _Optional[int] = ..., pages: _Optional[int] = ..., data: _Optional[bytes] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., demand_zero: _Optional[bool] = ...) -> None: ...
+    read_only: bool
+    def __init__(self, gfn: _Optional[int] = ..., pages: _Optional[int] = ..., data: _Optional[bytes] = ..., stamps: _Optional[_Iterable[_Union[Stamp, _Mapping]]] = ..., demand_zero: _Optional[bool] = ..., read_only: _Optional[bool] = ...) -> None: ...
 
 class Stamp(_message.Message):
     __slots__ = ("offset", "base", "stride")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61pf/v1/types.proto\x12\x06\x61pf.v1\";\n\x06\x41ttach\x12\n\n\x02vm\x18\x01 \x01(\r\x12\x0c\n\x04vcpu\x18\x02 \x01(\r\x12\x17\n\x0fscenario_digest\x18\x03 \x01(\t\"\x1c\n\x08\x41ttached\x12\x10\n\x08start_ns\x18\x01 \x01(\x04*T\n\x06\x41\x63\x63\x65ss\x12\x16\n\x12\x41\x43\x43\x45SS_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43\x43\x45SS_READ\x10\x01\x12\x10\n\x0c\x41\x43\x43\x45SS_WRITE\x10\x02\x12\x0f\n\x0b\x41\x43\x43\x45SS_EXEC\x10\x03*f\n\tPageError\x12\x1a\n\x16PAGE_ERROR_UNSPECIFIED\x10\x00\x12\x13\n\x0fPAGE_ERROR_READ\x10\x01\x12\x13\n\x0fPAGE_ERROR_TORN\x10\x02\x12\x13\n\x0fPAGE_ERROR_LOST\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x61pf/v1/types.proto\x12\x06\x61pf.v1\";\n\x06\x41ttach\x12\n\n\x02vm\x18\x01 \x01(\r\x12\x0c\n\x04vcpu\x18\x02 \x01(\r\x12\x17\n\x0fscenario_digest\x18\x03 \x01(\t\"\x1c\n\x08\x41ttached\x12\x10\n\x08start_ns\x18\x01 \x01(\x04*T\n\x06\x41\x63\x63\x65ss\x12\x16\n\x12\x41\x43\x43\x45SS_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x41\x43\x43\x45SS_READ\x10\x01\x12\x10\n\x0c\x41\x43\x43\x45SS_WRITE\x10\x02\x12\x0f\n\x0b\x41\x43\x43\x45SS_EXEC\x10\x03*\x84\x01\n\tPageError\x12\x1a\n\x16PAGE_ERROR_UNSPECIFIED\x10\x00\x12\x13\n\x0fPAGE_ERROR_READ\x10\x01\x12\x13\n\x0fPAGE_ERROR_TORN\x10\x02\x12\x13\n\x0fPAGE_ERROR_LOST\x10\x03\x12\x1c\n\x18PAGE_ERROR_OUT_OF_MEMORY\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACCESS']._serialized_start=121
   _globals['_ACCESS']._serialized_end=205
-  _globals['_PAGEERROR']._serialized_start=207
-  _globals['_PAGEERROR']._serialized_end=309
+  _globals['_PAGEERROR']._serialized_start=208
+  _globals['_PAGEERROR']._serialized_end=340
   _globals['_ATTACH']._serialized_start=30
   _globals['_ATTACH']._serialized_end=89
   _globals['_ATTACHED']._serialized_start=91

@@ -18,6 +18,7 @@ class PageError(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     PAGE_ERROR_READ: _ClassVar[PageError]
     PAGE_ERROR_TORN: _ClassVar[PageError]
     PAGE_ERROR_LOST: _ClassVar[PageError]
+    PAGE_ERROR_OUT_OF_MEMORY: _ClassVar[PageError]
 ACCESS_UNSPECIFIED: Access
 ACCESS_READ: Access
 ACCESS_WRITE: Access
@@ -26,6 +27,7 @@ PAGE_ERROR_UNSPECIFIED: PageError
 PAGE_ERROR_READ: PageError
 PAGE_ERROR_TORN: PageError
 PAGE_ERROR_LOST: PageError
+PAGE_ERROR_OUT_OF_MEMORY: PageError
 
 class Attach(_message.Message):
     __slots__ = ("vm", "vcpu", "scenario_digest")

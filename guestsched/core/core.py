@@ -51,6 +51,7 @@ from apf.messages import (
     KernelStep,
     MsrWrite,
     NotPresentArrived,
+    PageError,
     PageReadyArrived,
     ProtocolFault,
     RunFailed,
@@ -401,15 +402,16 @@ class GuestCore:
         self._end(cpu, f"vCPU {cpu.index}: Kernel panic - not syncing: {why}", now_ns)
 
     def _run_failed(self, cpu: Cpu, failed: RunFailed, now_ns: int) -> None:
-        """The VMM has got -EFAULT from one vCPU's KVM_RUN, and ends: so do all vCPUs, as they come out of the host."""
+        """A vCPU's KVM_RUN has returned to a VMM that ends, of -EFAULT or killed: so do all, as they leave the host."""
         curr = cpu.rq.curr
         task = None if curr is None else self._kernel.tasks[curr.id]
         whose = "the guest kernel" if task is None else f"task {task.id} {task.spec.name}"
         cpu.fetching, cpu.fetch = "", ()
         if self._shutdown:
             return
+        why = "Interrupted" if failed.error is PageError.OUT_OF_MEMORY else "Bad address"
         text = (
-            f"vCPU {cpu.index}: KVM_RUN: Bad address: gfn {failed.gfn:#x}, which {whose} needs, cannot be had: "
+            f"vCPU {cpu.index}: KVM_RUN: {why}: gfn {failed.gfn:#x}, which {whose} needs, cannot be had: "
             f"{failed.error.words}; the VM ends"
         )
         self.failed = f"at {now_ns} ns: {text}"

@@ -126,7 +126,14 @@ class Process:
     def segments(self) -> list[Segment]:
         """The regions as hostd loads them before the run."""
         return [
-            Segment(self._gfns[region.gva], region.pages, region.data, region.stamps, region.demand_zero)
+            Segment(
+                self._gfns[region.gva],
+                region.pages,
+                region.data,
+                region.stamps,
+                region.demand_zero,
+                not region.writable,
+            )
             for region in self.plan.regions
         ]
 

@@ -19,7 +19,8 @@ from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 class VmConfig:
     """One VM and the memory group it lives in; sizes in pages. ``high_pages`` 0: no memory.high.
 
-    ``userfault``: its handlers, if that is what ``backing`` says.
+    ``userfault``: its handlers, if that is what ``backing`` says. ``read_only``: whether segments that the guest does
+    not write are in areas that the VMM may not write.
     """
 
     guest_pages: int
@@ -28,6 +29,7 @@ class VmConfig:
     high_pages: int = 0
     backing: Backing = ANON
     userfault: UserfaultConfig = ONE_HANDLER
+    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class HostConfig:
             high_pages=scenario.vm.group_high // PAGE_SIZE,
             backing=BACKINGS[scenario.vm.backing],
             userfault=UserfaultConfig(handlers.handlers, handlers.handler_ns, handlers.dies_ns),
+            read_only=scenario.vm.read_only,
         )
         return cls(
             seed=scenario.seed,

@@ -17,6 +17,9 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
 | not uptodate       | worker     | worker | worker                          | fails                    |
 
+The worker may not write to a page that its VMM may not write (``vm.read_only``), and returns at once, so that the
+prefault waits for the page; a read that the vCPU has started goes on meanwhile.
+
 MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
 page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
 allocates and submits those pages before it goes on; a page under such a read is READING like any other (E10), so an
@@ -49,6 +52,7 @@ from apf.messages import (
     HostReply,
     InProgress,
     Mapped,
+    PageError,
     PrefaultRaised,
     Retry,
 )
@@ -57,7 +61,7 @@ from hostd.core.device import Op
 from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
 from hostd.core.io_faults import IoResult
 from hostd.core.kernel_log import HUNG_NS
-from hostd.core.mm import REFUSED, Mm, Own
+from hostd.core.mm import KILLED, REFUSED, Mm, Own
 from hostd.core.page import DIRTY, READAHEAD, WORKINGSET, PageEvent, PageState
 from hostd.core.readahead import SwapFault
 
@@ -84,16 +88,20 @@ class FaultPath:
         mm = self._mm
         key = self._key(vm, request.gfn)
         write = request.access == Access.WRITE or mm.backings[vm].map_frees_slot
+        if mm.read_only[key] and request.access == Access.WRITE:
+            raise CoreError(f"VM {vm} writes to gfn {request.gfn:#x}, which its VMM has mapped read-only: -EFAULT")
         mm.groups[vm].stat["pf_taken"] += 1
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
         if mm.pages.state[key] in _IN_CACHE and mm.pages.slot[key] >= 0:
             self._found(vm, vcpu, key)
-        if key in mm.damage.pages:
+        if mm.groups[vm].killed:
+            effects = self._killed(vm, vcpu, key, now_ns)
+        elif key in mm.damage.pages:
             effects = self._not_uptodate(vm, vcpu, key, request, now_ns)
         elif request.mode == FaultMode.BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
-            if request.mode == FaultMode.NOWAIT and isinstance(_reply_of(effects), Failed) and not mm.config.reports:
+            if request.mode == FaultMode.NOWAIT and self._is_unheard(_reply_of(effects)):
                 effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -114,7 +122,9 @@ class FaultPath:
         key = self._key(vm, request.gfn)
         mm.groups[vm].stat["prefault"] += 1
         at_ns = now_ns + max(1, self._costs.host_fault_ns)
-        if key in mm.damage.pages:
+        if mm.groups[vm].killed:
+            effects = self._killed(vm, vcpu, key, now_ns)
+        elif key in mm.damage.pages:
             effects = self._failed(vm, vcpu, key, at_ns, now_ns)
         else:
             effects = self._map(vm, vcpu, key, work[2], now_ns, at_ns)
@@ -191,7 +201,7 @@ class FaultPath:
         if state == PageState.NONE or state == PageState.SWAPPED:
             cost_ns = self._allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, now_ns)
+                return self._retry(vm, vcpu, key, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.zero_fill_ns + costs.host_fault_ns
             effects.append(self._zero_fill(vm, key, PageEvent.ZERO_FILLED, now_ns))
@@ -199,7 +209,7 @@ class FaultPath:
         elif state != PageState.RESIDENT:
             cost_ns = self._take_back(vm, key, now_ns, True)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, now_ns)
+                return self._retry(vm, vcpu, key, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.host_fault_ns
             stat["swap_cache_hit"] += mm.backings[vm].swaps
@@ -223,12 +233,12 @@ class FaultPath:
         elif missing:
             cost_ns = self._allocate(vm, key, now_ns, False)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, now_ns)
+                return self._retry(vm, vcpu, key, now_ns)
             effects.append(self._fetch(vm, key, at_ns, cost_ns, now_ns))
         else:
             cost_ns = self._allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, now_ns)
+                return self._retry(vm, vcpu, key, now_ns)
             ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, True)
             cost_ns += ahead_ns
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
@@ -283,11 +293,13 @@ class FaultPath:
         missing = mm.is_missing(key, vm)
         zeros = state == PageState.NONE or (state == PageState.SWAPPED and not missing and self._is_zero(key))
         by_vcpu = self._gup is GupVariant.NOWAIT and not zeros and not missing
+        if mm.read_only[key] and (not by_vcpu or state == PageState.READING):
+            return self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
         if state != PageState.READING:
             get = self._take_back if mm.pages.pfn[key] >= 0 else self._allocate
             cost_ns = get(vm, key, now_ns, by_vcpu)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, now_ns)
+                return self._retry(vm, vcpu, key, now_ns)
         effects: list[HostEffect] = []
         reclaims_ns = 0  # of the worker
         ahead = [key]
@@ -300,6 +312,8 @@ class FaultPath:
             at_ns += cost_ns + submits_ns
             effects += self._read(vm, key, ahead, at_ns, now_ns)
             ready_ns = at_ns + costs.fault_in_worker_ns
+            if mm.read_only[key]:
+                return effects + self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
         elif missing:
             ready_ns = at_ns + costs.fault_in_worker_ns
             mm.groups[vm].stat["userfault_event"] += 1
@@ -329,6 +343,18 @@ class FaultPath:
             at_ns += mm.throttle_ns(vm, at_ns, now_ns)
         effects.append(Reply(vm, vcpu, InProgress(at_ns, work, ready_ns)))
         return effects
+
+    def _refused_work(self, vm: int, vcpu: int, key: int, work: int, at_ns: int, now_ns: int) -> list[HostEffect]:
+        """The worker may not write the page, and returns at once (check_vma_flags); the prefault waits (E40)."""
+        mm = self._mm
+        comes_ns = at_ns + self._costs.fault_in_worker_ns
+        ready_ns = comes_ns + max(1, self._costs.host_fault_ns)
+        mm.root_pressure.comes_and_waits((), comes_ns, ready_ns)
+        mm.schedule(ready_ns, Own.WORKER_REFUSED, key, vm)
+        mm.groups[vm].stat["kvm_try_async_get_page"] += 1
+        if mm.groups[vm].over_high:
+            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
+        return [Reply(vm, vcpu, InProgress(at_ns, work, ready_ns))]
 
     def _allocate(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
         """Charge and take a frame for a page that has none; the ns that took, or REFUSED."""
@@ -433,10 +459,23 @@ class FaultPath:
         mm.fetch(key, vm, event_ns, reclaim_ns, now_ns)
         return ZeroFrame(pfn) if mm.swap.is_zero(place) else ReadSlot(place, pfn)
 
-    def _retry(self, vm: int, vcpu: int, now_ns: int) -> list[HostEffect]:
+    def _retry(self, vm: int, vcpu: int, key: int, now_ns: int) -> list[HostEffect]:
         at_ns = self._mm.retry_ns(vm, now_ns)
+        if at_ns == KILLED:
+            return self._killed(vm, vcpu, key, now_ns)
         self._mm.pressure[vm].waits(now_ns, at_ns)
         return [Reply(vm, vcpu, Retry(at_ns))]
+
+    def _killed(self, vm: int, vcpu: int, key: int, now_ns: int) -> list[HostEffect]:
+        """No page for a vCPU whose VMM has been killed: KVM_RUN is left (fatal_signal_pending)."""
+        gfn = key - self._mm.pages.first_key[vm]
+        at_ns = now_ns + self._costs.ept_violation_ns
+        return [Reply(vm, vcpu, Failed(at_ns, gfn, PageError.OUT_OF_MEMORY, 0))]
+
+    def _is_unheard(self, reply: HostReply) -> bool:
+        """Whether a page that cannot be had looks to KVM like any that needs I/O (hva_to_pfn)."""
+        failed = isinstance(reply, Failed) and reply.error is not PageError.OUT_OF_MEMORY
+        return failed and not self._mm.config.reports
 
     def _record(
         self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, effects: list[HostEffect], now_ns: int
@@ -448,7 +487,7 @@ class FaultPath:
         elif isinstance(reply, InProgress):
             record(now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns)
         elif isinstance(reply, Failed):
-            self._mm.groups[vm].stat["page_error"] += 1
+            self._mm.groups[vm].stat["page_error"] += reply.error is not PageError.OUT_OF_MEMORY
             record(now_ns, what, vm, vcpu, gfn, how, "failed", reply.at_ns, reply.error.name, reply.stall_ns)
         else:
             record(now_ns, what, vm, vcpu, gfn, how, "retry", reply.at_ns)

@@ -41,7 +41,19 @@ class MemoryGroup:
     """One group. ``usage`` (memory.current), ``limit`` and ``high`` in pages; ``high`` 0: none."""
 
     __slots__ = (
-        *("age", "events", "fruitless", "high", "limit", "lists", "over_high", "pinned", "retry_ns", "stat"),
+        *(
+            "age",
+            "events",
+            "fruitless",
+            "high",
+            "killed",
+            "limit",
+            "lists",
+            "over_high",
+            "pinned",
+            "retry_ns",
+            "stat",
+        ),
         *("_stock", "refaults", "unwritten", "usage"),
     )
 
@@ -58,6 +70,8 @@ class MemoryGroup:
         """Pins held on the group's pages: while there are any, something will become reclaimable by itself."""
         self.age = 0
         """nonresident_age (workingset.c): evictions and activations so far."""
+        self.killed = False
+        """Whether its VMM has been killed for lack of memory."""
         self.retry_ns = -1
         self.fruitless = 0
         self.unwritten = 0

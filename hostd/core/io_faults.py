@@ -14,13 +14,13 @@ asked for while the host runs is in force for I/Os submitted from then on: the c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
+from apf.core import Kind
 from apf.io_faults import ANY, IoFault, IoFaultWish
 from hostd.core.device import Op
 
 
-class IoResult(Enum):
+class IoResult(Kind):
     """What becomes of an I/O. OK and ERROR are what the device says; TORN and LOST writes it takes for done."""
 
     OK = "ok"
@@ -29,6 +29,9 @@ class IoResult(Enum):
     LOST = "lost"
     CHECKSUM = "checksum"
     """A read that brings bytes that are not those which were to be written."""
+
+
+_OK = IoResult.OK
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class IoFaults:
     def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> IoResult:
         """What becomes of an I/O that is submitted at ``now_ns``; all failures that are about it count it."""
         if not self._counted:
-            return IoResult.OK
+            return _OK
         hit = [one for one in self._counted if one.hits(op, vm, gfn, slot, now_ns)]
         self._counted = [one for one in self._counted if not one.is_over]
         return hit[0].result if hit else IoResult.OK

@@ -27,9 +27,11 @@ def leave(mm: Mm, vm: int, now_ns: int) -> list[HostEffect]:
     group.lists.clear()
     mm.readahead.forget(vm)
     group.fruitless = group.over_high = 0
+    group.killed = False
     first = pages.first_key[vm]
     own = slice(first, first + mm.config.vms[vm].guest_pages)
     pages.view_u64(pages.ept)[own] = 0
+    mm.read_only[own] = bytes(mm.config.vms[vm].guest_pages)
     pages.view_u8(pages.flags)[own] &= 0xFF ^ LRU
     freed = held = 0
     for key in (np.flatnonzero(pages.view_u8(pages.state)[own]) + first).tolist():

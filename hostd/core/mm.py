@@ -37,6 +37,7 @@ from hostd.core.watermarks import Watermarks
 REFUSED = -1
 _KSWAPD_NAP_NS = 100_000_000
 """HZ / 10."""
+KILLED = -1
 
 HOST_COUNTERS = ("border", "kswapd_wake", "pageoutrun", "kswapd_low_wmark_hit_quickly")
 """What is not counted for a group."""
@@ -53,17 +54,6 @@ _FAILURES = {
 """What an I/O that fails counts as."""
 
 
-class OutOfMemory(CoreError):
-    """The group of ``vm`` can neither grow nor be reclaimed: its VM is killed.
-
-    Follows mm/memcontrol.c:mem_cgroup_out_of_memory; the group's only process is the VMM.
-    """
-
-    def __init__(self, vm: int, text: str) -> None:
-        super().__init__(text)
-        self.vm = vm
-
-
 class Own(IntEnum):
     """The core's own events."""
 
@@ -72,6 +62,7 @@ class Own(IntEnum):
     MAPPING_MADE = 2
     WORKER_DONE = 3
     KSWAPD = 4
+    WORKER_REFUSED = 5
 
 
 class Mm:
@@ -81,7 +72,7 @@ class Mm:
         *("_kswapd_naps_ns", "_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
         *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
-        *("readahead", "swap", "watermarks", "window_ns", "write_failed"),
+        *("read_only", "readahead", "swap", "watermarks", "window_ns", "write_failed"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -103,6 +94,8 @@ class Mm:
                 self.swap.page_in,
             )
         )
+        self.read_only = bytearray(self.pages.total)
+        """Whether a page lies in an area that the VMM may not write."""
         self.hanging: dict[int, int] = {}
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
@@ -190,19 +183,20 @@ class Mm:
                     self.map_page(key, vm, write, at_ns)
                     self.publish[key] = vm
             else:
-                self._worker_done(key, vm, at_ns)
+                self._worker_done(key, vm, at_ns, what is Own.WORKER_REFUSED)
             pages.pins[key] -= 1
             self.groups[vm].pinned -= 1
             if not pages.pins[key]:
                 self._settle(key, vm, at_ns)
 
-    def _worker_done(self, key: int, vm: int, at_ns: int) -> None:
+    def _worker_done(self, key: int, vm: int, at_ns: int, refused: bool) -> None:
         """The worker's get_user_pages, a write fault, is over: the host maps the page, the EPT does not yet (E44).
 
-        Of a VM that has left it finds no mm, and completes its item without a page (E55).
+        Of a VM that has left it finds no mm, and completes its item without a page (E55); also if it was ``refused``,
+        because the VMM may not write the page (E40).
         """
         stat = self.groups[vm].stat
-        if vm not in self.left and key not in self.damage.pages:  # else its error is nobody's
+        if vm not in self.left and not refused and key not in self.damage.pages:  # else its error is nobody's
             stat["pgfault"] += self.pages.state[key] != PageState.RESIDENT
             self.map_page(key, vm, True, at_ns)
         stat["kvm_async_pf_completed"] += 1
@@ -582,28 +576,36 @@ class Mm:
         return (now_ns // self.window_ns + 1) * self.window_ns
 
     def retry_ns(self, vm: int, now_ns: int) -> int:
-        """When VM ``vm`` may try again to get a page; OutOfMemory if that has become hopeless.
+        """When VM ``vm`` may try again to get a page; KILLED if that has become hopeless.
 
         Hopeless: MAX_RECLAIM_RETRIES borders in a row the group got nothing, and nothing under way could help. Where the
-        kernel tries again it waits a little too (reclaim_throttle).
+        kernel tries again it waits a little too (reclaim_throttle). Then the group's only process is killed, the VMM
+        (mm/memcontrol.c:mem_cgroup_out_of_memory).
         """
         group = self.groups[vm]
         at_ns = self.next_border_ns(now_ns)
         if at_ns != group.retry_ns:
             group.retry_ns = at_ns
-            reads = any(self.vm_of(key) == vm for key in self.reads)  # ahead: nobody has pinned those
-            hopes = group.pinned or reads or (not self.frames.free and self.agenda)
+            hopes = group.pinned or (not self.frames.free and self.agenda)
             # Writes that fail one after the other are under way all the time, and will not help.
             hopes = bool(hopes or self.evicting) and group.unwritten < MAX_RECLAIM_RETRIES * SWAP_CLUSTER_MAX
             group.fruitless = 0 if hopes else group.fruitless + 1
             if group.fruitless > MAX_RECLAIM_RETRIES:
-                group.events["oom"] += 1
-                group.events["oom_kill"] += 1
-                raise OutOfMemory(
-                    vm,
-                    f"memory group of VM {vm} is out of memory: limit {group.limit} pages, {group.usage} charged, none "
-                    f"reclaimable in {MAX_RECLAIM_RETRIES} windows, {self.swap.total - self.swap.in_use} of "
-                    f"{self.swap.total} swap slots free: the VM is killed",
-                )
+                self._kill(vm, now_ns)
+                return KILLED
         group.stat["retry"] += 1
         return at_ns
+
+    def _kill(self, vm: int, now_ns: int) -> None:
+        group, swap = self.groups[vm], self.swap
+        group.killed = True
+        group.events["oom"] += 1
+        group.events["oom_kill"] += 1
+        self.journal.record(now_ns, "oom_kill", vm, group.usage)
+        self.log.alert(
+            "oom-kill",
+            f"Memory cgroup out of memory: killed the VMM of VM {vm}: limit {group.limit} pages, {group.usage} charged, "
+            f"none reclaimable in {MAX_RECLAIM_RETRIES} windows, {swap.total - swap.in_use} of {swap.total} swap slots "
+            f"free",
+            now_ns,
+        )

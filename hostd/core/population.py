@@ -29,6 +29,11 @@ def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
     _verify(mm, event, now_ns)
     mm.left.discard(event.vm)
     group = mm.groups[event.vm]
+    if mm.config.vms[event.vm].read_only:
+        for segment in event.segments:
+            if segment.read_only:
+                first = mm.pages.first_key[event.vm] + segment.gfn
+                mm.read_only[first : first + segment.pages] = b"\x01" * segment.pages
     loaded = [segment for segment in event.segments if not segment.demand_zero]
     if mm.backings[event.vm].starts_missing:
         return _restore(mm, event.vm, loaded, now_ns)

@@ -31,6 +31,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from apf.core import message
+
 PMD_PAGES = 512
 ORDER_CEILING = 5
 """SWAP_RA_ORDER_CEILING: a window by address is no larger than 2 to the power of this."""
@@ -44,7 +46,7 @@ _HITS_AT_FIRST = 4
 """swapin_readahead_hits, GET_SWAP_RA_VAL: so that the first window is a large one."""
 
 
-@dataclass(frozen=True, slots=True)
+@message
 class SwapFault:
     """A fault on page ``key`` of the host, which lies in ``slot``; ``first`` and ``end`` bound the VM's pages."""
 

@@ -92,5 +92,5 @@ class SwapArea:
         return zero & (slots >= 0)
 
     def is_used(self, slot: int) -> bool:
-        """Whether ``slot`` is in use."""
-        return bool(self._used[slot])
+        """Whether ``slot`` is in use; a page's own place always is."""
+        return slot >= self.total or bool(self._used[slot])

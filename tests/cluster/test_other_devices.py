@@ -1,4 +1,4 @@
-"""Devices other than the two of test_same_digest, and users' own: the same digest from the twin and the processes."""
+"""Other devices than test_same_digest's, users' own and real ones, other memory: twin and processes do the same."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import pytest
 from cluster_runs import MEMORY, on_processes
 
 from apf.scenario import load
-from deploy import twin
+from deploy import replay, twin
+from deploy.local import LocalCluster
+from deploy.recording import Recorder
 from deploy.result import RunResult
 
 BUSY = {**MEMORY, "duration_s": "0.002", "bench.work_threads": 0}
@@ -19,6 +21,30 @@ def same(one: RunResult, other: RunResult) -> None:
     assert one.digest == other.digest
     assert (one.workers, one.windows, one.host_counters) == (other.workers, other.windows, other.host_counters)
     assert one.host_counters["pgmajfault"] > 50 and one.corrupt_pages == other.corrupt_pages == 0
+
+
+@pytest.mark.parametrize("backing", ["file", "memfd", "userfault"])
+def test_twin_and_processes_on_other_memory_than_anonymous(backing: str) -> None:
+    dies = {"userfault.dies_at_s": "0.015"} if backing == "userfault" else {}
+    chosen = {**MEMORY, "duration_s": "0.02", "apf": ["pv"], "gup": "nowait", "swap.device": "nvme"}
+    scenario = load(None, {**chosen, "vm.backing": backing, **dies})
+    expected, found = twin.run(scenario), on_processes(scenario)
+    assert (expected.digest, expected.host_counters) == (found.digest, found.host_counters)
+    assert expected.told == found.told and bool(expected.told) is (backing == "userfault")
+    assert expected.host_counters["pf_taken"] > 50 and expected.corrupt_pages == found.corrupt_pages == 0
+
+
+def test_the_twin_repeats_what_processes_did_on_a_real_file(tmp_path: Path) -> None:
+    """Real I/O is measured in one run and replayed in the other."""
+    real = {"swap.device": "file", "swap.file": str(tmp_path / "swap"), "apf": ["pv"], "duration_s": "0.05"}
+    recorder = Recorder(tmp_path / "recording")
+    with LocalCluster(load(None, {**MEMORY, **real}), journals=True) as cluster:
+        result = cluster.wait()
+        recorder.keep(result, cluster.journals())
+    recorder.finish()
+    [(again, digest)] = replay.run_recorded(tmp_path / "recording")
+    assert again.digest == digest == result.digest and result.corrupt_pages == 0
+    assert result.host_counters["pgmajfault"] > 5
 
 
 @pytest.mark.parametrize(("device", "gup"), [("zram", "nowait"), ("rdma", "noio")])

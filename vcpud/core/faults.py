@@ -21,6 +21,7 @@ from apf.messages import (
     HostReply,
     InProgress,
     Mapped,
+    PageError,
     Retry,
     RunFailed,
     Store,
@@ -143,6 +144,9 @@ class Faults(MsrSteps):
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
         self.journal.record(self.now_ns, "failed", reply.gfn, reply.error.name, reply.stall_ns)
+        if reply.error is PageError.OUT_OF_MEMORY:
+            self._item = None
+            return self._end_vm(reply)
         if self.state is State.PREFAULT:
             return self._prefault_failed()
         self.counters.faults_failed += 1
@@ -196,7 +200,7 @@ class Faults(MsrSteps):
         return self._checked()
 
     def _end_vm(self, failed: Failed) -> list[Effect]:
-        """KVM_RUN returns to the VMM, which has no answer to -EFAULT."""
+        """KVM_RUN returns to the VMM, which has no answer to -EFAULT, or is killed itself."""
         self._steps.clear()
         self._drop_copies()
         return self._ask_guest(RunFailed(failed.gfn, failed.error), State.TRAP)

@@ -45,9 +45,10 @@ class Rig:
         high: int = 0,
         backing: Backing = ANON,
         userfault: UserfaultConfig = ONE_HANDLER,
+        read_only: bool = False,
         **host: Any,
     ) -> None:
-        one = VmConfig(guest_pages, limit, 2, high, backing, userfault)
+        one = VmConfig(guest_pages, limit, 2, high, backing, userfault, read_only)
         self.core = HostCore(HostConfig(1, gup, COSTS, WINDOW_NS, (one,) * vms, profile, reserve, **host))
         self.effects: list[HostEffect] = []
 

@@ -295,3 +295,65 @@ def test_swap_may_be_smaller_than_what_a_file_has_no_need_to_swap(new_rig: NewRi
     new_rig(backing=FILE, swap_slots=1).load(256)
     with pytest.raises(CoreError, match=r"swap\.size is too small"):
         Rig(swap_slots=1, profile=PROFILE).load(256)
+
+
+# Areas that the VMM may not write --------------------------------------------------------------------------------------
+
+
+def rom(new_rig: NewRig, gup: GupVariant) -> Rig:
+    """A VM whose first 256 pages are a ROM, of which 64 are in memory, and whose other 256 are not."""
+    rig = new_rig(gup=gup, read_only=True, guest_pages=512)
+    segments = (Segment(0, 256, read_only=True), Segment(256, 256))
+    rig.effects = rig.core.step(SegmentsLoaded(0, segments), 0)
+    return rig
+
+
+@pytest.mark.parametrize("gup", GupVariant)
+def test_e40_the_worker_fails_at_once_and_the_prefault_waits(new_rig: NewRig, gup: GupVariant) -> None:
+    """E40: FOLL_WRITE fails in check_vma_flags. What the vCPU has started under NOWAIT goes on meanwhile."""
+    rig = rom(new_rig, gup)
+    reply = rig.in_progress(0, 0)
+    assert reply.ready_at_ns == reply.at_ns + COSTS.fault_in_worker_ns + COSTS.host_fault_ns
+    assert len(rig.seen(ReadSlot)) == (gup is NOWAIT)
+    submitted_ns = reply.at_ns
+    mapped = rig.prefault(0, reply.ready_at_ns)
+    assert isinstance(mapped, Mapped) and mapped.kind is FaultKind.MAJOR and not mapped.writable
+    assert len(rig.seen(ReadSlot)) == (gup is not NOWAIT)
+    if gup is NOWAIT:
+        assert mapped.at_ns == submitted_ns + READ_NS + COSTS.host_fault_ns
+    counters = rig.core.counters
+    assert (counters["prefault_sync"], counters["pgmajfault"], counters["kvm_async_pf_completed"]) == (1, 1, 1)
+
+
+def test_e40_on_a_page_under_read_the_worker_fails_too(new_rig: NewRig) -> None:
+    rig = rom(new_rig, NOWAIT)
+    rig.mapped(0, 0, vcpu=0)
+    reply = rig.in_progress(0, 10, vcpu=1)
+    assert reply.ready_at_ns == reply.at_ns + COSTS.fault_in_worker_ns + COSTS.host_fault_ns
+
+
+def test_e40_a_read_only_page_keeps_its_slot_and_is_dropped_unwritten(new_rig: NewRig) -> None:
+    """The other side of E41."""
+    rig = rom(new_rig, NOIO)
+    reply = rig.in_progress(0, 0)
+    rig.prefault(0, reply.ready_at_ns)
+    rig.border(LATE_NS)
+    assert rig.state(0) is PageState.RESIDENT and rig.slot(0) >= 0
+    before = rig.core.counters["swap_dropped_clean"]
+    evict(rig, LATE_NS)
+    assert rig.state(0) is PageState.SWAPPED and rig.core.counters["swap_dropped_clean"] == before + 1
+
+
+@pytest.mark.parametrize("gup", GupVariant)
+def test_e40_concerns_no_page_that_may_be_written(new_rig: NewRig, gup: GupVariant) -> None:
+    rig = rom(new_rig, gup)
+    reply = rig.in_progress(300, 0)
+    assert reply.ready_at_ns >= READ_NS
+    rig.prefault(300, reply.ready_at_ns)
+    assert rig.core.counters["prefault_sync"] == 0
+
+
+def test_a_write_to_a_read_only_area_is_an_error(new_rig: NewRig) -> None:
+    rig = rom(new_rig, NOIO)
+    with pytest.raises(CoreError, match="VM 0 writes to gfn 0x3, which its VMM has mapped read-only: -EFAULT"):
+        rig.fault(3, 0, WRITE)

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from apf.messages import FaultKind, GupVariant, InProgress, Mapped, Retry
+from apf.messages import Failed, FaultKind, GupVariant, InProgress, Mapped, PageError, Retry
 from hostd.core.events import ReadSlot, WriteSlot, ZeroFrame
 from hostd.core.group import MAX_RECLAIM_RETRIES, MEMCG_CHARGE_BATCH, high_delay_ns
-from hostd.core.mm import OutOfMemory
 from hostd.core.page import ACTIVE, DIRTY, WORKINGSET, PageState
 from hostd.core.watermarks import Watermarks
-from tests.unit.hostd.rig import READ_NS, WINDOW_NS, WRITE, Rig
+from tests.unit.hostd.rig import COSTS, READ_NS, WINDOW_NS, WRITE, Rig
 
 NewRig = Callable[..., Rig]
 
@@ -146,8 +145,14 @@ def test_without_a_slot_a_page_is_activated_and_the_group_is_out_of_memory_in_th
         assert isinstance(reply, Retry)
         at_ns = reply.at_ns
         rig.border(at_ns)
-    with pytest.raises(OutOfMemory, match=r"memory group of VM 0 is out of memory: .*0 of 4 swap slots free"):
-        rig.fault(20, at_ns)
+    for gfn in (20, 11):
+        reply = rig.fault(gfn, at_ns, vcpu=1)
+        assert reply == Failed(at_ns + COSTS.ept_violation_ns, gfn, PageError.OUT_OF_MEMORY, 0), (
+            "whatever it asks for"
+        )
+    (line,) = rig.core.told
+    assert "Memory cgroup out of memory: killed the VMM of VM 0: limit 8 pages" in line
+    assert line.endswith("0 of 4 swap slots free")
     group = rig.core._mm.groups[0]
     assert group.stat["pgactivate"] > 0 and group.events["oom"] == group.events["oom_kill"] == 1
     assert group.events["max"] == MAX_RECLAIM_RETRIES + 1

@@ -108,6 +108,29 @@ def test_a_vcpu_that_halted_for_it_executes_the_access_again() -> None:
     assert isinstance(machine.next, EnterGuest)
 
 
+@pytest.mark.parametrize("reports", [False, True])
+@pytest.mark.parametrize("mode", [OFF, HALT, PV2010, PV])
+def test_a_vmm_killed_for_lack_of_memory_ends_whoever_asks(mode: m.ApfMode, reports: bool) -> None:
+    machine = vcpu(mode, reports=reports)
+    machine.fault(5)
+    failed(machine, error=m.PageError.OUT_OF_MEMORY)
+    assert machine.trap() == m.RunFailed(5, m.PageError.OUT_OF_MEMORY) and not machine.asked().kernel
+    machine.dispatch(1, shutdown=True)
+    assert machine.trap() == m.Stopped()
+
+
+@pytest.mark.parametrize("mode", [PV2010, PV])
+def test_also_one_that_maps_the_page_of_a_work_item(mode: m.ApfMode) -> None:
+    machine = vcpu(mode, reports=True)
+    token = machine.async_fault(5, 50_000)
+    machine.run_out()
+    assert machine.request() == m.PrefaultRaised(5, token)
+    failed(machine, error=m.PageError.OUT_OF_MEMORY)
+    assert machine.trap() == m.RunFailed(5, m.PageError.OUT_OF_MEMORY)
+    machine.dispatch(1, shutdown=True)
+    assert machine.trap() == m.Stopped()
+
+
 # Accesses of the guest kernel's and of KVM's --------------------------------------------------------------------------
 
 
