@@ -28,6 +28,7 @@ from apf.messages import (
     HostRequest,
     InProgress,
     Mapped,
+    PageError,
     PrefaultRaised,
     Retry,
     Segment,
@@ -51,7 +52,6 @@ from hostd.core.events import (
 )
 from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
-from hostd.core.mm import OutOfMemory
 from hostd.core.page import PageState
 
 ZERO = bytes(8)
@@ -110,7 +110,7 @@ class FakeShell:
         self.gone: set[int] = set()
         self.leaving: set[int] = set()
         self.joining: dict[int, int] = {}
-        self.killed: list[str] = []
+        self.killed = 0
         self.is_intact = True
         """No step has been left half done by an assertion."""
         self.naive = Naive(self)
@@ -242,13 +242,7 @@ class FakeShell:
 
     def _step(self, event: BorderReached | RequestTaken, now_ns: int) -> list[HostEffect]:
         self.is_intact = False
-        try:
-            effects = self.core.step(event, now_ns)
-        except OutOfMemory as error:
-            self.naive.assert_out_of_memory(error.vm)
-            self.killed.append(str(error))
-            self.leave(error.vm)
-            effects = []
+        effects = self.core.step(event, now_ns)
         for effect in effects:
             self._carry_out(effect)
         self._steps += 1
@@ -301,8 +295,6 @@ class FakeShell:
 
     def _request(self, one: Vcpu, request: HostRequest) -> None:
         effects = self._step(RequestTaken(one.vm, one.number, request), one.clock_ns)
-        if one.vm in self.leaving:
-            return
         last = effects[-1]
         assert isinstance(last, Reply) and (last.vm, last.vcpu) == (one.vm, one.number)
         reply = last.reply
@@ -315,6 +307,10 @@ class FakeShell:
                 one.promised = reply
             case Retry():
                 assert reply.at_ns >= self.border_ns
+            case Failed(error=PageError.OUT_OF_MEMORY):
+                self.naive.assert_out_of_memory(one.vm)
+                self.killed += 1
+                self.leave(one.vm)
             case Failed():
                 assert reply.gfn == request.gfn and self.may_fail & {"read_error", "torn_write", "lost_write"}
                 self._give_up(one, request)
