@@ -37,13 +37,17 @@ RESTORES = ("msr_lost", "restore", "restore_without_int", "restore_int_late")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A page's read from the swap device, of ``slot`` into frame ``pfn``; the device has it from start to done."""
+    """A page's read from the swap device, of ``slot`` into frame ``pfn``; the device has it from start to done.
+
+    ``fetched``: it was not the device, but a userfaultfd's handler, and ``slot`` is a place in the snapshot.
+    """
 
     slot: int
     pfn: int
     submitted_ns: int
     start_ns: int
     done_ns: int
+    fetched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +327,8 @@ class Faults:
         match record.kind, record.fields:
             case "read" | "readahead", (vm, gfn, slot, pfn, _arrival_ns, start_ns, done_ns):
                 self._reads[vm, gfn] = Read(slot, pfn, now_ns, start_ns, done_ns)
+            case "userfault", (vm, gfn, place, pfn, event_ns, done_ns):
+                self._reads[vm, gfn] = Read(place, pfn, now_ns, event_ns, done_ns, fetched=True)
             case "fault", (vm, number, gfn, how, kind, at_ns, *rest):
                 vcpu = self._vcpu(vm, number)
                 fault = vcpu.fault

@@ -29,6 +29,7 @@ OF_2010 = {
     "gup": "get_user_pages_{gup}",
     "gup fast": "get_user_pages_fast",
     "work": "kvm_setup_async_pf async_pf_execute get_user_pages do_swap_page",
+    "fetch": "kvm_setup_async_pf async_pf_execute get_user_pages handle_userfault",
     "read": "get_user_pages_fast do_swap_page swap_readpage",
     "sleep": "do_swap_page io_schedule",
     "mapped": "__direct_map",
@@ -55,6 +56,7 @@ SINCE_58 = {
     "gup": "hva_to_pfn_slow get_user_pages_{gup}",
     "gup fast": "hva_to_pfn_fast get_user_pages_fast",
     "work": "kvm_setup_async_pf async_pf_execute get_user_pages_remote do_swap_page",
+    "fetch": "kvm_setup_async_pf async_pf_execute get_user_pages_remote handle_userfault",
     "read": "hva_to_pfn_slow get_user_pages do_swap_page swap_read_folio",
     "sleep": "do_swap_page folio_lock_or_retry io_schedule",
     "mapped": "direct_map make_spte",
@@ -174,7 +176,13 @@ class Teller:
         if read is None:
             return "It has to wait for the page."
         if not fault.own_read:
-            return f"The page is under read already, since {read.submitted_ns:,} ns, until {read.done_ns:,} ns."
+            how = "being fetched" if read.fetched else "under read"
+            return f"The page is {how} already, since {read.submitted_ns:,} ns, until {read.done_ns:,} ns."
+        if read.fetched:
+            return (
+                f"The page is missing. A handler of the VM's userfaultfd is told of it at {read.start_ns:,} ns, and has "
+                f"copied it into host frame {read.pfn} at {read.done_ns:,} ns."
+            )
         return (
             f"There is a swap entry: the read of slot {read.slot} into host frame {read.pfn} starts. The device has it "
             f"from {read.start_ns:,} to {read.done_ns:,} ns."
@@ -189,17 +197,22 @@ class Teller:
             text = f"{gup} does not succeed, though the page needs no read: the host has no mapping of it."
         elif not fault.own_read:
             text = f"{gup} does not succeed. {self._read_text(fault)}"
+        elif fault.read.fetched:
+            text = f"{gup} finds the page missing, tells nobody of it, and does not succeed."
         else:
             starts = "starts the read and" if self._gup == "nowait" else "needs I/O and so"
             text = f"{gup} finds a swap entry, {starts} does not succeed."
         yield self._step(stage, fault.raised_ns, "hostd", "gup", "gup", text)
         text = f"The page is left to a dedicated thread, as work item {fault.token:#x}."
-        if fault.read is not None and fault.own_read:
+        if fault.read is not None and fault.own_read and fault.read.fetched:
+            text += f" {self._read_text(fault)}"
+        elif fault.read is not None and fault.own_read:
             text += (
                 f" Slot {fault.read.slot} is read into host frame {fault.read.pfn}; the device has it from "
                 f"{fault.read.start_ns:,} to {fault.read.done_ns:,} ns."
             )
-        yield self._step(stage, fault.raised_ns, "hostd", "work", "work", text)
+        how = "fetch" if fault.read is not None and fault.read.fetched else "work"
+        yield self._step(stage, fault.raised_ns, "hostd", how, "work", text)
 
     def _not_present(self, fault: Fault) -> Iterator[Step]:
         stage = "Page not present"

@@ -408,6 +408,8 @@ class FaultPath:
             return [key], 0
         wanted = list(mm.readahead.window(self._swap_fault(vm, vcpu, key)))
         assert wanted.count(key) == 1, f"{type(mm.readahead).__name__}: {wanted} for a fault on {key}"
+        if len(wanted) == 1:
+            return wanted, 0
         ahead: list[int] = []
         refused = False
         for one in wanted:

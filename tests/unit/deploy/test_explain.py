@@ -84,6 +84,17 @@ def test_a_fault_in_words(mode: ApfName, tmp_path: Path) -> None:
     assert told == Path(__file__).with_name(f"explained-{mode}.txt").read_text()
 
 
+def test_a_fault_on_a_missing_page_is_a_userfaultfds(tmp_path: Path) -> None:
+    changes = {"apf": ["pv"], "duration_s": "0.01", "swap.device": "nvme", "vm.backing": "userfault"}
+    read = all_of(recorded(tmp_path, **changes))
+    asked = [fault for fault in read.faults if fault.kind == "async" and fault.own_read]
+    assert asked and all(fault.read is not None and fault.read.fetched for fault in asked)
+    steps = read.tell(asked[0])
+    assert any("finds the page missing, tells nobody" in step.text for step in steps)
+    (work,) = [step for step in steps if step.what == "work"]
+    assert "handle_userfault" in work.functions and "A handler of the VM's userfaultfd is told" in work.text
+
+
 def test_steps_are_in_order_and_their_times_add_up(read: Read) -> None:
     for fault in read.faults:
         steps = read.tell(fault)

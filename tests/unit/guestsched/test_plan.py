@@ -81,9 +81,9 @@ def test_layout_of_the_published_benchmark() -> None:
     assert made.segments() == (
         Segment(buffer_gfn, pages, stamps=tuple(Stamp(64 * i, i + 1 << 32, 4 << 32) for i in range(4))),
         Segment(1, 4),
-        Segment(5, 1, FAULT.code),
+        Segment(5, 1, FAULT.code, read_only=True),
         Segment(6, 1, demand_zero=True),
-        Segment(7, 1, WORK.code),
+        Segment(7, 1, WORK.code, read_only=True),
         *(Segment(8 + i, 1, demand_zero=True) for i in range(3)),
     )
     space = made.processes[1].space()
