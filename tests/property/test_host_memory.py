@@ -183,7 +183,7 @@ class HostMemory(RuleBasedStateMachine):
 
 
 TestHostMemory = HostMemory.TestCase
-TestHostMemory.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+TestHostMemory.settings = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True)
 
 
 def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
