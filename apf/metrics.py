@@ -43,8 +43,9 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 |                                   |   |                                      | the kernel's where it has one          |
 | apf_reclaim_scanned_pages_total   | C | vm                                   | the group's part of pgscan_direct      |
 | apf_reclaim_stolen_pages_total    | C | vm                                   | the group's part of pgsteal_direct     |
-| apf_swap_io_total                 | C | device, kind (read, write), result   | I/Os submitted; none fails today       |
-|                                   |   | (ok)                                 |                                        |
+| apf_swap_io_total                 | C | device, kind (read, write), result   | I/Os submitted; torn and lost writes   |
+|                                   |   | (ok, error, and of reads checksum,   | seem done, and are found by a read's   |
+|                                   |   | of writes torn, lost)                | checksum                               |
 | apf_swap_io_seconds               | H | device, kind                         | queue and service, settled when        |
 |                                   |   |                                      | submitted                              |
 | apf_pressure_seconds_total        | C | vm (also root), kind (some, full)    | PSI memory: ``hostd.core.pressure``    |

@@ -405,7 +405,8 @@ def explain(
         run = explaining.choose_run(recording.read(recorded), apf)
         console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
         if stuck:
-            explaining.show_waiting(console, run, explaining.summarize(run).waiting)
+            summary = explaining.summarize(run)
+            explaining.show_waiting(console, run, summary.waiting, summary.looping)
         elif token is None and gfn is None and vm is None and not chosen:
             explaining.show_summary(console, run, explaining.summarize(run))
         else:

@@ -21,7 +21,7 @@ from deploy.journals import events
 from deploy.recording import RecordedRun
 from deploy.steps import Step, render
 from deploy.telling import HEADLINES, Teller
-from deploy.waiting import Waiting, waiting
+from deploy.waiting import Looping, Waiting, looping, waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,9 @@ def explain(run: RecordedRun, choice: Choice) -> Explained:
     if fault is None:
         over = "that is over " if choice.longest else ""
         raise ScenarioError(f"{choice}: no such fault {over}with number {choice.nth}; there are {among}")
-    teller = Teller(run.mode, run.scenario.gup, found.names, found.end_ns, run.scenario.host.vms)
+    scenario = run.scenario
+    reports = scenario.swap.errors == "report"
+    teller = Teller(run.mode, scenario.gup, found.names, found.end_ns, scenario.host.vms, reports)
     return Explained(fault, among, teller.tell(fault))
 
 
@@ -118,6 +120,7 @@ class Summary:
     kinds: dict[str, int]
     slowest: list[Fault]
     waiting: list[Waiting]
+    looping: list[Looping]
     names: dict[tuple[int, int], str]
 
 
@@ -140,7 +143,8 @@ def summarize(run: RecordedRun, slowest: int = 5) -> Summary:
 
     histograms = latencies(seen())
     left = waiting(found, run.scenario)
-    return Summary(histograms, kinds, [fault for _, fault in sorted(longest, reverse=True)], left, found.names)
+    slow = [fault for _, fault in sorted(longest, reverse=True)]
+    return Summary(histograms, kinds, slow, left, looping(found), found.names)
 
 
 def show_fault(console: Console, explained: Explained) -> None:
@@ -178,11 +182,17 @@ def show_summary(console: Console, run: RecordedRun, summary: Summary) -> None:
         console.print(f"{fault.latency_ns:>16,} ns  {fault.kind}  gfn {fault.gfn:#x}  {task} on {where}  ({how})")
 
 
-def show_waiting(console: Console, run: RecordedRun, left: list[Waiting]) -> None:
-    """Print the tasks that still wait for a page ready when the run is over, and why."""
+def show_waiting(console: Console, run: RecordedRun, left: list[Waiting], loops: list[Looping]) -> None:
+    """Print the tasks that still wait for a page ready when the run is over, or go round in circles, and why."""
     console.rule(HEADLINES[run.mode])
     if not left:
         console.print("No task waits for a page ready.")
+    for loop in loops:
+        console.print(
+            f"{loop.name} (task {loop.task} of VM {loop.vm}) has faulted {loop.faults:,} times on gfn {loop.gfn:#x} "
+            f"since {loop.since_ns:,} ns, and will for ever: {loop.error.words}; the fault-in worker's error reaches "
+            f'nobody, so page ready wakes the task, and its access faults again (swap.errors = "report" would kill it)'
+        )
     for one in left:
         never = "will not come" if one.lost else "had not come yet"
         console.print(

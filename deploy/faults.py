@@ -78,7 +78,9 @@ class Fault:
     raised_ns: int
     """The last violation: that which was settled."""
     kind: str = "raised"
-    """raised, minor, major, async, or abandoned."""
+    """raised, minor, major, async, failed (the page cannot be had), or abandoned."""
+    error: str = ""
+    """Why the page could not be had, for the fault itself (failed) or when it was to be mapped (PageError's name)."""
     retries: list[Attempt] = field(default_factory=list)
     replied_ns: int | None = None
     stall_ns: int = 0
@@ -129,8 +131,8 @@ class Fault:
 
     @property
     def latency_ns(self) -> int | None:
-        """From the first violation until it was over."""
-        return None if self.over_ns is None else self.over_ns - self.began_ns
+        """From the first violation until it was over; None of one that failed."""
+        return None if self.over_ns is None or self.kind == "failed" else self.over_ns - self.began_ns
 
     def stages(self) -> dict[str, int]:
         """How long each stage took, in their order (``vcpud.core.observed``); together ``latency_ns``."""
@@ -151,6 +153,15 @@ class Fault:
             "prefault": self.mapped_ns - self.exited_ns,
             "ready": self.delivered_ns - self.mapped_ns,
         }
+
+
+@dataclass(slots=True)
+class Vain:
+    """Faults of one task on one page that could not be had, since when, and why; over when it can be again."""
+
+    since_ns: int
+    error: str
+    faults: int = 0
 
 
 @dataclass(slots=True)
@@ -191,6 +202,8 @@ class Faults:
         self.serial = 0
         self.names: dict[tuple[int, int], str] = {}
         self.end_ns = 0
+        self.vain: dict[tuple[int, int, int], Vain] = {}
+        """By VM, gfn and task."""
         self._vcpus: dict[tuple[int, int], _Vcpu] = {}
         self._works: dict[tuple[int, int], list[Fault]] = {}  # by VM and page, the worker is not done
         self._reads: dict[tuple[int, int], Read] = {}  # the last of each page
@@ -343,9 +356,13 @@ class Faults:
                 fault = vcpu.tokens[token]
                 fault.exited_ns = fault.exited_ns or now_ns
                 fault.prefaults.append(Attempt(now_ns, kind, at_ns))
-                if kind != "retry":
+                if kind == "failed":
+                    self._in_vain(fault, rest[0])
+                    fault.mapped_ns, vcpu.announcing = at_ns, fault
+                elif kind != "retry":
                     fault.mapped_ns, fault.pfn = at_ns, rest[0]
                     vcpu.announcing = fault
+                    self._had(vm, fault.gfn)
             case "completed", (vm, gfn):
                 self._completed(vm, gfn, now_ns)
         return []
@@ -356,6 +373,16 @@ class Faults:
         access, mode = how.split("/")
         vcpu = self._vcpu(vm, number)
         return Fault(self.serial, vm, number, gfn, vcpu.task, access, mode, 0, now_ns, now_ns, user=False)
+
+    def _in_vain(self, fault: Fault, error: str) -> None:
+        fault.error = error
+        vain = self.vain.setdefault((fault.vm, fault.gfn, fault.task), Vain(fault.raised_ns, error))
+        vain.faults += 1
+
+    def _had(self, vm: int, gfn: int) -> None:
+        """The page is there after all."""
+        for key in [key for key in self.vain if key[:2] == (vm, gfn)]:
+            del self.vain[key]
 
     def _settled(self, vcpu: _Vcpu, fault: Fault, kind: str, at_ns: int, rest: list[Any]) -> list[Fault]:
         if kind == "retry":
@@ -371,7 +398,12 @@ class Faults:
             vcpu.tokens[fault.token] = vcpu.announcing = fault
             self._works.setdefault((fault.vm, fault.gfn), []).append(fault)
             return []
-        fault.pfn, _writable, stall_ns = rest
+        if kind == "failed":
+            error, stall_ns = rest
+            self._in_vain(fault, error)
+        else:
+            fault.pfn, _writable, stall_ns = rest
+            self._had(fault.vm, fault.gfn)
         fault.stall_ns = min(stall_ns, at_ns - fault.raised_ns)
         return [fault]
 
@@ -405,7 +437,7 @@ class Faults:
                     vcpu.asleep.not_present_ns = now_ns
             case "leave", (task, "NOT_PRESENT"):
                 self._slept(vm, task, now_ns)
-            case "page_ready", (cpu, token):
+            case "page_ready", (cpu, token, *_):
                 return self._page_ready(vm, cpu, token, now_ns)
             case "wake", (task, cpu) if (vm, task) in self._waiting:
                 fault = self._waiting[vm, task]

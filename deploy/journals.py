@@ -20,7 +20,10 @@ _CONTEXT = 3
 _CAUSES = ("vcpu", "host", "guest")
 _NUMBERS = {"host": 0, "guest": 1, "vcpu": 2}
 KINDS_OF_VCPU = frozenset(
-    ("boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "stop", "dispatch")
+    (
+        *("boot", "tick", "timer", "interrupt", "not_present", "page_ready", "syscall", "exception", "run_failed"),
+        *("stop", "dispatch"),
+    )
 )
 """Records of the guest kernel that begin with the number of a vCPU; the others name tasks, tickets and such."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from apf.messages import APF_TOKEN_OFFSET
+from apf.messages import APF_TOKEN_OFFSET, PageError
 from deploy.faults import Fault
 from deploy.steps import Step
 from guestsched.core.core import reason_gpa
@@ -33,6 +33,7 @@ OF_2010 = {
     "read": "get_user_pages_fast do_swap_page swap_readpage",
     "sleep": "do_swap_page io_schedule",
     "mapped": "__direct_map",
+    "failed": "kvm_handle_bad_page",
     "kernel fault": "kvm_write_guest_cached get_user_pages_fast",
     "not present": "kvm_arch_async_page_not_present",
     "asleep": "do_async_page_fault kvm_async_pf_task_wait schedule",
@@ -60,6 +61,7 @@ SINCE_58 = {
     "read": "hva_to_pfn_slow get_user_pages do_swap_page swap_read_folio",
     "sleep": "do_swap_page folio_lock_or_retry io_schedule",
     "mapped": "direct_map make_spte",
+    "failed": "kvm_handle_error_pfn",
     "kernel fault": "kvm_write_guest_cached get_user_pages_fast",
     "halted": "kvm_arch_async_page_not_present vcpu_block",
     "not present": "kvm_arch_async_page_not_present kvm_inject_page_fault",
@@ -78,10 +80,22 @@ SINCE_58 = {
 
 
 class Teller:
-    """Tells faults of one run. ``names``: of the tasks, by VM and id; ``end_ns``: when the run was over."""
+    """Tells faults of one run. ``names``: of the tasks, by VM and id; ``end_ns``: when the run was over.
 
-    def __init__(self, mode: str, gup: str, names: Mapping[tuple[int, int], str], end_ns: int, vms: int = 1) -> None:
+    ``reports``: the guest is told of pages that cannot be had.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        gup: str,
+        names: Mapping[tuple[int, int], str],
+        end_ns: int,
+        vms: int = 1,
+        reports: bool = False,
+    ) -> None:
         self._mode = mode
+        self._reports = reports
         self._functions = SINCE_58 if mode in ("halt", "pv") else OF_2010
         self._gup = gup
         self._names = names
@@ -96,6 +110,8 @@ class Teller:
                 steps += [*self._work(fault), *self._not_present(fault), *self._ready(fault)]
             case "minor" | "major":
                 steps += self._synchronous(fault, others)
+            case "failed":
+                steps += self._failed(fault)
         if fault.kind == "abandoned":
             steps.append(self._abandoned(fault))
         elif fault.over_ns is None and fault.back_ns is None:
@@ -170,6 +186,17 @@ class Teller:
             f"{fault.replied_ns - fault.began_ns:,} ns after its access."
         )
         yield self._step(stage, fault.replied_ns, process, "mapped", "mapped", text)
+
+    def _failed(self, fault: Fault) -> Iterator[Step]:
+        stage, process = "The page", self._worker(fault)
+        assert fault.replied_ns is not None
+        yield self._step(stage, fault.raised_ns, "hostd", "read", "read", self._read_text(fault))
+        text = f"get_user_pages() returns -EFAULT: {PageError[fault.error].words}. "
+        if self._reports:
+            text += "The vCPU takes a machine check, of which the guest kernel kills A."
+        else:
+            text += "So does KVM_RUN; the VMM ends, and the VM with it."
+        yield self._step(stage, fault.replied_ns, process, "failed", "failed", text)
 
     def _read_text(self, fault: Fault) -> str:
         read = fault.read
@@ -273,6 +300,10 @@ class Teller:
                     text += f": gfn {fault.gfn:#x} is host frame {fault.pfn} from {attempt.at_ns:,} ns on."
                 case "skipped":
                     text = "Out of the guest; but another address space is loaded now: the page is not mapped (E43)."
+                case "failed":
+                    text += f". It cannot be had: {PageError[fault.error].words}."
+                    if not self._reports:
+                        text += " Nobody looks at that, and the guest is told that it is ready (E39)."
                 case "major":
                     text += f". It is gone again: the vCPU thread sleeps until {attempt.at_ns:,} ns (E37)."
                 case _:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from apf.messages import PageError
 from apf.scenario import Scenario
 from deploy.faults import LEFT, RESTORES, WAKE_ALL, Fault, Faults, Slot
 
@@ -28,6 +29,36 @@ class Waiting:
     waited_ns: int
     lost: bool
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Looping:
+    """A task that is told to wait for a page, woken, and faults again, because the page cannot be had (E39)."""
+
+    vm: int
+    gfn: int
+    task: int
+    name: str
+    since_ns: int
+    faults: int
+    error: PageError
+
+
+LOOPING_MIN = 3
+"""So many faults in vain are a loop."""
+
+
+def looping(found: Faults) -> list[Looping]:
+    """All of them, after the last event; those that go round most often first."""
+    names = found.names
+    loops = [
+        Looping(
+            vm, gfn, task, names.get((vm, task), f"task {task}"), vain.since_ns, vain.faults, PageError[vain.error]
+        )
+        for (vm, gfn, task), vain in found.vain.items()
+        if vain.faults >= LOOPING_MIN
+    ]
+    return sorted(loops, key=lambda one: (-one.faults, one.since_ns, one.task))
 
 
 def waiting(found: Faults, scenario: Scenario) -> list[Waiting]:

@@ -5,7 +5,8 @@ the core knows of a failure before anybody can see it; what it does takes effect
 writes are carried out for real (``events.WriteSlot``), and the checksum of the slot finds them when it is read: the core
 predicts that (``SlotDamage``), and the shell holds the two against each other.
 
-A device that stops goes on with what it had where it stopped. A slow one is slow for the I/Os that start while it is.
+A device that stops goes on with what it had where it stopped. A slow one is slow for the I/Os that start while it is; of
+what makes it slow at a time, the worst counts.
 
 Departures: a failure is of the one I/O it hits; no retries by a driver, and what is queued behind it is not hit. What is
 asked for while the host runs is in force for I/Os submitted from then on: the completion of those before is promised.
@@ -150,10 +151,11 @@ class IoFaults:
         for from_ns, until_ns in self._stops:
             if from_ns <= start_ns < until_ns:
                 start_ns = until_ns
+        slow_ns = service_ns
         for from_ns, until_ns, slow in self._slow:
             if from_ns <= start_ns < until_ns and op in _OPS[slow.io]:
-                service_ns = service_ns * slow.factor + slow.add_ns
-        done_ns = start_ns + service_ns
+                slow_ns = max(slow_ns, service_ns * slow.factor + slow.add_ns)
+        done_ns = start_ns + slow_ns
         for from_ns, until_ns in self._stops:
             if start_ns <= from_ns < done_ns:
                 done_ns += until_ns - from_ns

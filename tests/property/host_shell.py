@@ -18,6 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from apf.core import CoreError
 from apf.io_faults import IoFaultWish
 from apf.messages import (
@@ -92,7 +94,7 @@ class FakeShell:
         self.bad_slots: set[int] = set()
         """Those whose last write was torn or lost."""
         self.wishes: list[IoFaultWish] = []
-        self.may_fail: set[str] = set()
+        self.may_fail = {failure.what for failure in config.failures}
         """What failures there have been, by name."""
         self.given_up = 0
         self.epts: list[dict[int, tuple[int, bool]]] = [{} for _ in config.vms]
@@ -312,6 +314,7 @@ class FakeShell:
                 self.killed += 1
                 self.leave(one.vm)
             case Failed():
+                assert self.core.lost(one.vm, np.array([reply.gfn]))[0] == reply.error
                 assert reply.gfn == request.gfn and self.may_fail & {"read_error", "torn_write", "lost_write"}
                 self._give_up(one, request)
             case InProgress():

@@ -16,6 +16,7 @@ from apf.scenario import Costs
 from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
+from hostd.core.io_faults import Failure
 from hostd.core.lru import Kernel, Policy
 from hostd.core.policies import Clock, Fifo, Lru
 from hostd.core.readahead import KernelReadahead, NoReadahead, Readahead, StrideReadahead, SwapFault
@@ -236,3 +237,28 @@ def test_thrashing_loses_no_byte_whatever_memory_is_made_of(backing: Backing, na
             assert counters["pswpin"] == counters["pswpout"] == counters["swap_ra"] == 0
         if backing is MEMFD:
             assert shell.core.counters["wp_fault"] == 0, "shared memory is mapped writable"
+
+
+def test_failing_ios_lose_no_page_but_those_the_core_says_are_lost() -> None:
+    """As above, with every kind of failure again and again: what is not lost is right to the last byte."""
+    for gup in GupVariant:
+        pages = (100, 24)
+        vms = tuple(VmConfig(size, limit, 2) for size, limit in zip(pages, (60, 9), strict=True))
+        failures = tuple(
+            Failure(what, 0, nth=nth + 9 * place, count=2)
+            for nth in range(20, 2000, 53)
+            for place, what in enumerate(OF_IOS)
+        )
+        shell = FakeShell(HostConfig(5, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=16, failures=failures))
+        shell.check_every = 0
+        shell.load(0, 100)
+        chance = Stream(5, "failing")
+        for _ in range(3_000):
+            vcpu = chance.below(len(shell.vcpus))
+            among = pages[shell.vcpus[vcpu].vm] if chance.below(2) else 8
+            shell.enqueue(vcpu, chance.below(among), chance.below(2) == 1, chance.below(4) == 0)
+        shell.drain()
+        shell.core.check()
+        assert shell.given_up > 20, gup
+        for name in ("read_error", "write_error", "torn_write", "lost_write", "checksum_error"):
+            assert shell.core.counters[f"swap_{name}"] > 3, f"{gup.name}: the test does not cover {name}"

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from apf.messages import PageError
 from apf.scenario import load
 from deploy import twin
-from deploy.faults import Faults
+from deploy.faults import Faults, latencies
 from deploy.journals import events
-from deploy.waiting import Waiting, waiting
+from deploy.waiting import Looping, Waiting, looping, waiting
 
 SHORT_S, LONG_S = "0.0165", "0.05"
 RUN = {
@@ -87,3 +88,43 @@ def test_only_not_over(mode: str, inject: dict[str, Any] | None, tmp_path: Path)
 def test_an_apic_that_is_off_is_named(tmp_path: Path) -> None:
     waits = left("pv", {"what": "lapic_off", "for_s": "0.02"}, SHORT_S, tmp_path / "run")
     assert any("but the local APIC is disabled since 10,100,240 ns; the run ended at" in one.why for one in waits)
+
+
+# A page that cannot be had (E39) -------------------------------------------------------------------------------------
+
+
+def failed(mode: str, errors: str, directory: Path) -> tuple[list[Looping], Faults, twin.RunResult]:
+    fault = [{"what": "read_error", "at_s": "0.005"}]
+    scenario = load(
+        None, {**RUN, "apf": [mode], "swap.fault": fault, "swap.errors": errors, "duration_s": SHORT_S, "vm.vcpus": 1}
+    )
+    result = twin.run(scenario, journals=directory)
+    found, ended = Faults(), []
+    for event in events({path.stem: path for path in directory.glob("*.journal")}):
+        ended += found.take(event)
+    counted = latencies([*ended, *found.open()])
+    for name, took in counted.items():
+        assert (took.count, took.sum_ns) == (
+            result.fault_times()[name]["count"],
+            result.fault_times()[name]["sum_ns"],
+        )
+    return looping(found), found, result
+
+
+@pytest.mark.parametrize("mode", ["halt", "pv2010", "pv"])
+def test_a_task_that_faults_on_a_bad_page_for_ever_is_named(mode: str, tmp_path: Path) -> None:
+    (loop,), _, result = failed(mode, "kernel", tmp_path)
+    (error,) = result.page_errors
+    assert (loop.vm, loop.gfn, loop.error) == (0, error["gfn"], PageError.READ)
+    assert loop.since_ns <= error["since_ns"] and abs(loop.faults - error["faults"]) <= 1 and loop.faults > 10
+    task = next(task for task in result.tasks if task["id"] == loop.task)
+    assert loop.name == task["name"] and task["maj_flt"] >= loop.faults
+
+
+@pytest.mark.parametrize("mode", ["off", "pv"])
+def test_nobody_goes_round_where_the_guest_is_told_or_has_ended(mode: str, tmp_path: Path) -> None:
+    for errors in ("report", "kernel")[: 2 if mode == "off" else 1]:
+        directory = tmp_path / errors
+        directory.mkdir()
+        loops, found, _ = failed(mode, errors, directory)
+        assert not loops and len(found.vain) == 1

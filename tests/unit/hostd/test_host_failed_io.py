@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rig import COSTS, PROFILE, READ_NS, WINDOW_NS, WRITE, WRITE_NS, Rig
 
 from apf.io_faults import IoFaultWish
 from apf.messages import FOREVER_NS, Failed, GupVariant, HostReply, InProgress, Mapped, PageError
@@ -14,6 +13,7 @@ from apf.messages import Retry as RetryReply
 from hostd.core.events import IoFaultArrived, ReadSlot, WriteSlot
 from hostd.core.io_faults import Failure, IoResult
 from hostd.core.page import DIRTY, PageState
+from tests.unit.hostd.rig import COSTS, PROFILE, READ_NS, WINDOW_NS, WRITE, WRITE_NS, Rig
 
 PAGES, LIMIT = 256, 64
 OUT = 5  # a page that is swapped out at first

@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 
 from apf.clockpage import ClockPage
+from hostd.core.io_faults import Failure
 from hostd.metrics import HostMetrics, WallRatio
 from tests.unit.hostd.rig import READ_NS, WINDOW_NS, Rig
 
@@ -91,3 +92,26 @@ def test_virtual_seconds_a_wall_second() -> None:
     )
     wall_s += 1000.0
     assert ratio.look(505_000_000_000) == pytest.approx(0.5, rel=0.01), "a scrape after a long time sees all of it"
+
+
+def test_ios_by_what_became_of_them(new_rig: NewRig) -> None:
+    failures = (Failure("read_error", 0), Failure("torn_write", 0, count=2), Failure("write_error", 0, nth=3))
+    rig = new_rig(failures=failures)
+    rig.load(256)
+    rig.fault(0, 1_000)
+    rig.border(WINDOW_NS)
+    told = {
+        (kind, result): get(rig, "apf_swap_io_total", device="test", kind=kind, result=result)
+        for kind, results in (("read", ("ok", "error", "checksum")), ("write", ("ok", "error", "torn", "lost")))
+        for result in results
+    }
+    assert told == {
+        ("read", "ok"): 0,
+        ("read", "error"): 1,
+        ("read", "checksum"): 0,
+        ("write", "ok"): 29,
+        ("write", "error"): 1,
+        ("write", "torn"): 2,
+        ("write", "lost"): 0,
+    }
+    assert get(rig, "apf_host_swap_read_error_total") == get(rig, "apf_host_page_error_total") == 1

@@ -75,6 +75,13 @@ def test_slow_is_for_the_ios_that_start_meanwhile_and_of_its_kind() -> None:
     assert faults.served(Op.READ, 200, 10) == (200, 210)
 
 
+def test_of_what_makes_a_device_slow_at_a_time_the_worst_counts() -> None:
+    faults = plan(
+        Failure("slow", 0, factor=3), Failure("slow", 100, for_ns=100, add_ns=50), Failure("slow", 0, factor=2)
+    )
+    assert [faults.served(Op.READ, at_ns, 10)[1] - at_ns for at_ns in (50, 150)] == [30, 60]
+
+
 def test_swap_is_full_for_its_time() -> None:
     faults = plan(Failure("swap_full", 100, for_ns=10))
     assert [faults.is_swap_full(at_ns) for at_ns in (99, 100, 109, 110)] == [False, True, True, False]

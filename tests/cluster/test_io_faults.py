@@ -1,0 +1,119 @@
+"""An operator lets the swap device of a running host fail, and the twin repeats the run from the log of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cluster_runs import DEADLINE_S, small, until_running
+
+from apf.scenario import Scenario, ScenarioError
+from deploy import journals, replay
+from deploy.local import LocalCluster
+from deploy.result import RunResult
+
+SLOWLY = {"duration_s": "0.06", "pace": "0.004"}
+"""Long enough in wall time for somebody to do something."""
+
+
+def io_fault(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """``apf io-fault``, in a process of its own: this one forks clusters."""
+    command = [sys.executable, "-c", "from deploy.cli import main; main()", "io-fault", *words, "--api", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A run whose device was made to fail: what the commands said, the result, the merged journal and the log."""
+
+    said: list[subprocess.CompletedProcess[str]]
+    result: RunResult
+    merged: list[str]
+    log: Path
+
+
+def while_it_runs(scenario: Scenario, directory: Path, *commands: tuple[str, ...]) -> Failed:
+    merged = io.StringIO()
+    with LocalCluster(scenario, journals=True) as cluster:
+        until_running(cluster)
+        said = [io_fault(cluster.run.host_operator_address, *words) for words in commands]
+        result = cluster.wait()
+        log = directory / "io-faults.jsonl"
+        log.write_bytes(cluster.run.io_faults.read_bytes())
+        journals.merge(result.mode, cluster.journals(), merged)
+    return Failed(said, result, merged.getvalue().splitlines(), log)
+
+
+def repeats(failed: Failed) -> None:
+    journal = io.StringIO()
+    result, [(recorded, now)] = replay.run([failed.log], lambda ran, paths: journals.merge(ran.mode, paths, journal))
+    difference = journals.first_difference(journal.getvalue().splitlines(), failed.merged)
+    assert difference is None, difference
+    assert recorded == now and (result.digest, result.windows) == (failed.result.digest, failed.result.windows)
+    assert (result.page_errors, result.lost_pages, result.told) == (
+        (failed.result.page_errors, failed.result.lost_pages, failed.result.told)
+    )
+
+
+def test_the_twin_repeats_it(tmp_path: Path) -> None:
+    failed = while_it_runs(
+        small("pv", swap__errors="report", **SLOWLY),
+        tmp_path,
+        ("slow", "--factor", "3", "--io", "read", "--for", "0.002"),
+        ("read_error", "--nth", "2", "--count", "1"),
+        ("lost_write", "--count", "0"),
+    )
+    for done in failed.said:
+        assert done.returncode == 0, done.stderr
+    asked = [json.loads(line) for line in failed.log.read_text().splitlines()]
+    assert asked[0]["host"] is True and asked[-1].keys() == {"digest"}
+    times = [line["at_ns"] for line in asked[1:-1]]
+    assert len(times) == 3 and times == sorted(times) and all(at_ns % failed.result.window_ns == 0 for at_ns in times)
+    for at_ns, done in zip(times, failed.said, strict=True):
+        assert f"from {at_ns / 1e9:.9f} s of guest time on" in done.stdout
+    assert failed.result.host_counters["swap_lost_write"] > 0
+    repeats(failed)
+
+
+def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path) -> None:
+    failed = while_it_runs(small("off", **SLOWLY), tmp_path, ("read_error",))
+    assert "KVM_RUN: Bad address" in failed.result.failed[0]
+    repeats(failed)
+
+
+def test_who_may_and_what_is_refused() -> None:
+    with LocalCluster(small("off", duration_s="10", pace="0.001")) as cluster:
+        until_running(cluster)
+        operator, guest = cluster.run.host_operator_address, cluster.run.host_load_address
+        denied = io_fault(guest, "read_error")
+        refused = [
+            io_fault(operator, *words)
+            for words in (("no_error",), ("stop", "--gfn", "5"), ("read_error", "--vm", "3"), ("slow", "--add", "-1"))
+        ]
+        assert not cluster.run.io_faults.exists()
+    assert "PERMISSION_DENIED: /apf.v1.HostService/InjectIoFault as guest: allowed: operator" in denied.stderr
+    told = [(done.returncode, done.stderr.removeprefix("apf: ").strip()) for done in refused]
+    assert told[0][1].startswith("what = 'no_error': ") and "'read_error'" in told[0][1]
+    assert told[1][1] == "gfn = 5: stop is of the whole device for a time; allowed: -1"
+    assert told[2][1] == "vm = 3: 0 to 0" and told[3][1].startswith("--add = '-1'")
+    assert {code for code, _ in told} == {2} and denied.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (['{"scenario": {}, "host": true}', '{"at_ns": 1}'], "line 2: not of a log of I/O failures"),
+        (['{"scenario": {"seed": -1}, "host": true}'], "line 1: not of a log of I/O failures"),
+        (["x"], "line 1: not of a log of arrivals"),
+    ],
+)
+def test_a_log_that_is_none(lines: list[str], told: str, tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_text("\n".join(lines))
+    with pytest.raises(ScenarioError, match=told):
+        replay.run([file])
