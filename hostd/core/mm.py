@@ -233,7 +233,8 @@ class Mm:
                 group.lists.add_tail(key)
             else:
                 self._release(key, group, at_ns)
-                group.stat["pgsteal_direct"] += 1
+                # Of whom it was taken: of kswapd if only the host is short of memory.
+                group.stat["pgsteal_kswapd" if group.usage < group.limit else "pgsteal_direct"] += 1
         elif pages.flags[key] & DIRTY:
             self.free_slot(key, vm)
 
