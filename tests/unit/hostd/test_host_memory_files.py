@@ -12,6 +12,7 @@ from hostd import memory
 from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT
 from hostd.core.group import EVENTS
 from hostd.core.mm import COUNTERS
+from hostd.core.page import PageState
 from tests.unit.hostd.rig import READ_NS, WINDOW_NS, Rig
 
 NewRig = Callable[..., Rig]
@@ -126,3 +127,18 @@ def test_kswapd_needed_again_while_it_naps(new_rig: NewRig) -> None:
     quick = [now - before for (_, now), (_, before) in zip(found, [(0, 0), *found], strict=False)]
     assert min(wakes) > 0, "kswapd was woken each time"
     assert quick == [wakes[0] - 1, wakes[1], wakes[2] - 1], "the first waking is none, nor is one after a long sleep"
+
+
+def test_kswapd_picks_nothing_whose_mapping_takes_effect_at_that_very_moment(new_rig: NewRig) -> None:
+    """A page promised for a border belongs to the window that opens there; kswapd's round may be due at it too."""
+    took_ns = new_rig(limit=64, managed_pages=64).mapped(0, 1_000).at_ns - 1_000
+    rig = new_rig(limit=64, managed_pages=64)
+    mm = rig.core.watched()
+    reply = rig.mapped(0, WINDOW_NS - took_ns)
+    assert reply.at_ns == WINDOW_NS
+    mm._kswapd_goes_on(WINDOW_NS)
+    mm.groups[0].usage += 100  # as if so much were in use that kswapd takes what it can
+    rig.border(WINDOW_NS)
+    mm.groups[0].usage -= 100
+    assert rig.state(0) is PageState.RESIDENT and not mm.evicting
+    assert mm.kswapd_ns is None, "it ran"
