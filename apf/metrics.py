@@ -28,6 +28,15 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 | apf_host_memory_pages             | G | vm, state (resident, swap_cache,     | guest pages                            |
 |                                   |   | writeback, swapped, reading)         |                                        |
 | apf_host_memory_limit_pages       | G | vm                                   | limit of the VM's memory group         |
+| apf_memory_bytes                  | G | vm, kind (current, high, max,        | the group's files memory.KIND, and     |
+|                                   |   | swap.current; ``hostd.memory``'s     | what of memory.stat is in bytes        |
+|                                   |   | STAT_SIZES)                          |                                        |
+| apf_memory_stat_total             | C | vm, kind (``hostd.memory``'s         | counters of the group's memory.stat    |
+|                                   |   | GROUP_COUNTERS, pgscan, pgsteal)     |                                        |
+| apf_memory_events_total           | C | vm, kind (low, high, max, oom,       | memory.events                          |
+|                                   |   | oom_kill)                            |                                        |
+| apf_vmstat_pages                  | G | kind (nr_free_pages ...:             | /proc/vmstat's sizes; its counters are |
+|                                   |   | ``hostd.memory.vmstat_sizes``)       | apf_host_NAME_total                    |
 | apf_host_frames                   | G | state (free, used)                   | frames of the host                     |
 | apf_swap_slots                    | G | state (free, used)                   | slots of the swap area                 |
 | apf_host_NAME_total               | C |                                      | NAME of ``hostd.core.mm.COUNTERS``,    |
@@ -40,6 +49,8 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 | apf_swap_io_seconds               | H | device, kind                         | queue and service, settled when        |
 |                                   |   |                                      | submitted                              |
 | apf_pressure_seconds_total        | C | vm (also root), kind (some, full)    | PSI memory: ``hostd.core.pressure``    |
+| apf_pressure_ratio                | G | vm (also root), kind (some, full),   | its averages, as the kernel has them:  |
+|                                   |   | window (avg10, avg60, avg300)        | ``hostd.core.averages``                |
 | vcpud                                                                                                                 |
 | apf_mode_info                     | G | vm, mode                             | 1                                      |
 | apf_faults_total                  | C | vm, vcpu, kind (minor, major, async) | faults hostd has settled               |

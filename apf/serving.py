@@ -85,6 +85,7 @@ class TurnServer:
         self.messages: Counter[str] = Counter()  # "in.<kind>" and "out.<kind>", counted where they pass
         self.calls = CallCounter({method: self._stream_messages})
         self.all_attached = threading.Event()
+        self._all_left = asyncio.Event()
         self._granted: Callable[[int], None] | None = None
         self._over = asyncio.Event()
         self._failure: Failure | None = None
@@ -191,6 +192,15 @@ class TurnServer:
         if self._clock is not None:
             self._clock.abort()
 
+    async def wait_left(self) -> None:
+        """Wait until every vCPU that is attached has left, which it does by itself when its run is over.
+
+        On a loaded machine that takes a while, and a vCPU whose stream is cut before has failed.
+        """
+        if self._attached:
+            with contextlib.suppress(TimeoutError):  # then their servers end, and they say so
+                await asyncio.wait_for(self._all_left.wait(), self._patience_s)
+
     def raise_failure(self) -> None:
         """Raise why the run failed, if it did."""
         if self._failure is not None:
@@ -266,6 +276,8 @@ class TurnServer:
                 await write(response)
         finally:
             self._attached.discard((vm, vcpu))
+            if not self._attached:
+                self._all_left.set()
             if not self.is_over:
                 if clock.slot_ns(participant) < NEVER_NS:
                     self._lose(vm, PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
@@ -315,6 +327,7 @@ class TurnServer:
             why = f"attach: vCPU {attach.vcpu} of VM {attach.vm} is attached already"
             await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, why)
         self._attached.add(key)
+        self._all_left.clear()
         self._attachments += 1
         if self._expected <= self._attached:
             self.all_attached.set()

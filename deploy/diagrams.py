@@ -10,6 +10,7 @@ from typing import Any
 
 from apf.rules import Table
 from guestsched.core import task
+from hostd.core import page
 from vcpud.core import apf_msr, async_pf, thread
 
 BEGIN = "Transitions, drawn from the tables by ``poe diagrams``:\n"
@@ -17,6 +18,7 @@ _ROOT = Path(__file__).parents[1]
 TABLES: dict[Path, tuple[Table[Any, Any], ...]] = {
     _ROOT / "vcpud/core/__init__.py": (async_pf.TABLE, apf_msr.SLOT, thread.TABLE),
     _ROOT / "guestsched/core/__init__.py": (task.TABLE,),
+    _ROOT / "hostd/core/__init__.py": (page.TABLE,),
 }
 """Package header -> the tables in it."""
 

@@ -110,6 +110,8 @@ class Fault:
     """When KVM sent page ready (kvm_arch_async_page_present)."""
     lost: bool = False
     """It was lost on the way: injected."""
+    overwritten_ns: int | None = None
+    """When a snapshot's token took the place of this one's in the token word, before the guest had read it."""
     dropped_ns: int | None = None
     """When KVM dropped the work item (kvm_clear_async_pf_completion_queue)."""
     delivered_ns: int | None = None
@@ -270,7 +272,7 @@ class Faults:
             case "async_pf_cleared", _:
                 return self._cleared(vcpu, now_ns)
             case "injected", (what,):
-                self._injected(vcpu, what, now_ns)
+                self._injected(vm, number, what, now_ns)
             case "wrmsr", (msr, value, outcome):
                 if int(msr, 0) == MSR_KVM_ASYNC_PF_INT:
                     vcpu.slot.vector = int(value, 0)
@@ -305,13 +307,15 @@ class Faults:
             fault.dropped_ns = now_ns
         return [fault for fault in dropped if (fault.vm, fault.task) not in self._waiting]
 
-    def _injected(self, vcpu: _Vcpu, what: str, now_ns: int) -> None:
-        slot = vcpu.slot
+    def _injected(self, vm: int, number: int, what: str, now_ns: int) -> None:
+        slot = self._vcpu(vm, number).slot
         slot.injected.append((now_ns, what))
         match what:
             case "dropped_ack":
                 slot.unacknowledged_ns = now_ns
             case "token_left":
+                if (sent := self._sent.get((vm, number, slot.token))) is not None:
+                    sent.overwritten_ns = now_ns
                 slot.token, slot.since_ns = LEFT, now_ns
             case _ if what in RESTORES:
                 slot.unacknowledged_ns, slot.vector = None, 0

@@ -46,6 +46,10 @@ class RunResult:
     messages: dict[str, dict[str, int]] = field(default_factory=dict)
     pressure_ns: dict[str, dict[str, int]] = field(default_factory=dict)
     """Memory pressure (some, full) of each VM's group and of the root group."""
+    memory: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Files of each VM's memory group, and of the root group, at the end of the run: ``hostd.memory``."""
+    vmstat: dict[str, int] = field(default_factory=dict)
+    """/proc/vmstat of the host at the end of the run."""
     wall_seconds: float = 0.0
     run_seconds: float = 0.0
     """Part of ``wall_seconds`` from window 0 to the last one: without start, loading and audit (of processes)."""
@@ -100,6 +104,8 @@ class RunResult:
             lost_pages=host["lost_pages"],
             messages=messages or {},
             pressure_ns=host.get("pressure_ns", {}),
+            memory=host.get("memory", {}),
+            vmstat=host.get("vmstat", {}),
             wall_seconds=wall_seconds,
             run_seconds=float(host.get("run_seconds", 0.0)),
         )
@@ -208,6 +214,8 @@ class RunResult:
             "fault_times": self.fault_times(),
             "host": self.host_counters,
             "pressure_ns": self.pressure_ns,
+            "memory": self.memory,
+            "vmstat": self.vmstat,
             "guest": self.guest_counters,
             "tasks": list(self.tasks),
             "profile": list(self.profile),

@@ -25,7 +25,7 @@ from rich.text import Text
 from apf.process import Failure
 from apf.v1 import load_pb2
 from apf.v1.load_pb2_grpc import LoadServiceStub
-from deploy import client
+from deploy import client, top_memory
 from deploy.load_report import duration
 
 INTERVAL_MS_MIN, INTERVAL_MS_MAX = 50, 60_000
@@ -49,7 +49,8 @@ _MEMORY = {
 class View:
     """What is known at wall time ``wall_s`` (monotonic).
 
-    ``metrics`` sums the samples by name; of a family with label ``kind`` or ``state`` also by ``sample.label``.
+    ``metrics`` sums the samples by name; of a family with label ``kind`` or ``state`` also by ``sample.label``, and if
+    it has label ``vm`` too by ``sample[vm].label``, of averages by ``sample[vm].label.window``.
     """
 
     wall_s: float
@@ -73,7 +74,13 @@ def scrape(addresses: Mapping[str, str]) -> tuple[dict[str, float], tuple[str, .
             continue
         for sample in samples:
             label = sample.labels.get("kind") or sample.labels.get("state")
-            for key in (sample.name, f"{sample.name}.{label}") if label else (sample.name,):
+            keys = [sample.name]
+            if label:
+                keys.append(f"{sample.name}.{label}")
+                if vm := sample.labels.get("vm"):
+                    window = sample.labels.get("window")
+                    keys.append(f"{sample.name}[{vm}].{label}" + (f".{window}" if window else ""))
+            for key in keys:
                 sums[key] = sums.get(key, 0.0) + sample.value
     return sums, tuple(silent)
 
@@ -90,6 +97,8 @@ def frame(name: str, before: View, after: View, rows: int = 15) -> RenderableTyp
     ]
     if after.silent:
         parts.append(Text(f"no answer from /metrics of {', '.join(after.silent)}", style="red"))
+    if top_memory.vms(after.metrics):
+        parts.append(top_memory.table(before.metrics, after.metrics))
     parts += [_vcpus(before, after, guest_ns), _tasks(before, after, guest_ns, rows)]
     return Group(*parts)
 
@@ -210,7 +219,8 @@ async def _show(name: str, address: str, metrics: Mapping[str, str], interval_ms
     with Live(Text(f"{name}: waiting for counters"), console=console, auto_refresh=False, screen=True) as live:
         async for after in _views(address, metrics, interval_ms):
             if before is not None:
-                rows = max(3, console.height - len(after.counters.vcpus) - 16)
+                lines = len(after.counters.vcpus) + len(top_memory.vms(after.metrics)) + 22
+                rows = max(3, console.height - lines)
                 live.update(frame(name, before, after, rows), refresh=True)
             before = after
     console.print(f"{name}: the run has ended")

@@ -123,6 +123,10 @@ class _Reason:
         return False, f"{text}; {self._over} before the ready that wakes all had come"
 
     def _sent(self, sent_ns: int) -> tuple[bool, str]:
+        overwritten_ns = self._fault.overwritten_ns
+        if overwritten_ns is not None:
+            text = f"KVM sent it at {sent_ns:,} ns, and at {overwritten_ns:,} ns, before the guest had read it,"
+            return True, f"{text} a snapshot's token took its place (injected token_left)"
         lost_ns = self._msrs_lost(sent_ns)
         if lost_ns is not None:
             text = f"KVM sent it at {sent_ns:,} ns, and forgot at {lost_ns:,} ns where the token word is"

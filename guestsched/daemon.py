@@ -167,6 +167,7 @@ async def _serve(config: GuestschedConfig) -> None:
         if shell.core.failed and ends_all and scenario.host.vms > 1:
             turns.end_all(Failure(f"VM {config.vm}: {shell.core.failed}"))
         turns.raise_failure()
+        await turns.wait_left()
         await servers.stop(_STOP_S)
         if api_server is not None:
             await api_server.stop(_STOP_S)

@@ -347,6 +347,7 @@ async def _serve(config: HostdConfig) -> None:
         await turns.wait_over(lambda: None)
         turns.raise_failure()
         opener.join(_STOP_S)
+        await turns.wait_left()
         await servers.stop(_STOP_S)
         service.close_log(_report(config, shell, turns, clock, opener.run_seconds, service.lost))
     finally:

@@ -7,15 +7,19 @@ are counted here, at each scrape, so that no fault pays for it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from apf.clockpage import ClockPage
 from apf.metrics import NS_PER_S, add_histogram, seconds
+from hostd import memory
+from hostd.core import averages
 from hostd.core.device import Op
 from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
@@ -32,6 +36,9 @@ STATES = {
 }
 """A page picked for eviction is in a frame, usable by all, until the border. Pages never touched are nowhere."""
 _OP = {Op.READ: "read", Op.WRITE: "write"}
+SIZES = ("current", "high", "max", "swap.current")
+"""Files of a memory group that hold a size, without their ``memory.``."""
+AVERAGES = tuple(f"avg{seconds}" for seconds in averages.SECONDS)
 _RESULTS = {
     Op.READ: (IoResult.ERROR, IoResult.CHECKSUM),
     Op.WRITE: (IoResult.ERROR, IoResult.TORN, IoResult.LOST),
@@ -92,6 +99,8 @@ class HostMetrics:
             events.add_metric([kind], self._vm_events.get(kind, 0))
         yield events
         yield from _memory(mm)
+        yield from _groups(mm, now_ns)
+        yield _vmstat(mm)
         yield from _io(mm)
         yield _pressure(mm, now_ns)
 
@@ -122,6 +131,45 @@ def _memory(mm: Mm) -> Iterator[Metric]:
     slots.add_metric(["free"], mm.swap.total - used)
     slots.add_metric(["used"], used)
     yield from (pages, limits, scanned, stolen, frames, slots)
+
+
+def _groups(mm: Mm, now_ns: int) -> Iterator[Metric]:
+    """Files of the groups of cgroup v2; a limit that is not set is infinite."""
+    sizes = GaugeMetricFamily("apf_memory_bytes", "Sizes of a VM's memory group.", labels=["vm", "kind"])
+    stat = CounterMetricFamily("apf_memory_stat", "Counters of memory.stat.", labels=["vm", "kind"])
+    events = CounterMetricFamily("apf_memory_events", "memory.events.", labels=["vm", "kind"])
+    ratios = GaugeMetricFamily(
+        "apf_pressure_ratio", "Memory pressure of a group, averaged by the kernel.", labels=["vm", "kind", "window"]
+    )
+    for vm in range(len(mm.groups)):
+        files = memory.group_files(mm, vm, now_ns)
+        for name in SIZES:
+            value = files[f"memory.{name}"]
+            sizes.add_metric([str(vm), name], math.inf if value == memory.NO_LIMIT else value)
+        for name, value in files["memory.stat"].items():
+            if name in memory.STAT_SIZES:
+                sizes.add_metric([str(vm), name], value)
+            else:
+                stat.add_metric([str(vm), name], value)
+        for name, value in files["memory.events"].items():
+            events.add_metric([str(vm), name], value)
+        _averages(ratios, str(vm), files["memory.pressure"])
+    _averages(ratios, "root", memory.pressure_file(mm.root_pressure.totals(now_ns)))
+    yield from (sizes, stat, events, ratios)
+
+
+def _averages(family: GaugeMetricFamily, vm: str, found: dict[str, dict[str, Any]]) -> None:
+    for kind, line in found.items():
+        for window in AVERAGES:
+            family.add_metric([vm, kind, window], float(line[window]) / 100)
+
+
+def _vmstat(mm: Mm) -> Metric:
+    """Gauges of /proc/vmstat; its counters are apf_host_NAME_total."""
+    family = GaugeMetricFamily("apf_vmstat_pages", "Pages of the host, by /proc/vmstat's names.", labels=["kind"])
+    for name, pages in memory.vmstat_sizes(mm).items():
+        family.add_metric([name], pages)
+    return family
 
 
 def _io(mm: Mm) -> Iterator[Metric]:

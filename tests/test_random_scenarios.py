@@ -43,7 +43,7 @@ def test_a_seed_that_fails_says_how_to_repeat_it(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 200))
 def test_random_scenarios(seed: int, tmp_path: Path) -> None:
-    assert run_checked(random_scenario(seed), tmp_path).steps > 20
+    assert run_checked(random_scenario(seed), tmp_path).steps > 5
 
 
 @pytest.mark.long

@@ -30,6 +30,7 @@ _DEVICE = f'{q.CLUSTER},device=~"$device"'
 _BY = "cluster, vm"
 _VM = "{{cluster}} vm {{vm}}"
 _PRESSURE = "apf_pressure_seconds_total"
+_STAT = "apf_memory_stat_total"
 _SCANNED = "apf_reclaim_scanned_pages_total"
 _STOLEN = "apf_reclaim_stolen_pages_total"
 
@@ -228,6 +229,78 @@ def page() -> Page:
                     "ops",
                 ),
                 _host("allocstall", "swap_dropped_clean"),
+                12,
+            ),
+        )
+        .row(
+            "Memory groups, as cgroup v2 counts",
+            graph(
+                Look(
+                    "Refaults",
+                    "Pages that were thrown out and came back, a virtual second. refault: all of them; activate: soon "
+                    "enough that a group as large as its working set would have kept them; restore: they had been "
+                    "part of the working set before. restore is thrashing by definition.",
+                    "ops",
+                ),
+                [
+                    Query(
+                        q.virtual_rate(_STAT, "cluster, vm, kind", f'{q.VM},kind=~"workingset_.*"') + " > 0",
+                        f"{_VM} {{{{kind}}}}",
+                    )
+                ],
+                8,
+            ),
+            graph(
+                Look(
+                    "Swap cache and working set",
+                    "Of each group's memory: pages in the swap cache (their slot still holds their bytes, or a write "
+                    "is just over), and on the active list. A large swap cache makes eviction cheap; an active list "
+                    "that empties while refaults go up is a group that cannot hold its working set.",
+                    "bytes",
+                ),
+                [
+                    Query(
+                        "sum by (cluster, vm, kind) "
+                        f'(apf_memory_bytes{{{q.VM},kind=~"swapcached|active_anon|active_file"}})',
+                        f"{_VM} {{{{kind}}}}",
+                    )
+                ],
+                8,
+            ),
+            graph(
+                Look(
+                    "memory.events",
+                    "A virtual second: high: a task was throttled, because the group is above memory.high; max: a "
+                    "charge met memory.max and reclaimed; oom_kill: nothing could be reclaimed, and the VM is dead.",
+                    "ops",
+                ),
+                [
+                    Query(
+                        q.virtual_rate("apf_memory_events_total", "cluster, vm, kind") + " > 0",
+                        f"{_VM} {{{{kind}}}}",
+                    )
+                ],
+                8,
+            ),
+            graph(
+                Look(
+                    "kswapd",
+                    "For hosts with less memory than their groups may have (host.memory), a virtual second: how often "
+                    "kswapd was woken (pageoutrun), how often within a tenth of a second of having gone to sleep "
+                    "(kswapd_low_wmark_hit_quickly), and what it scanned. Runs without scans: nothing to take.",
+                    "ops",
+                ),
+                _host("pageoutrun", "kswapd_low_wmark_hit_quickly", "pgscan_kswapd", "pgsteal_kswapd"),
+                12,
+            ),
+            graph(
+                Look(
+                    "Readahead",
+                    "Pages read ahead into the swap cache, and those of them that somebody then touched, a virtual "
+                    "second. Far apart: the device reads for nothing, and frames are taken for nothing.",
+                    "ops",
+                ),
+                _host("swap_ra", "swap_ra_hit"),
                 12,
             ),
         )

@@ -60,6 +60,11 @@ class Backing:
         """Of which kind its pages are to the counters of refaults; shared memory swaps, and counts as anonymous."""
         return "anon" if self.swaps else "file"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether its pages count as shared memory, which are page cache too."""
+        return self.map_frees_slot
+
 
 ANON = Backing("anon")
 FILE = Backing("file", fixed_place=True, way=Way.FILE)

@@ -84,6 +84,11 @@ class HostCore:
             case _:
                 assert_never(event)
 
+    @property
+    def now_ns(self) -> int:
+        """The time of the last step."""
+        return self._now_ns
+
     def deadline_ns(self) -> int | None:
         """When the next own event is due."""
         return self._mm.agenda[0][0] if self._mm.agenda else None

@@ -58,9 +58,11 @@ from hostd.core.userfault import Handlers
 from hostd.core.watermarks import Watermarks
 
 REFUSED = -1
+_KSWAPD_NAP_NS = 100_000_000
+"""HZ / 10."""
 KILLED = -1
 
-HOST_COUNTERS = ("border", "kswapd_wake", "pageoutrun")
+HOST_COUNTERS = ("border", "kswapd_wake", "pageoutrun", "kswapd_low_wmark_hit_quickly")
 """What is not counted for a group."""
 COUNTERS = (*STAT, *HOST_COUNTERS)
 
@@ -97,21 +99,10 @@ class Mm:
     """Pages, frames, slots, groups, the device and the agenda of one host."""
 
     __slots__ = (
-        *("_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups", "host_stat", "io"),
+        *("_kswapd_naps_ns", "_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
-        *(
-            "backings",
-            "damage",
-            "failed_ios",
-            "handlers",
-            "hanging",
-            "io_faults",
-            "log",
-            "read_only",
-            "readahead",
-            "swap",
-        ),
-        *("watermarks", "window_ns", "write_failed"),
+        *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
+        *("read_only", "readahead", "swap", "watermarks", "window_ns", "write_failed"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -174,6 +165,7 @@ class Mm:
         self.watermarks = Watermarks.of(config.managed_pages)
         self.kswapd_ns: int | None = None
         """When kswapd goes on; None: it sleeps."""
+        self._kswapd_naps_ns = 0
         self.host_stat = dict.fromkeys(HOST_COUNTERS, 0)
         # Not journaled and never asked by the core: for whoever watches.
         self.io = tuple(Histogram() for _ in Op)
@@ -189,7 +181,7 @@ class Mm:
         """Let ``what`` happen to page ``key`` at ``at_ns``; the page is pinned until then (a read: until mapped)."""
         self._order = order = self._order + 1
         heappush(self.agenda, (at_ns, order, what, key, vm, write))
-        if what is _ON_READ or what is _ON_KSWAPD:
+        if what is _ON_READ:
             return
         self.pages.pins[key] += 1
         self.groups[vm].pinned += 1
@@ -277,7 +269,8 @@ class Mm:
                 group.lists.add_tail(key)
             else:
                 self._release(key, group, at_ns)
-                group.stat["pgsteal_direct"] += 1
+                # Of whom it was taken: of kswapd if only the host is short of memory.
+                group.stat["pgsteal_kswapd" if group.usage < group.limit else "pgsteal_direct"] += 1
         elif pages.flags[key] & DIRTY:
             self.free_slot(key, vm)
 
@@ -497,6 +490,8 @@ class Mm:
             return 0
         if self.kswapd_ns is None:
             self.host_stat["kswapd_wake"] += 1
+            self.host_stat["pageoutrun"] += 1
+            self.host_stat["kswapd_low_wmark_hit_quickly"] += now_ns < self._kswapd_naps_ns
             self._kswapd_goes_on(now_ns + self.config.costs.fault_in_worker_ns)
         if free > marks.min:
             return 0
@@ -512,10 +507,11 @@ class Mm:
     def _kswapd(self, now_ns: int) -> None:
         """A round of mm/vmscan.c:balance_pgdat: a cluster of each group, in turn, until free pages reach high.
 
+        When it is done it naps before it sleeps (kswapd_try_to_sleep): woken from that, it was needed again quickly.
         Departures: groups are scanned by equal shares, not by their sizes, and the CPU that kswapd runs on is no vCPU's.
         """
         self.kswapd_ns = None
-        self.host_stat["pageoutrun"] += 1
+        self._kswapd_naps_ns = now_ns + _KSWAPD_NAP_NS
         cost_ns = progress = 0
         for vm in range(len(self.groups)):
             if self._coming() >= self.watermarks.high:
@@ -528,7 +524,9 @@ class Mm:
 
     def _kswapd_goes_on(self, at_ns: int) -> None:
         self.kswapd_ns = at_ns
-        self.schedule(at_ns, _ON_KSWAPD, -1, -1)
+        # Before all else of that time: a page whose mapping takes effect at a border, for the window that opens there,
+        # is pinned until then, and must not be picked at that very border.
+        heappush(self.agenda, (at_ns, 0, _ON_KSWAPD, -1, -1, False))
 
     # ------------------------------------------------------------------------------------------------------------------
 

@@ -31,6 +31,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from apf.rules import Rule, Table
+
 STORY_LENGTH = 4096
 
 
@@ -66,32 +68,42 @@ class PageEvent(IntEnum):
     WRITE_PUT_OFF = 14
 
 
-TRANSITIONS: dict[tuple[PageState, PageEvent], PageState] = {
-    (PageState.NONE, PageEvent.ZERO_FILLED): PageState.RESIDENT,
-    (PageState.NONE, PageEvent.ZERO_FILLED_BY_WORKER): PageState.CACHED,
-    (PageState.RESIDENT, PageEvent.PICKED): PageState.EVICTING,
-    (PageState.EVICTING, PageEvent.MAPPED): PageState.RESIDENT,
-    (PageState.EVICTING, PageEvent.FOUND_BY_WORKER): PageState.CACHED,
-    (PageState.EVICTING, PageEvent.WRITE_SUBMITTED): PageState.WRITEBACK,
-    (PageState.EVICTING, PageEvent.DROPPED): PageState.SWAPPED,
-    (PageState.WRITEBACK, PageEvent.MAPPED): PageState.RESIDENT,
-    (PageState.WRITEBACK, PageEvent.FOUND_BY_WORKER): PageState.CACHED,
-    (PageState.WRITEBACK, PageEvent.WRITE_DONE): PageState.CACHED,
-    (PageState.CACHED, PageEvent.MAPPED): PageState.RESIDENT,
-    (PageState.CACHED, PageEvent.RELEASED): PageState.SWAPPED,
-    (PageState.SWAPPED, PageEvent.READ_SUBMITTED): PageState.READING,
-    (PageState.READING, PageEvent.READ_DONE): PageState.CACHED,
-    # Not uptodate (mm/page_io.c:__end_swap_bio_read); see ``damage``.
-    (PageState.READING, PageEvent.READ_FAILED): PageState.CACHED,
-    # Dirty again, and kept (mm/page_io.c:end_swap_bio_write); the next scan that finds it has it written again.
-    (PageState.WRITEBACK, PageEvent.WRITE_FAILED): PageState.CACHED,
-    (PageState.WRITEBACK, PageEvent.WRITE_PUT_OFF): PageState.EVICTING,
-    (PageState.CACHED, PageEvent.PICKED): PageState.EVICTING,
-    # Its VM has left (mm/memory.c:zap_pte_range): at once, or as soon as no I/O or worker has the page any more.
-    (PageState.RESIDENT, PageEvent.FREED): PageState.NONE,
-    (PageState.CACHED, PageEvent.FREED): PageState.NONE,
-    (PageState.SWAPPED, PageEvent.FREED): PageState.NONE,
-}
+_S, _E = PageState, PageEvent
+_ZAP = "mm/memory.c:zap_pte_range"
+TABLE: Table[PageState, PageEvent] = Table(
+    "guest page",
+    Rule(_S.NONE, _E.ZERO_FILLED, _S.RESIDENT, "mm/memory.c:do_anonymous_page"),
+    Rule(_S.NONE, _E.ZERO_FILLED_BY_WORKER, _S.CACHED, "mm/memory.c:do_anonymous_page"),
+    Rule(_S.RESIDENT, _E.PICKED, _S.EVICTING, "mm/vmscan.c:shrink_folio_list, mm/rmap.c:try_to_unmap"),
+    # Its VM has left: at once, or as soon as no I/O or worker has the page any more.
+    Rule(_S.RESIDENT, _E.FREED, _S.NONE, _ZAP),
+    Rule(_S.EVICTING, _E.MAPPED, _S.RESIDENT, "mm/memory.c:do_swap_page (a swap-cache hit)"),
+    Rule(_S.EVICTING, _E.FOUND_BY_WORKER, _S.CACHED, "mm/memory.c:do_swap_page (a swap-cache hit)"),
+    Rule(_S.EVICTING, _E.WRITE_SUBMITTED, _S.WRITEBACK, "mm/vmscan.c:pageout, mm/page_io.c:swap_writeout"),
+    Rule(_S.EVICTING, _E.DROPPED, _S.SWAPPED, "mm/vmscan.c:__remove_mapping (PAGE_CLEAN)"),
+    Rule(_S.WRITEBACK, _E.MAPPED, _S.RESIDENT, "mm/memory.c:do_swap_page (a swap-cache hit)"),
+    Rule(_S.WRITEBACK, _E.FOUND_BY_WORKER, _S.CACHED, "mm/memory.c:do_swap_page (a swap-cache hit)"),
+    Rule(
+        _S.WRITEBACK, _E.WRITE_DONE, _S.CACHED, "mm/page_io.c:end_swap_bio_write, mm/swap.c:folio_rotate_reclaimable"
+    ),
+    # Dirty again, and kept; the next scan that finds it has it written again.
+    Rule(_S.WRITEBACK, _E.WRITE_FAILED, _S.CACHED, "mm/page_io.c:end_swap_bio_write (bi_status)"),
+    Rule(_S.WRITEBACK, _E.WRITE_PUT_OFF, _S.EVICTING, "mm/page_io.c:end_swap_bio_write (bi_status)"),
+    Rule(_S.CACHED, _E.MAPPED, _S.RESIDENT, "mm/memory.c:do_swap_page"),
+    Rule(_S.CACHED, _E.PICKED, _S.EVICTING, "mm/vmscan.c:shrink_folio_list (dirty again)"),
+    Rule(_S.CACHED, _E.RELEASED, _S.SWAPPED, "mm/vmscan.c:__remove_mapping"),
+    Rule(_S.CACHED, _E.FREED, _S.NONE, _ZAP),
+    Rule(_S.READING, _E.READ_DONE, _S.CACHED, "mm/page_io.c:__end_swap_bio_read"),
+    # Not uptodate; see ``damage``.
+    Rule(_S.READING, _E.READ_FAILED, _S.CACHED, "mm/page_io.c:__end_swap_bio_read (bi_status)"),
+    Rule(
+        _S.SWAPPED,
+        _E.READ_SUBMITTED,
+        _S.READING,
+        "mm/swap_state.c:__read_swap_cache_async, mm/page_io.c:swap_read_folio",
+    ),
+    Rule(_S.SWAPPED, _E.FREED, _S.NONE, _ZAP),
+)
 
 # Members that faults use, bound once: looked up on its class one costs 0.06 us on Python 3.11, and a fault uses some 40.
 NONE, RESIDENT, EVICTING, WRITEBACK, CACHED, READING, SWAPPED = PageState
@@ -115,7 +127,7 @@ READAHEAD = 64
 _ILLEGAL = 255
 _EVENTS = len(PageEvent)
 _NEXT = bytearray([_ILLEGAL]) * (len(PageState) * _EVENTS)
-for (_state, _event), _next in TRANSITIONS.items():
+for (_state, _event), _next in TABLE.transitions.items():
     _NEXT[_state * _EVENTS + _event] = _next
 
 

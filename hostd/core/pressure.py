@@ -19,7 +19,6 @@ the time from its waking up to get_user_pages being over.
 Departures. The kernel integrates on each CPU and averages by the CPUs' non-idle time; here a group has one integral,
 which is what its documentation defines. hostd is not told when a vCPU halts because its guest idles: it counts as
 useful then, so a VM's ``full`` is the time in which all its vCPUs wait at once, a lower bound where vCPUs idle.
-Averages over 10, 60 and 300 seconds are left to whoever reads the totals.
 
 How. All intervals are known when a request is answered, and begin no earlier than the request. They are kept as they
 come, which is all that a fault pays for, and are folded into the totals a few thousand at a time, in order of time. What
@@ -29,7 +28,11 @@ copy and changes nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+
+from hostd.core.averages import PSI_PERIOD_NS, Averages
 
 _FOLD_AT = 4096
 """So many new changes are folded together."""
@@ -37,16 +40,17 @@ _FOLD_AT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Virtual ns up to ``at_ns``."""
+    """Virtual ns up to ``at_ns``, and the averages of the last update before."""
 
     some_ns: int
     full_ns: int
     at_ns: int
+    averages: Averages = field(default_factory=Averages)
 
 
 @dataclass(frozen=True, slots=True)
 class _Folded:
-    """The integrals up to ``at_ns``, how many tasks wait and work then, and what was not yet folded.
+    """The integrals and averages up to ``at_ns``, how many tasks wait and work then, and what was not yet folded.
 
     A change is (time, change of the number of waiting tasks, change of the number of useful ones).
     """
@@ -57,15 +61,18 @@ class _Folded:
     waiting: int = 0
     useful: int = 0
     changes: list[tuple[int, int, int]] = field(default_factory=list)
+    averages: Averages = field(default_factory=Averages)
 
     def until(self, now_ns: int) -> _Folded:
         """Folded up to ``now_ns``; the rest stays, in a list of its own."""
         some_ns, full_ns, at_ns, waiting, useful = self.some_ns, self.full_ns, self.at_ns, self.waiting, self.useful
+        averages, next_ns = self.averages, self.averages.next_ns
         changes = sorted(self.changes)
-        done = 0
-        for time_ns, waits, works in changes:
-            if time_ns > now_ns:
-                break
+        done = bisect_right(changes, now_ns, key=itemgetter(0))
+        for time_ns, waits, works in (*changes[:done], (now_ns, 0, 0)):
+            if time_ns >= next_ns:
+                averages = _updated(averages, some_ns, full_ns, at_ns, time_ns, bool(waiting), not useful)
+                next_ns = averages.next_ns
             if waiting:
                 some_ns += time_ns - at_ns
                 if not useful:
@@ -73,12 +80,28 @@ class _Folded:
             at_ns = time_ns
             waiting += waits
             useful += works
-            done += 1
-        if waiting:
-            some_ns += now_ns - at_ns
-            if not useful:
-                full_ns += now_ns - at_ns
-        return _Folded(some_ns, full_ns, now_ns, waiting, useful, changes[done:])
+        return _Folded(some_ns, full_ns, now_ns, waiting, useful, changes[done:], averages)
+
+
+def _updated(
+    averages: Averages, some_ns: int, full_ns: int, at_ns: int, until_ns: int, waiting: bool, useless: bool
+) -> Averages:
+    """All updates up to ``until_ns``, given the totals at ``at_ns``, since when nothing has changed."""
+    while averages.next_ns <= until_ns:
+        span_ns = averages.next_ns - at_ns
+        before = averages
+        averages = averages.updated(some_ns + span_ns * waiting, full_ns + span_ns * (waiting and useless))
+        if averages.some == before.some and averages.full == before.full and span_ns >= PSI_PERIOD_NS:
+            # No update changes them any more: those that are left are taken as one.
+            left_ns = (until_ns - averages.next_ns) // PSI_PERIOD_NS * PSI_PERIOD_NS
+            if left_ns > 0:
+                averages = replace(
+                    averages,
+                    some_ns=averages.some_ns + left_ns * waiting,
+                    full_ns=averages.full_ns + left_ns * (waiting and useless),
+                    next_ns=averages.next_ns + left_ns,
+                )
+    return averages
 
 
 class Pressure:
@@ -112,6 +135,5 @@ class Pressure:
     def totals(self, now_ns: int) -> Totals:
         """The totals up to ``now_ns``, or to where they were folded if that is later."""
         folded = self._folded
-        copy = _Folded(folded.some_ns, folded.full_ns, folded.at_ns, folded.waiting, folded.useful, folded.changes[:])
-        done = copy.until(max(now_ns, folded.at_ns))
-        return Totals(done.some_ns, done.full_ns, done.at_ns)
+        done = replace(folded, changes=folded.changes[:]).until(max(now_ns, folded.at_ns))
+        return Totals(done.some_ns, done.full_ns, done.at_ns, done.averages)

@@ -17,10 +17,14 @@ Table = dict[str, Any]
 
 
 def guests(apf: str, *processes: Table, **overrides: Any) -> Scenario:
-    """A scenario of one mode with these processes, on nvme; ``vm__vcpus=2`` sets ``vm.vcpus``."""
+    """A scenario of one mode with these processes, on nvme; ``vm__vcpus=2`` sets ``vm.vcpus``.
+
+    Nothing is read ahead: what is asked of a page is whether it was there, and not who else was near.
+    """
     chosen: dict[str, Any] = {
         "apf": [apf],
         "swap.device": "nvme",
+        "swap.readahead": "none",
         "vm.vcpus": 2,
         "vm.guest_memory": "96MiB",
         "vm.group_memory": "4MiB",

@@ -10,7 +10,6 @@ import pytest
 from cluster_runs import on_processes, small, tiny_memory, use_plans
 from guests_of_tests import CODE_PAGES, code_walkers, walker_sum
 
-from apf.messages import FaultRaised, PrefaultRaised, TrapRaised
 from apf.scenario import GUEST_KERNEL_BYTES, Scenario
 from deploy import twin
 from deploy.result import RunResult
@@ -54,13 +53,9 @@ class Witness(Twin):
         machine.proceed = watched
         return machine
 
-    def _answer(self, vcpu: int, need: Need, machine: Machine) -> None:
-        if isinstance(need.request, TrapRaised):
-            super()._answer(vcpu, need, machine)
-            return
-        assert isinstance(need.request, FaultRaised | PrefaultRaised)
+    def _answer(self, vcpu: int) -> None:
         before = set(self.host.core._mm.evicting)
-        super()._answer(vcpu, need, machine)
+        super()._answer(vcpu)
         for key in self.host.core._mm.evicting.keys() - before:
             self._picked_by[key] = vcpu
 

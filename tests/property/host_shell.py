@@ -4,14 +4,23 @@ It follows the shell's contract at its laziest: a write to swap takes the frame'
 forces it to (the slot is read or written again, or the frame is refilled), so that a core which frees a frame or
 a slot too early is caught with wrong bytes. It drops every private overlay at every border, also at those the
 core is not stepped for.
+
+Writes that are torn or lost really are, and reads that fail bring nothing: the core must say of every read whether it
+is good, and a page that is not must never be mapped. An access that cannot be had is given up.
+
+After every step it looks at every page by itself (``Naive``): its bytes, wherever they are, are the model's; nobody else
+has its frame or slot, as far as mappings tell; limits hold and nothing is lost. VMs leave and join at borders, and one
+whose group is out of memory leaves, if it really is.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
+from apf.core import CoreError
 from apf.io_faults import IoFaultWish
 from apf.messages import (
     Access,
@@ -21,6 +30,7 @@ from apf.messages import (
     HostRequest,
     InProgress,
     Mapped,
+    PageError,
     PrefaultRaised,
     Retry,
     Segment,
@@ -29,6 +39,7 @@ from hostd.core.config import HostConfig
 from hostd.core.events import (
     BorderReached,
     ClearEpt,
+    ClearVm,
     FillPages,
     HostEffect,
     IoFaultArrived,
@@ -37,15 +48,26 @@ from hostd.core.events import (
     RequestTaken,
     SegmentsLoaded,
     SetEpt,
+    VmLeft,
     WriteSlot,
     ZeroFrame,
 )
 from hostd.core.host import HostCore
 from hostd.core.io_faults import IoResult
+from hostd.core.page import PageState
 
 ZERO = bytes(8)
 ACCESS_NS = 100
 STEPS_MAX = 200_000
+
+
+class Touch(NamedTuple):
+    """An access to a page; ``zero``: it is written full of zeros."""
+
+    gfn: int
+    write: bool
+    blocking: bool
+    zero: bool = False
 
 
 @dataclass
@@ -55,7 +77,7 @@ class Vcpu:
     vm: int
     number: int
     clock_ns: int = 0
-    queue: list[tuple[int, bool, bool]] = field(default_factory=list)
+    queue: list[Touch] = field(default_factory=list)
     overlay: dict[int, tuple[int, bool]] = field(default_factory=dict)
     promised: Mapped | None = None
     works: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -68,9 +90,13 @@ class FakeShell:
         self.core = HostCore(config)
         self.frames = [b"rubbish!"] * config.frames
         self.slots: dict[int, bytes] = {}
-        self.damaged: set[int] = set()  # slots whose last write was torn or lost
-        self.failed = 0
         self.writes: list[WriteSlot] = []
+        self.bad_slots: set[int] = set()
+        """Those whose last write was torn or lost."""
+        self.wishes: list[IoFaultWish] = []
+        self.may_fail = {failure.what for failure in config.failures}
+        """What failures there have been, by name."""
+        self.given_up = 0
         self.epts: list[dict[int, tuple[int, bool]]] = [{} for _ in config.vms]
         self.vcpus = [Vcpu(vm, number) for vm, one in enumerate(config.vms) for number in range(one.vcpus)]
         self.model: dict[tuple[int, int], bytes] = {}
@@ -80,33 +106,71 @@ class FakeShell:
         self.border_ns = config.window_ns
         self.serial = 0
         self.token = 0
-        self.check_each_step = True
+        self.check_every = 1
+        """Look at everything after so many steps; 0: never."""
+        self._steps = 0
+        self.gone: set[int] = set()
+        self.leaving: set[int] = set()
+        self.joining: dict[int, int] = {}
+        self.killed = 0
+        self.is_intact = True
+        """No step has been left half done by an assertion."""
+        self.naive = Naive(self)
 
-    def load(self, vm: int, pages: int) -> None:
-        """Populate the first ``pages`` pages of ``vm``."""
+    def load(self, vm: int, pages: int) -> bool:
+        """Populate the first ``pages`` pages of ``vm``; False if they do not fit into memory and swap."""
         segments = (Segment(0, pages),) if pages else ()
-        for effect in self.core.step(SegmentsLoaded(vm, segments), self.now_ns):
+        try:
+            effects = self.core.step(SegmentsLoaded(vm, segments), self.now_ns)
+        except CoreError as error:
+            if "swap.size is too small" not in str(error) or self.naive.free_slots() >= pages:
+                raise
+            return False
+        for effect in effects:
             self._carry_out(effect)
+        return True
 
-    def enqueue(self, vcpu: int, gfn: int, write: bool, blocking: bool) -> None:
-        """Let a vCPU access a page once it gets there."""
+    def fail(self, wish: IoFaultWish) -> None:
+        """Let the device fail from the next border on."""
+        self.wishes.append(wish)
+
+    def leave(self, vm: int) -> None:
+        """VM ``vm`` ends here and now, whatever it was doing, and leaves at the next border."""
+        if vm in self.gone or vm in self.leaving:
+            return
+        self.leaving.add(vm)
+        for one in self.vcpus:
+            if one.vm == vm:
+                one.queue.clear()
+                one.works.clear()
+                one.promised = None
+
+    def join(self, vm: int, pages: int) -> None:
+        """Another VM takes the place of ``vm``, which has left or is about to, once that is free."""
+        if vm in self.gone or vm in self.leaving:
+            self.joining[vm] = pages
+
+    def enqueue(self, vcpu: int, gfn: int, write: bool, blocking: bool, zero: bool = False) -> None:
+        """Let a vCPU access a page once it gets there; not one of a VM that is not there."""
         one = self.vcpus[vcpu]
+        if one.vm in self.gone or one.vm in self.leaving:
+            return
         if not one.queue and not one.works and one.promised is None:
             one.clock_ns = max(one.clock_ns, self.now_ns)
-        one.queue.append((gfn, write, blocking))
+        one.queue.append(Touch(gfn, write, blocking, zero))
 
     def run(self, steps: int) -> bool:
         """Take ``steps`` steps of whichever vCPU is earliest; False if there is nothing left to do."""
         for _ in range(steps):
             busy = [one for one in self.vcpus if one.queue or one.works or one.promised]
-            if not busy:
+            if not busy and not self.leaving:
                 return False
             for one in busy:
                 if not one.queue and one.promised is None:
                     one.clock_ns = max(one.clock_ns, min(ready for ready, _token in one.works.values()))
-            earliest = min(busy, key=lambda one: (one.clock_ns, one.vm, one.number))
-            if earliest.clock_ns >= self.border_ns:
-                self._cross_border()
+            earliest = min(busy, key=lambda one: (one.clock_ns, one.vm, one.number), default=None)
+            if earliest is None or earliest.clock_ns >= self.border_ns:
+                self._cross_border(self.border_ns if earliest is None else earliest.clock_ns)
             else:
                 self.now_ns = max(self.now_ns, earliest.clock_ns)
                 self._advance(earliest)
@@ -114,39 +178,73 @@ class FakeShell:
 
     def drain(self) -> None:
         """Finish everything, then compare every page, wherever it is, with the model."""
+        self.check_every = 16 if self.check_every else 0
         assert not self.run(STEPS_MAX), "no end to it: livelock"
         while self.writes:
             self._write(self.writes.pop(0))
+        self.naive.check()
+
+    def is_lost(self, key: int) -> bool:
+        """Whether page ``key``'s bytes are nowhere any more, but for what a torn or lost write has left."""
         pages = self.core._mm.pages
-        for (vm, gfn), value in self.model.items():
-            if self.core.lost(vm, np.array([gfn]))[0]:
-                continue
-            key = pages.first_key[vm] + gfn
-            found = self.frames[pages.pfn[key]] if pages.pfn[key] >= 0 else self._slot(pages.slot[key])
-            assert found == value, f"VM {vm} gfn {gfn}: {found!r} instead of {value!r}\n{pages.story(key)}"
+        there = pages.pfn[key] >= 0 and key not in self.core._mm.damage.pages
+        return not there and pages.slot[key] in self.bad_slots
 
-    def _slot(self, slot: int) -> bytes:
-        return ZERO if self.core._mm.swap.is_zero(slot) else self.slots[slot]
+    def slot_bytes(self, slot: int) -> bytes:
+        """What would be read from ``slot`` now, were the last write to it done."""
+        if self.core._mm.swap.is_zero(slot):
+            return ZERO
+        pending = [write for write in self.writes if write.slot == slot]
+        return self.frames[pending[-1].pfn] if pending else self.slots[slot]
 
-    def _cross_border(self) -> None:
+    def _cross_border(self, next_ns: int) -> None:
+        """Do the border's work, and open the window in which somebody goes on, at ``next_ns``."""
         for one in self.vcpus:
             one.overlay.clear()
         due_ns = self.core.border_due_ns()
-        if due_ns is not None and due_ns <= self.border_ns:
+        if self.leaving or (due_ns is not None and due_ns <= self.border_ns):
             zero = [pfn for pfn in self.core.writes_ahead() if self.frames[pfn] == ZERO]
             event = BorderReached(sorted(self.accessed), sorted(self.dirty), zero)
             self.accessed.clear()
             self.dirty.clear()
             self._step(event, self.border_ns)
         self.now_ns = self.border_ns
-        self.border_ns += self.core.config.window_ns
+        for vm in sorted(self.leaving):
+            self._leave(vm)
+        for vm in sorted(self.joining):
+            self._join(vm)
+        for wish in self.wishes:
+            self.core.step(IoFaultArrived(wish), self.border_ns)
+            self.may_fail.add(wish.what)
+        self.wishes.clear()
+        self.border_ns = (next_ns // self.core.config.window_ns + 1) * self.core.config.window_ns
+
+    def _leave(self, vm: int) -> None:
+        for effect in self.core.step(VmLeft(vm), self.border_ns):
+            self._carry_out(effect)
+        self.leaving.discard(vm)
+        self.gone.add(vm)
+        self.model = {page: value for page, value in self.model.items() if page[0] != vm}
+        self.naive.check()
+        self.core.check()
+
+    def _join(self, vm: int) -> None:
+        if vm in self.leaving or self.core.gone_ns(vm) > self.border_ns:
+            return
+        pages = self.joining.pop(vm)
+        if self.load(vm, pages) or self.load(vm, 0):
+            self.gone.discard(vm)
 
     def _step(self, event: BorderReached | RequestTaken, now_ns: int) -> list[HostEffect]:
+        self.is_intact = False
         effects = self.core.step(event, now_ns)
         for effect in effects:
             self._carry_out(effect)
-        if self.check_each_step:
+        self._steps += 1
+        if self.check_every and self._steps % self.check_every == 0:
             self.core.check()
+            self.naive.check()
+        self.is_intact = True
         return effects
 
     def _advance(self, one: Vcpu) -> None:
@@ -159,10 +257,10 @@ class FakeShell:
                 return
         if not one.queue:
             return
-        gfn, write, blocking = one.queue[0]
+        gfn, write, blocking, zero = one.queue[0]
         mapping = self._translate(one, gfn, write)
         if mapping is not None:
-            self._access(one, gfn, mapping, write)
+            self._access(one, gfn, mapping, write, zero)
         elif gfn in one.works:
             one.clock_ns = one.works[gfn][0]
         else:
@@ -178,14 +276,14 @@ class FakeShell:
                 return pfn
         return None
 
-    def _access(self, one: Vcpu, gfn: int, pfn: int, write: bool) -> None:
+    def _access(self, one: Vcpu, gfn: int, pfn: int, write: bool, zero: bool) -> None:
         page = (one.vm, gfn)
         found, wanted = self.frames[pfn], self.model.get(page, ZERO)
         assert found == wanted, f"{self.now_ns}: {page} in frame {pfn} holds {found!r} instead of {wanted!r}"
         self.accessed.add(pfn)
         if write:
             self.serial += 1
-            self.frames[pfn] = self.model[page] = self.serial.to_bytes(8, "little")
+            self.frames[pfn] = self.model[page] = ZERO if zero else self.serial.to_bytes(8, "little")
             self.dirty.add(pfn)
         one.queue.pop(0)
         one.clock_ns += ACCESS_NS
@@ -204,24 +302,26 @@ class FakeShell:
                 one.promised = reply
             case Retry():
                 assert reply.at_ns >= self.border_ns
+            case Failed(error=PageError.OUT_OF_MEMORY):
+                self.naive.assert_out_of_memory(one.vm)
+                self.killed += 1
+                self.leave(one.vm)
+            case Failed():
+                assert self.core.lost(one.vm, np.array([reply.gfn]))[0] == reply.error
+                assert reply.gfn == request.gfn and self.may_fail & {"read_error", "torn_write", "lost_write"}
+                self._give_up(one, request)
             case InProgress():
                 assert isinstance(request, FaultRaised) and reply.work == request.work
                 one.works[request.gfn] = (reply.ready_at_ns, request.work)
-            case Failed():
-                assert reply.gfn == request.gfn and self.core.lost(one.vm, np.array([reply.gfn]))[0] == reply.error
-                self._give_up(one, reply.gfn)
         one.clock_ns = reply.at_ns
 
-    def fail(self, wish: IoFaultWish) -> None:
-        """Let the device fail from now on."""
-        for effect in self.core.step(IoFaultArrived(wish), self.now_ns):
-            self._carry_out(effect)
-
-    def _give_up(self, one: Vcpu, gfn: int) -> None:
-        """The page cannot be had: whoever wanted it does without."""
-        self.failed += 1
-        one.works.pop(gfn, None)
-        one.queue = [access for access in one.queue if access[0] != gfn]
+    def _give_up(self, one: Vcpu, request: HostRequest) -> None:
+        """The task that touched the page is killed, or as good as that."""
+        if isinstance(request, PrefaultRaised):
+            del one.works[request.gfn]
+        while one.queue and one.queue[0].gfn == request.gfn:
+            one.queue.pop(0)
+            self.given_up += 1
 
     def _carry_out(self, effect: HostEffect) -> None:
         match effect:
@@ -231,26 +331,35 @@ class FakeShell:
             case ReadSlot(slot, pfn, damaged):
                 self._refill(pfn)
                 self._settle_writes(slot=slot)
-                assert damaged is (slot in self.damaged), f"slot {slot}: its checksum is another than predicted"
+                assert damaged == (slot in self.bad_slots), f"slot {slot}: the core says damaged: {damaged}"
                 assert not self.core._mm.swap.is_zero(slot), "zeros are not read"
                 self.frames[pfn] = self.slots[slot]
-            case WriteSlot(slot):
+            case WriteSlot(slot, _pfn, result):
                 self._settle_writes(slot=slot)
                 self.writes.append(effect)
+                if result is IoResult.OK:
+                    self.bad_slots.discard(slot)
+                else:
+                    self.bad_slots.add(slot)
             case SetEpt(vm, gfn, pfn, writable):
                 self.epts[vm][gfn] = (pfn, writable)
             case ClearEpt(vm, gfn):
                 del self.epts[vm][gfn]
             case FillPages():
                 self._fill(effect)
+            case ClearVm(vm):
+                self.epts[vm].clear()
             case Reply():
                 pass
 
     def _fill(self, effect: FillPages) -> None:
         for page, pfn in zip(effect.resident.tolist(), effect.pfns.tolist(), strict=True):
+            self._refill(pfn)
             self.frames[pfn] = self.model[effect.vm, effect.segment.gfn + page] = b"L%07d" % page
             self.epts[effect.vm][effect.segment.gfn + page] = (pfn, True)
         for page, slot in zip(effect.swapped.tolist(), effect.slots.tolist(), strict=True):
+            self._settle_writes(slot=slot)
+            self.bad_slots.discard(slot)
             self.slots[slot] = self.model[effect.vm, effect.segment.gfn + page] = b"L%07d" % page
 
     def _refill(self, pfn: int) -> None:
@@ -266,16 +375,89 @@ class FakeShell:
             self.writes.remove(write)
 
     def _write(self, write: WriteSlot) -> None:
-        before, now = self.slots.get(write.slot, ZERO), self.frames[write.pfn]
+        value, old = self.frames[write.pfn], self.slots.get(write.slot, b"rubbish!")
         match write.result:
             case IoResult.OK:
-                self.slots[write.slot] = now
-                self.damaged.discard(write.slot)
-                return
+                self.slots[write.slot] = value
             case IoResult.TORN:
-                self.slots[write.slot] = now[:4] + before[4:]
+                self.slots[write.slot] = value[:4] + old[4:]
             case IoResult.LOST:
-                self.slots[write.slot] = before
-            case _:
-                raise AssertionError(f"{write} moves nothing")
-        self.damaged.add(write.slot)
+                self.slots[write.slot] = old
+
+
+class Naive:
+    """Counts by going through all pages, one by one."""
+
+    def __init__(self, shell: FakeShell) -> None:
+        self.shell = shell
+        config = shell.core.config
+        self.frames, self.slots = config.frames, config.slots
+
+    def check(self) -> None:
+        """Every page's bytes, everybody's share."""
+        shell, mm = self.shell, self.shell.core._mm
+        pages, swap = mm.pages, mm.swap
+        owners: dict[int, int] = {}
+        slots: dict[int, int] = {}
+        for vm, config in enumerate(shell.core.config.vms):
+            first, charged = pages.first_key[vm], 0
+            for gfn in range(config.guest_pages):
+                key = first + gfn
+                pfn, slot, state = pages.pfn[key], pages.slot[key], PageState(pages.state[key])
+                if pfn >= 0:
+                    assert owners.setdefault(pfn, key) == key, f"frame {pfn} is shared"
+                if slot >= 0:
+                    assert slots.setdefault(slot, key) == key, f"slot {slot} is shared"
+                charged += state in (PageState.RESIDENT, PageState.CACHED, PageState.READING)
+                if (vm, gfn) in shell.model and not shell.is_lost(key):
+                    there = pfn >= 0 and key not in mm.damage.pages
+                    found = shell.frames[pfn] if there else shell.slot_bytes(slot) if slot >= 0 else b"nothing"
+                    wanted = shell.model[vm, gfn]
+                    assert found == wanted, f"VM {vm} gfn {gfn}: {found!r}, not {wanted!r}\n{pages.story(key)}"
+            assert charged == mm.groups[vm].usage <= config.limit_pages, f"VM {vm}: memory.current, memory.max"
+        used = sum(slot < self.slots for slot in slots)
+        assert used == swap.in_use <= swap.total == self.slots, "slots in use are those that pages have"
+        assert sum(swap.is_used(slot) for slot in range(self.slots)) == used, "a slot is lost"
+        assert len(owners) + len(mm.frames.free) == self.frames, "a frame is lost"
+        self._check_mappings(owners)
+
+    def _check_mappings(self, owners: dict[int, int]) -> None:
+        """Whoever can reach a frame reaches the page that has it."""
+        shell, first_key = self.shell, self.shell.core._mm.pages.first_key
+        tables = list(enumerate(shell.epts)) + [(one.vm, one.overlay) for one in shell.vcpus]
+        for vm, table in tables:
+            if vm not in shell.gone:
+                for gfn, (pfn, _writable) in table.items():
+                    assert owners.get(pfn) == first_key[vm] + gfn, f"VM {vm} gfn {gfn} maps frame {pfn}"
+        for one in shell.vcpus:
+            if one.promised is not None:
+                promised = one.promised
+                assert owners.get(promised.pfn) == first_key[one.vm] + promised.gfn, f"promised: {promised}"
+
+    def free_slots(self) -> int:
+        """Slots that nobody uses."""
+        swap = self.shell.core._mm.swap
+        return sum(not swap.is_used(slot) for slot in range(self.slots))
+
+    def assert_out_of_memory(self, vm: int) -> None:
+        """Nothing that would help VM ``vm`` can be reclaimed, now or when what is under way is over."""
+        mm = self.shell.core._mm
+        if "write_error" in self.shell.may_fail and mm.groups[vm].unwritten:
+            return  # none of its writes has been done for a long time
+        config = self.shell.core.config.vms[vm]
+        full = mm.groups[vm].usage >= config.limit_pages
+        for other in [vm] if full else range(len(self.shell.core.config.vms)):
+            assert other in self.shell.gone or not self._helps(other), f"VM {vm} is killed, and VM {other} has pages"
+
+    def _helps(self, vm: int) -> bool:
+        mm = self.shell.core._mm
+        first = mm.pages.first_key[vm]
+        for key in range(first, first + self.shell.core.config.vms[vm].guest_pages):
+            state = PageState(mm.pages.state[key])
+            if state in (PageState.EVICTING, PageState.WRITEBACK, PageState.READING) or mm.pages.pins[key]:
+                return True
+            held = state in (PageState.RESIDENT, PageState.CACHED)
+            free = self.free_slots() and not mm.io_faults.is_swap_full(self.shell.core.now_ns)
+            if held and (mm.pages.slot[key] >= 0 or free or mm.backings[vm].fixed_place):
+                return True
+        return False

@@ -49,9 +49,9 @@ NOT_LOST: list[tuple[str, dict[str, Any] | None]] = [
 ]
 
 
-def left(mode: str, inject: dict[str, Any] | None, duration_s: str, directory: Path) -> list[Waiting]:
+def left(mode: str, inject: dict[str, Any] | None, duration_s: str, directory: Path, **changes: Any) -> list[Waiting]:
     injected = [] if inject is None else [{"at_s": "0.0101", **inject}]
-    scenario = load(None, {**RUN, "apf": [mode], "inject": injected, "duration_s": duration_s})
+    scenario = load(None, {**RUN, **changes, "apf": [mode], "inject": injected, "duration_s": duration_s})
     directory.mkdir()
     twin.run(scenario, journals=directory)
     found = Faults()
@@ -78,6 +78,14 @@ def test_lost_for_a_reason(mode: str, inject: dict[str, Any], reasons: list[str]
         assert any(reason in one.why for reason in reasons), one.why
     for reason in reasons:
         assert any(reason in one.why for one in lost), reason
+
+
+def test_a_token_that_a_snapshot_takes_the_place_of_is_lost(tmp_path: Path) -> None:
+    """With seed 1 the snapshot comes in the very ns in which KVM has written a token."""
+    for duration_s in (SHORT_S, LONG_S):
+        waits = left("pv", {"what": "token_left"}, duration_s, tmp_path / duration_s, seed=1)
+        (lost,) = (one for one in waits if one.lost)
+        assert lost.fault.sent_ns == lost.fault.overwritten_ns and "a snapshot's token took its place" in lost.why
 
 
 @pytest.mark.parametrize(("mode", "inject"), NOT_LOST)

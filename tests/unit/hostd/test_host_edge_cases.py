@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from apf.messages import FaultKind, GupVariant, Mapped
+from apf.core import CoreError
+from apf.messages import FaultKind, GupVariant, Mapped, Retry
 from hostd import device_profiles
-from hostd.core.events import ReadSlot, WriteSlot, ZeroFrame
+from hostd.core.events import ClearEpt, ReadSlot, WriteSlot, ZeroFrame
 from hostd.core.page import PageState
-from tests.unit.hostd.rig import COSTS, PROFILE, WINDOW_NS, WRITE_NS, Rig
+from tests.unit.hostd.rig import COSTS, PROFILE, WINDOW_NS, WRITE, WRITE_NS, Rig
 
 NewRig = Callable[..., Rig]
 LATE_NS = 100 * WINDOW_NS
@@ -147,3 +148,33 @@ def test_a_read_served_synchronously_is_dropped_without_a_write(new_rig: NewRig)
     rig.border(2 * LATE_NS)
     assert not rig.seen(WriteSlot)
     assert rig.state(0) is PageState.SWAPPED and rig.core.counters["swap_dropped_clean"] == 1
+
+
+@pytest.mark.parametrize("gup", GupVariant)
+def test_e42_a_retried_fault_maps_nothing_and_leaks_no_item(new_rig: NewRig, gup: GupVariant) -> None:
+    """The kernel's reason is an invalidation meanwhile (is_page_fault_stale), here there is no frame or no charge."""
+    rig = new_rig(limit=1, gup=gup)
+    rig.load(8)
+    rig.core._mm.frames.young[0] = 0
+    first = rig.in_progress(0, 0, work=1)
+    counters = rig.core.counters
+    assert rig.fault(1, 1, vcpu=1, work=2) == Retry(WINDOW_NS)
+    assert rig.state(1) is PageState.SWAPPED and len(rig.effects) == 1
+    after = rig.core.counters
+    for name in ("pf_fixed", "kvm_try_async_get_page", "pgfault", "pgmajfault", "pswpin"):
+        assert after[name] == counters[name], name
+    with pytest.raises(CoreError, match="known: None"):
+        rig.prefault(1, first.ready_at_ns, vcpu=1, work=2)
+
+
+def test_e42_a_page_picked_while_it_is_used_loses_its_mapping_at_the_border_only(new_rig: NewRig) -> None:
+    """Until then a fault on it maps the same frame again, and what was promised for it is published after all."""
+    rig = new_rig()
+    rig.load(64)
+    pfn = rig.core._mm.pages.pfn[0]
+    rig.mapped(100, 0)
+    assert rig.state(0) is PageState.EVICTING
+    again = rig.mapped(0, 10, WRITE, vcpu=1)
+    assert again.pfn == pfn and rig.core._mm.pages.ept[0]
+    rig.border(WINDOW_NS)
+    assert rig.state(0) is PageState.RESIDENT and ClearEpt(0, 0) not in rig.effects and ClearEpt(0, 1) in rig.effects

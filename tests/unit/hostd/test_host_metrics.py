@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
@@ -58,6 +59,23 @@ def test_reclaim_by_group_and_io(new_rig: NewRig) -> None:
     assert get(rig, "apf_pressure_seconds_total", vm="1", kind="some") > 0
     assert get(rig, "apf_pressure_seconds_total", vm="0", kind="some") == 0
     assert get(rig, "apf_windows_total") == 7 and get(rig, "apf_borders_total") == 1
+
+
+def test_the_files_of_each_group_and_vmstat(new_rig: NewRig) -> None:
+    rig = new_rig(vms=2)
+    rig.load(256)
+    rig.load(10, vm=1)
+    rig.mapped(0, 1_000)
+    sizes = {kind: get(rig, "apf_memory_bytes", vm="0", kind=kind) / 4096 for kind in ("current", "max", "anon")}
+    assert sizes == {"current": 33, "max": 64, "anon": 32}
+    assert get(rig, "apf_memory_bytes", vm="0", kind="swap.current") == 192 * 4096 + 32 * 4096
+    assert math.isinf(get(rig, "apf_memory_bytes", vm="0", kind="high"))
+    assert get(rig, "apf_memory_stat_total", vm="0", kind="pgscan") == 32
+    assert get(rig, "apf_memory_stat_total", vm="1", kind="pgscan") == 0
+    assert get(rig, "apf_memory_events_total", vm="0", kind="max") == 1
+    assert get(rig, "apf_memory_events_total", vm="1", kind="max") == 0
+    assert get(rig, "apf_vmstat_pages", kind="nr_swapcached") == 33
+    assert get(rig, "apf_pressure_ratio", vm="root", kind="full", window="avg300") == 0
 
 
 def test_virtual_seconds_a_wall_second() -> None:

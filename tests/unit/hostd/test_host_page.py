@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hostd.core.page import TRANSITIONS, PageEvent, Pages, PageState
+from hostd.core.page import TABLE, PageEvent, Pages, PageState
 
 
 def test_every_pair_of_state_and_event_does_what_the_table_says_or_raises() -> None:
@@ -12,7 +12,7 @@ def test_every_pair_of_state_and_event_does_what_the_table_says_or_raises() -> N
         for event in PageEvent:
             pages = Pages((1,))
             pages.state[0] = state
-            after = TRANSITIONS.get((state, event))
+            after = TABLE.transitions.get((state, event))
             if after is None:
                 with pytest.raises(AssertionError, match=f"{event.name} in state {state.name}"):
                     pages.move(0, event, 1)

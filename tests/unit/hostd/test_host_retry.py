@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
-from apf.core import CoreError
 from apf.messages import Failed, Mapped, PageError, Retry
 from hostd.core.group import MAX_RECLAIM_RETRIES
 from tests.unit.hostd.rig import WINDOW_NS, WRITE_NS, Rig
@@ -35,13 +32,3 @@ def test_a_group_that_never_gets_a_page_is_out_of_memory(new_rig: NewRig) -> Non
     reply = rig.fault(0, MAX_RECLAIM_RETRIES * WINDOW_NS)
     assert isinstance(reply, Failed) and reply.error is PageError.OUT_OF_MEMORY
     rig.core._mm.groups[0].limit = 1
-
-
-def test_a_retried_work_item_does_not_exist(new_rig: NewRig) -> None:
-    rig = new_rig(limit=1)
-    rig.load(8)
-    rig.core._mm.frames.young[0] = 0
-    first = rig.in_progress(0, 0, work=1)
-    assert rig.fault(1, 1, vcpu=1, work=2) == Retry(WINDOW_NS)
-    with pytest.raises(CoreError, match="known: None"):
-        rig.prefault(1, first.ready_at_ns, vcpu=1, work=2)
