@@ -20,9 +20,19 @@ from hostd.core.events import BorderReached, ClearEpt, HostEffect, Pfns, SetEpt,
 from hostd.core.frames import FEW
 from hostd.core.io_faults import IoResult
 from hostd.core.mm import Mm
-from hostd.core.page import DIRTY, PageEvent, PageState
+from hostd.core.page import (
+    CACHED,
+    DIRTY,
+    DROPPED,
+    EVICTING,
+    RESIDENT,
+    WRITE_SUBMITTED,
+    PageState,
+)
 
-_MAPPABLE = [state in (PageState.RESIDENT, PageState.EVICTING, PageState.CACHED) for state in PageState]
+_MAPPABLE = [state in (RESIDENT, EVICTING, CACHED) for state in PageState]
+_WRITE = Op.WRITE
+_ERROR = IoResult.ERROR
 
 
 class Border:
@@ -76,22 +86,26 @@ class Border:
         mm, pages = self._mm, self._mm.pages
         cleared: list[HostEffect] = []
         writes: list[HostEffect] = []
+        if not mm.evicting:
+            return cleared
+        ept, pfns, flags, young = pages.ept, pages.pfn, pages.flags, mm.frames.young
         for key, vm in mm.evicting.items():
-            gfn, pfn, group = key - pages.first_key[vm], pages.pfn[key], mm.groups[vm]
-            if pages.ept[key]:
-                pages.ept[key] = 0
+            gfn, pfn = key - pages.first_key[vm], pfns[key]
+            if ept[key]:
+                ept[key] = 0
                 cleared.append(ClearEpt(vm, gfn))
-            mm.frames.young[pfn] = 0
-            if pages.flags[key] & DIRTY:
-                pages.move(key, PageEvent.WRITE_SUBMITTED, now_ns)
+            young[pfn] = 0
+            if flags[key] & DIRTY:
+                pages.move(key, WRITE_SUBMITTED, now_ns)
                 if pfn in zero and mm.backings[vm].swaps:
                     mm.write_zeros(key, vm, now_ns)
                 else:
-                    result = mm.submit(Op.WRITE, key, vm, now_ns, now_ns)
-                    if result is not IoResult.ERROR:
+                    result = mm.submit(_WRITE, key, vm, now_ns, now_ns)
+                    if result is not _ERROR:
                         writes.append(WriteSlot(pages.slot[key], pfn, result))
             else:
-                pages.move(key, PageEvent.DROPPED, now_ns)
+                group = mm.groups[vm]
+                pages.move(key, DROPPED, now_ns)
                 mm.journal.record(now_ns, "drop", vm, gfn, pages.slot[key], pfn)
                 mm.forget_frame(key, group)
                 group.stat["swap_dropped_clean"] += 1
@@ -103,13 +117,14 @@ class Border:
 
     def _publish(self, effects: list[HostEffect]) -> None:
         mm, pages = self._mm, self._mm.pages
+        state, ept = pages.state, pages.ept
         for key, vm in mm.publish.items():
-            if pages.state[key] != PageState.RESIDENT:
+            if state[key] != RESIDENT:
                 continue
             pfn, writable = pages.pfn[key], bool(pages.flags[key] & DIRTY)
             entry = ept_entry(pfn, writable)
-            if pages.ept[key] != entry:
-                pages.ept[key] = entry
+            if ept[key] != entry:
+                ept[key] = entry
                 effects.append(SetEpt(vm, key - pages.first_key[vm], pfn, writable))
         mm.publish.clear()
 

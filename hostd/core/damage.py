@@ -17,6 +17,7 @@ from hostd.core.io_faults import IoResult
 
 TROUBLES_MAX = 4096
 
+_OK = IoResult.OK
 _OF_WRITES = {IoResult.TORN: PageError.TORN, IoResult.LOST: PageError.LOST}
 
 
@@ -42,17 +43,17 @@ class Damage:
 
     def written(self, slot: int, result: IoResult) -> None:
         """A write to ``slot`` was submitted, and comes to ``result``."""
-        if result in _OF_WRITES:
+        if result is not _OK and result in _OF_WRITES:
             self.slots[slot] = _OF_WRITES[result]
         else:
             self.slots.pop(slot, None)
 
     def read(self, key: int, slot: int, result: IoResult, now_ns: int) -> IoResult:
         """A read of page ``key`` was submitted, of which the device says ``result``; returns what it comes to."""
-        error = PageError.READ if result is IoResult.ERROR else self.slots.get(slot)
+        error = self.slots.get(slot) if result is _OK else PageError.READ
         if error is None:
             self.pages.pop(key, None)
-            return IoResult.OK
+            return _OK
         self.pages[key] = error
         if key in self.troubles or len(self.troubles) < TROUBLES_MAX:
             self.troubles.setdefault(key, Trouble(error, slot, now_ns))

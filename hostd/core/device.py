@@ -85,8 +85,8 @@ class Device:
     def submit(self, op: Op, slot: int, arrival_ns: int, pfn: int = -1) -> tuple[int, int]:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
-        start_ns = max(free_ns, arrival_ns)
-        service_ns = max(1, self._service_ns(op, slot, server))
+        start_ns = free_ns if free_ns > arrival_ns else arrival_ns
+        service_ns = self._service_ns(op, slot, server) or 1
         if self._served is None:
             done_ns = start_ns + service_ns
         else:

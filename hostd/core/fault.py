@@ -62,24 +62,56 @@ from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
 from hostd.core.io_faults import IoResult
 from hostd.core.kernel_log import HUNG_NS
 from hostd.core.mm import KILLED, REFUSED, Mm, Own
-from hostd.core.page import DIRTY, READAHEAD, WORKINGSET, PageEvent, PageState
+from hostd.core.page import (
+    CACHED,
+    DIRTY,
+    EVICTING,
+    FOUND_BY_WORKER,
+    NONE,
+    READ_DONE,
+    READ_SUBMITTED,
+    READAHEAD,
+    READING,
+    RESIDENT,
+    SWAPPED,
+    WORKINGSET,
+    WRITEBACK,
+    ZERO_FILLED,
+    ZERO_FILLED_BY_WORKER,
+    PageEvent,
+)
 from hostd.core.readahead import SwapFault
 
-_IN_CACHE = (PageState.READING, PageState.CACHED, PageState.WRITEBACK)
+_IN_CACHE = (READING, CACHED, WRITEBACK)
+_NOWHERE = (NONE, SWAPPED)
+"""In no frame."""
 _KINDS = ("minor", "major")
 _HOW = tuple(tuple(f"{access.name}/{mode.name}" for mode in FaultMode) for access in Access)
+# Bound once, as in ``page``.
+_WRITE = Access.WRITE
+_BLOCKING, _NOWAIT = FaultMode.BLOCKING, FaultMode.NOWAIT
+_MINOR, _MAJOR = FaultKind.MINOR, FaultKind.MAJOR
+_GUP_FAST, _GUP_NOWAIT = GupVariant.FAST, GupVariant.NOWAIT
+_ON_MAPPING, _ON_WORKER = Own.MAPPING_MADE, Own.WORKER_DONE
+_READ = Op.READ
+_ERROR, _CHECKSUM = IoResult.ERROR, IoResult.CHECKSUM
 
 
 class FaultPath:
     """Handles the requests of all vCPUs."""
 
-    __slots__ = ("_background", "_costs", "_gup", "_mm", "_works")
+    __slots__ = ("_background", "_bounds", "_costs", "_guest_pages", "_gup", "_mm", "_works")
 
     def __init__(self, mm: Mm) -> None:
         self._mm = mm
         self._gup = mm.config.gup
         self._costs = mm.config.costs
         self._background = mm.config.profile.background
+        self._guest_pages = [vm.guest_pages for vm in mm.config.vms]
+        self._bounds = [
+            (first, first + pages) for first, pages in zip(mm.pages.first_key, self._guest_pages, strict=True)
+        ]
+        """Keys of each VM's first page, and behind its last one."""
         self._works: dict[tuple[int, int, int], tuple[int, int, bool]] = {}
         """(vm, vcpu, work) -> (gfn, ready_ns, write) of work items not yet prefaulted."""
 
@@ -87,28 +119,30 @@ class FaultPath:
         """Handle an EPT violation at ``now_ns``."""
         mm = self._mm
         key = self._key(vm, request.gfn)
-        write = request.access == Access.WRITE or mm.backings[vm].map_frees_slot
-        if mm.read_only[key] and request.access == Access.WRITE:
+        group, state = mm.groups[vm], mm.pages.state[key]
+        writes = request.access == _WRITE
+        write = writes or mm.backings[vm].map_frees_slot
+        if writes and mm.read_only[key]:
             raise CoreError(f"VM {vm} writes to gfn {request.gfn:#x}, which its VMM has mapped read-only: -EFAULT")
-        mm.groups[vm].stat["pf_taken"] += 1
+        group.stat["pf_taken"] += 1
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
-        if mm.pages.state[key] in _IN_CACHE and mm.pages.slot[key] >= 0:
+        if state in _IN_CACHE and mm.pages.slot[key] >= 0:
             self._found(vm, vcpu, key)
-        if mm.groups[vm].killed:
+        if group.killed:
             effects = self._killed(vm, vcpu, key, now_ns)
         elif key in mm.damage.pages:
             effects = self._not_uptodate(vm, vcpu, key, request, now_ns)
-        elif request.mode == FaultMode.BLOCKING or self._gup_succeeds(vm, key):
+        elif request.mode == _BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
-            if request.mode == FaultMode.NOWAIT and self._is_unheard(_reply_of(effects)):
+            if request.mode == _NOWAIT and self._is_unheard(_reply_of(effects)):
                 effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
         reply = _reply_of(effects)
         if isinstance(reply, InProgress):
             self._works[vm, vcpu, request.work] = (request.gfn, reply.ready_at_ns, write)
-        self._record("fault", vm, vcpu, request.gfn, _HOW[request.access][request.mode], effects, now_ns)
+        self._record("fault", vm, vcpu, request.gfn, _HOW[request.access][request.mode], reply, now_ns)
         return effects
 
     def prefault(self, vm: int, vcpu: int, request: PrefaultRaised, now_ns: int) -> list[HostEffect]:
@@ -133,7 +167,7 @@ class FaultPath:
             del self._works[vm, vcpu, request.work]
         if isinstance(reply, Mapped):
             mm.groups[vm].stat["prefault_sync"] += reply.kind is FaultKind.MAJOR
-        self._record("prefault", vm, vcpu, request.gfn, request.work, effects, now_ns)
+        self._record("prefault", vm, vcpu, request.gfn, request.work, reply, now_ns)
         return effects
 
     def forget(self, vm: int) -> None:
@@ -141,26 +175,25 @@ class FaultPath:
         self._works = {work: told for work, told in self._works.items() if work[0] != vm}
 
     def _key(self, vm: int, gfn: int) -> int:
-        vms = self._mm.config.vms
-        if not 0 <= vm < len(vms) or not 0 <= gfn < vms[vm].guest_pages:
+        if not 0 <= vm < len(self._bounds) or not 0 <= gfn < self._guest_pages[vm]:
             raise CoreError(f"VM {vm}, gfn {gfn}: no such guest page")
-        return self._mm.pages.first_key[vm] + gfn
+        return self._bounds[vm][0] + gfn
 
     def _gup_succeeds(self, vm: int, key: int) -> bool:
         """Whether the first, non-sleeping get_user_pages gets the page."""
         state = self._mm.pages.state[key]
-        if state == PageState.RESIDENT:
+        if state == RESIDENT:
             return True
-        if self._gup is GupVariant.FAST:
+        if self._gup is _GUP_FAST:
             return False
-        sleeps = self._gup is GupVariant.NOWAIT and self._mm.backings[vm].nowait_sleeps
-        if state == PageState.READING:
+        sleeps = self._gup is _GUP_NOWAIT and self._mm.backings[vm].nowait_sleeps
+        if state == READING:
             return sleeps
-        if state != PageState.SWAPPED:
+        if state != SWAPPED:
             return True
         if self._mm.is_missing(key, vm):
             return False
-        return self._is_zero(key) or sleeps or (self._gup is GupVariant.NOWAIT and not self._background)
+        return self._is_zero(key) or sleeps or (self._gup is _GUP_NOWAIT and not self._background)
 
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""
@@ -175,7 +208,7 @@ class FaultPath:
         mm = self._mm
         mm.damage.in_vain(key)
         known = key not in mm.reads
-        if request.mode == FaultMode.BLOCKING or (known and mm.config.reports):
+        if request.mode == _BLOCKING or (known and mm.config.reports):
             return self._failed(vm, vcpu, key, now_ns + self._costs.ept_violation_ns, now_ns)
         mm.groups[vm].stat["page_error_again"] += known
         return self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -192,21 +225,21 @@ class FaultPath:
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
         state = self._mm.pages.state[key]
-        waits = state == PageState.READING
-        if waits or (state == PageState.SWAPPED and (self._mm.is_missing(key, vm) or not self._is_zero(key))):
+        waits = state == READING
+        if waits or (state == SWAPPED and (self._mm.is_missing(key, vm) or not self._is_zero(key))):
             return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
         mm, pages, costs = self._mm, self._mm.pages, self._costs
         stat = mm.groups[vm].stat
         effects: list[HostEffect] = []
-        if state == PageState.NONE or state == PageState.SWAPPED:
+        if state in _NOWHERE:
             cost_ns = self._allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, key, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.zero_fill_ns + costs.host_fault_ns
-            effects.append(self._zero_fill(vm, key, PageEvent.ZERO_FILLED, now_ns))
+            effects.append(self._zero_fill(vm, key, ZERO_FILLED, now_ns))
             stat["pgfault"] += 1
-        elif state != PageState.RESIDENT:
+        elif state != RESIDENT:
             cost_ns = self._take_back(vm, key, now_ns, True)
             if cost_ns == REFUSED:
                 return self._retry(vm, vcpu, key, now_ns)
@@ -224,12 +257,13 @@ class FaultPath:
 
     def _map_after_read(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Wait for the page's read, which is submitted here if nobody has."""
-        mm = self._mm
+        mm, stat = self._mm, self._mm.groups[vm].stat
         effects: list[HostEffect] = []
         missing = mm.is_missing(key, vm)
-        mm.groups[vm].stat["userfault_event"] += missing
-        if mm.pages.state[key] != PageState.SWAPPED:
-            mm.groups[vm].stat["read_wait"] += 1
+        if missing:
+            stat["userfault_event"] += 1
+        if mm.pages.state[key] != SWAPPED:
+            stat["read_wait"] += 1
         elif missing:
             cost_ns = self._allocate(vm, key, now_ns, False)
             if cost_ns == REFUSED:
@@ -241,14 +275,16 @@ class FaultPath:
                 return self._retry(vm, vcpu, key, now_ns)
             ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, True)
             cost_ns += ahead_ns
-            mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
+            if cost_ns:
+                mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + len(ahead) * self._costs.swap_submit_ns
-            effects += self._read(vm, key, ahead, at_ns, now_ns)
+            effects = self._read(vm, key, ahead, at_ns, now_ns)
             if key in mm.damage.pages:
                 mm.damage.in_vain(key)
                 return effects + self._failed(vm, vcpu, key, at_ns, now_ns)
-        mm.groups[vm].stat["pgfault"] += 1
-        stall_ns = max(0, mm.reads[key] - at_ns)
+        stat["pgfault"] += 1
+        stall_ns = mm.reads[key] - at_ns
+        stall_ns = max(stall_ns, 0)
         if mm.pages.flags[key] & WORKINGSET:
             mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
         if stall_ns > HUNG_NS:
@@ -260,27 +296,27 @@ class FaultPath:
     def _zero_fill(self, vm: int, key: int, event: PageEvent, now_ns: int) -> ZeroFrame:
         """Give a page that was never touched, or that is all zeros in swap, its zeros; it has its frame."""
         pages, stat = self._mm.pages, self._mm.groups[vm].stat
-        if pages.state[key] == PageState.NONE:
+        if pages.state[key] == NONE:
             pages.flags[key] |= DIRTY
             pages.move(key, event, now_ns)
             stat["zero_fill"] += 1
         else:
-            pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
-            pages.move(key, PageEvent.READ_DONE, now_ns)
+            pages.move(key, READ_SUBMITTED, now_ns)
+            pages.move(key, READ_DONE, now_ns)
             stat["swpin_zero"] += 1
             stat["pgmajfault"] += 1
         return ZeroFrame(pages.pfn[key])
 
     def _mapped(self, vm: int, vcpu: int, key: int, write: bool, at_ns: int, stall_ns: int, now_ns: int) -> Reply:
         """The reply that maps the page from ``at_ns`` on; until then the page is pinned."""
-        mm, pages = self._mm, self._mm.pages
-        if mm.groups[vm].over_high:
+        mm, pages, group = self._mm, self._mm.pages, self._mm.groups[vm]
+        if group.over_high:
             pages.pins[key] += 1
             at_ns += mm.throttle_ns(vm, at_ns, now_ns)
             pages.pins[key] -= 1
-        mm.schedule(at_ns, Own.MAPPING_MADE, key, vm, write)
-        mm.groups[vm].stat["pf_fixed"] += 1
-        kind = FaultKind.MAJOR if stall_ns else FaultKind.MINOR
+        mm.schedule(at_ns, _ON_MAPPING, key, vm, write)
+        group.stat["pf_fixed"] += 1
+        kind = _MAJOR if stall_ns else _MINOR
         writable = write or bool(pages.flags[key] & DIRTY)
         gfn = key - pages.first_key[vm]
         return Reply(vm, vcpu, Mapped(at_ns, gfn, pages.pfn[key], writable, kind, stall_ns))
@@ -291,11 +327,11 @@ class FaultPath:
         at_ns = now_ns + costs.ept_violation_ns
         cost_ns = 0
         missing = mm.is_missing(key, vm)
-        zeros = state == PageState.NONE or (state == PageState.SWAPPED and not missing and self._is_zero(key))
-        by_vcpu = self._gup is GupVariant.NOWAIT and not zeros and not missing
-        if mm.read_only[key] and (not by_vcpu or state == PageState.READING):
+        zeros = state == NONE or (state == SWAPPED and not missing and self._is_zero(key))
+        by_vcpu = self._gup is _GUP_NOWAIT and not zeros and not missing
+        if mm.read_only[key] and (not by_vcpu or state == READING):
             return self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
-        if state != PageState.READING:
+        if state != READING:
             get = self._take_back if mm.pages.pfn[key] >= 0 else self._allocate
             cost_ns = get(vm, key, now_ns, by_vcpu)
             if cost_ns == REFUSED:
@@ -303,11 +339,11 @@ class FaultPath:
         effects: list[HostEffect] = []
         reclaims_ns = 0  # of the worker
         ahead = [key]
-        if state == PageState.SWAPPED and not zeros and not missing:
+        if state == SWAPPED and not zeros and not missing:
             ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, by_vcpu)
             cost_ns += ahead_ns
         submits_ns = len(ahead) * costs.swap_submit_ns
-        if state == PageState.SWAPPED and by_vcpu:
+        if state == SWAPPED and by_vcpu:
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + submits_ns
             effects += self._read(vm, key, ahead, at_ns, now_ns)
@@ -317,19 +353,19 @@ class FaultPath:
         elif missing:
             ready_ns = at_ns + costs.fault_in_worker_ns
             mm.groups[vm].stat["userfault_event"] += 1
-            if state == PageState.SWAPPED:
+            if state == SWAPPED:
                 effects.append(self._fetch(vm, key, ready_ns, cost_ns, now_ns))
         else:
             reclaims_ns = cost_ns
             ready_ns = at_ns + costs.fault_in_worker_ns + cost_ns
             if zeros:
                 ready_ns += costs.zero_fill_ns
-                effects.append(self._zero_fill(vm, key, PageEvent.ZERO_FILLED_BY_WORKER, now_ns))
-            elif state == PageState.SWAPPED:
+                effects.append(self._zero_fill(vm, key, ZERO_FILLED_BY_WORKER, now_ns))
+            elif state == SWAPPED:
                 ready_ns += submits_ns
                 effects += self._read(vm, key, ahead, ready_ns, now_ns)
-            elif state in (PageState.EVICTING, PageState.WRITEBACK):
-                mm.pages.move(key, PageEvent.FOUND_BY_WORKER, now_ns)
+            elif state in (EVICTING, WRITEBACK):
+                mm.pages.move(key, FOUND_BY_WORKER, now_ns)
         read_ns = max(ready_ns, mm.reads.get(key, 0))
         comes_ns, waits_ns = at_ns + costs.fault_in_worker_ns, ready_ns
         ready_ns = read_ns + costs.host_fault_ns
@@ -337,7 +373,7 @@ class FaultPath:
             waits_ns = read_ns
         spans = ((comes_ns, comes_ns + reclaims_ns), (waits_ns, read_ns))
         mm.root_pressure.comes_and_waits(spans, comes_ns, ready_ns)
-        mm.schedule(ready_ns, Own.WORKER_DONE, key, vm)
+        mm.schedule(ready_ns, _ON_WORKER, key, vm)
         mm.groups[vm].stat["kvm_try_async_get_page"] += 1
         if mm.groups[vm].over_high:
             at_ns += mm.throttle_ns(vm, at_ns, now_ns)
@@ -359,23 +395,25 @@ class FaultPath:
     def _allocate(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
         """Charge and take a frame for a page that has none; the ns that took, or REFUSED."""
         mm = self._mm
-        spared_ns = mm.spare(now_ns)
-        if not mm.frames.free:
+        free = mm.frames.free
+        spared_ns = 0 if len(free) >= mm.watermarks.low else mm.spare(now_ns)
+        if not free:
             return REFUSED
         cost_ns = mm.charge(vm, now_ns, by_vcpu)
         if cost_ns == REFUSED:
             return REFUSED
-        mm.take_frame(key)
-        workingset.refault(mm.pages, mm.groups[vm], key)
+        pages = mm.pages
+        pages.pfn[key] = mm.frames.take(key)
+        workingset.refault(pages, mm.groups[vm], key)
         return spared_ns + cost_ns
 
     def _take_back(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
         """Charge a page that was picked or is being written again; the ns that took, or REFUSED."""
         mm, pages = self._mm, self._mm.pages
-        if pages.state[key] == PageState.CACHED:
+        if pages.state[key] == CACHED:
             return 0
         cost_ns = mm.charge(vm, now_ns, by_vcpu)
-        if cost_ns != REFUSED and pages.state[key] == PageState.EVICTING:
+        if cost_ns != REFUSED and pages.state[key] == EVICTING:
             del mm.evicting[key]
             if pages.flags[key] & DIRTY and pages.slot[key] >= 0:
                 mm.free_slot(key, vm)
@@ -383,9 +421,7 @@ class FaultPath:
         return cost_ns
 
     def _swap_fault(self, vm: int, vcpu: int, key: int) -> SwapFault:
-        pages = self._mm.pages
-        first = pages.first_key[vm]
-        return SwapFault(key, pages.slot[key], vm, vcpu, first, first + self._mm.config.vms[vm].guest_pages)
+        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, *self._bounds[vm])
 
     def _found(self, vm: int, vcpu: int, key: int) -> None:
         """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""
@@ -416,7 +452,7 @@ class FaultPath:
             if one == key:
                 ahead.append(one)
                 continue
-            if refused or not 0 <= one < pages.total or pages.state[one] != PageState.SWAPPED or pages.pfn[one] >= 0:
+            if refused or not 0 <= one < pages.total or pages.state[one] != SWAPPED or pages.pfn[one] >= 0:
                 continue
             whose = mm.vm_of(one)
             if mm.is_missing(one, whose) or whose in mm.left:
@@ -431,8 +467,10 @@ class FaultPath:
     def _read(self, vm: int, key: int, ahead: list[int], arrival_ns: int, now_ns: int) -> list[HostEffect]:
         """Submit the reads of ``ahead``, which all have their frames, page ``key`` among them."""
         mm, pages = self._mm, self._mm.pages
-        effects: list[HostEffect] = []
         mm.groups[vm].stat["pgmajfault"] += 1
+        if len(ahead) == 1:
+            return self._submit_read(vm, key, arrival_ns, now_ns, "read")
+        effects: list[HostEffect] = []
         for one in ahead:
             if one == key:
                 effects += self._submit_read(vm, one, arrival_ns, now_ns, "read")
@@ -448,11 +486,10 @@ class FaultPath:
         return effects
 
     def _submit_read(self, vm: int, key: int, arrival_ns: int, now_ns: int, what: str) -> list[HostEffect]:
-        mm = self._mm
-        result = mm.submit(Op.READ, key, vm, arrival_ns, now_ns, what)
-        if result is IoResult.ERROR:  # the device moves nothing
+        result, pages = self._mm.submit(_READ, key, vm, arrival_ns, now_ns, what), self._mm.pages
+        if result is _ERROR:  # the device moves nothing
             return []
-        return [ReadSlot(mm.pages.slot[key], mm.pages.pfn[key], result is IoResult.CHECKSUM)]
+        return [ReadSlot(pages.slot[key], pages.pfn[key], result is _CHECKSUM)]
 
     def _fetch(self, vm: int, key: int, event_ns: int, reclaim_ns: int, now_ns: int) -> HostEffect:
         """Have a missing page, which has its frame, fetched; a handler pays for the frame."""
@@ -479,13 +516,11 @@ class FaultPath:
         failed = isinstance(reply, Failed) and reply.error is not PageError.OUT_OF_MEMORY
         return failed and not self._mm.config.reports
 
-    def _record(
-        self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, effects: list[HostEffect], now_ns: int
-    ) -> None:
-        record, reply = self._mm.journal.record, _reply_of(effects)
+    def _record(self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, reply: HostReply, now_ns: int) -> None:
+        record = self._mm.journal.record
         if isinstance(reply, Mapped):
-            outcome = (_KINDS[reply.kind], reply.at_ns, reply.pfn, int(reply.writable), reply.stall_ns)
-            record(now_ns, what, vm, vcpu, gfn, how, *outcome)
+            kind, writable = _KINDS[reply.kind], int(reply.writable)
+            record(now_ns, what, vm, vcpu, gfn, how, kind, reply.at_ns, reply.pfn, writable, reply.stall_ns)
         elif isinstance(reply, InProgress):
             record(now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns)
         elif isinstance(reply, Failed):

@@ -101,9 +101,10 @@ class Kernel(Policy):
 
     def add_tail(self, key: int) -> None:
         """Put a page at the tail of the inactive list."""
-        self.inactive[key] = None
-        self.inactive.move_to_end(key, last=False)
-        self._pages.flags[key] = self._pages.flags[key] & ~ACTIVE | LRU
+        inactive, flags = self.inactive, self._pages.flags
+        inactive[key] = None
+        inactive.move_to_end(key, last=False)
+        flags[key] = flags[key] & ~ACTIVE | LRU
 
     def clear(self) -> None:
         """Forget all pages."""
@@ -146,13 +147,14 @@ class Kernel(Policy):
 
     def _shrink_inactive(self, scan: Scan, want: int, evict: Evict) -> None:
         pages, flags, young, inactive = self._pages, self._pages.flags, self._young, self.inactive
+        pfns, pins, oldest = pages.pfn, pages.pins, inactive.popitem
         for _ in range(min(SWAP_CLUSTER_MAX, len(inactive))):
             if scan.taken == want:
                 return
-            key, _none = inactive.popitem(last=False)
+            key, _none = oldest(last=False)
             scan.scanned += 1
-            pfn = pages.pfn[key]
-            if pages.pins[key]:
+            pfn = pfns[key]
+            if pins[key]:
                 inactive[key] = None
                 scan.rotated += 1
             elif not young[pfn]:

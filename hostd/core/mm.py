@@ -27,7 +27,30 @@ from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_
 from hostd.core.io_faults import Failure, IoFaults, IoResult
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
-from hostd.core.page import CHARGED, DIRTY, LRU, READAHEAD, WRITING, PageEvent, Pages, PageState
+from hostd.core.page import (
+    CACHED,
+    CHARGED,
+    DIRTY,
+    EVICTING,
+    FREED,
+    LRU,
+    MAPPED,
+    NONE,
+    PICKED,
+    READ_DONE,
+    READ_FAILED,
+    READ_SUBMITTED,
+    READAHEAD,
+    READING,
+    RELEASED,
+    RESIDENT,
+    WRITE_DONE,
+    WRITE_FAILED,
+    WRITE_PUT_OFF,
+    WRITEBACK,
+    WRITING,
+    Pages,
+)
 from hostd.core.pressure import Pressure
 from hostd.core.readahead import Settings
 from hostd.core.swap import NO_SLOT, SwapArea
@@ -63,6 +86,13 @@ class Own(IntEnum):
     WORKER_DONE = 3
     KSWAPD = 4
     WORKER_REFUSED = 5
+
+
+_RECLAIMABLE = (RESIDENT, CACHED)
+# Bound once, as in ``page``.
+_ON_READ, _ON_WRITE, _ON_MAPPING, _ON_WORKER, _ON_KSWAPD, _ON_REFUSAL = Own
+_READ = Op.READ
+_OK, _ERROR = IoResult.OK, IoResult.ERROR
 
 
 class Mm:
@@ -149,44 +179,50 @@ class Mm:
 
     def schedule(self, at_ns: int, what: Own, key: int, vm: int, write: bool = False) -> None:
         """Let ``what`` happen to page ``key`` at ``at_ns``; the page is pinned until then (a read: until mapped)."""
-        self._order += 1
-        heappush(self.agenda, (at_ns, self._order, what, key, vm, write))
-        if what is Own.READ_DONE:
+        self._order = order = self._order + 1
+        heappush(self.agenda, (at_ns, order, what, key, vm, write))
+        if what is _ON_READ:
             return
         self.pages.pins[key] += 1
         self.groups[vm].pinned += 1
-        if what is Own.MAPPING_MADE:
+        if what is _ON_MAPPING:
             heappush(self.mapping_times, at_ns)
 
     def run_until(self, now_ns: int) -> None:
         """Carry out the own events up to and including ``now_ns``."""
-        agenda, pages = self.agenda, self.pages
+        agenda = self.agenda
+        if not agenda or agenda[0][0] > now_ns:
+            return
+        pages, groups, backings, left = self.pages, self.groups, self.backings, self.left
+        pins, state, flags = pages.pins, pages.state, pages.flags
         while agenda and agenda[0][0] <= now_ns:
             at_ns, _order, what, key, vm, write = heappop(agenda)
-            if what is Own.READ_DONE:
+            if what is _ON_READ:
                 del self.reads[key]
-                failed = key in self.damage.pages
-                pages.move(key, PageEvent.READ_FAILED if failed else PageEvent.READ_DONE, at_ns)
-                if self.is_place(pages.slot[key]) and self.backings[vm].starts_missing:
+                pages.move(key, READ_FAILED if key in self.damage.pages else READ_DONE, at_ns)
+                if backings[vm].starts_missing and self.is_place(pages.slot[key]):
                     self._fetched(key, vm, at_ns)
-                if not pages.pins[key]:
+                if not pins[key]:
                     self._settle(key, vm, at_ns)
                 continue
-            if what is Own.KSWAPD:
+            if what is _ON_KSWAPD:
                 self._kswapd(at_ns)
                 continue
-            if what is Own.WRITE_DONE:
+            if what is _ON_WRITE:
                 self._write_done(key, vm, at_ns)
-            elif what is Own.MAPPING_MADE:
+            elif what is _ON_MAPPING:
                 heappop(self.mapping_times)
-                if vm not in self.left:
-                    self.map_page(key, vm, write, at_ns)
+                if vm not in left:
+                    # Mostly it is mapped already, as it is to be, by whoever was promised the mapping.
+                    if state[key] != RESIDENT or (write and not flags[key] & DIRTY):
+                        self.map_page(key, vm, write, at_ns)
                     self.publish[key] = vm
             else:
-                self._worker_done(key, vm, at_ns, what is Own.WORKER_REFUSED)
-            pages.pins[key] -= 1
-            self.groups[vm].pinned -= 1
-            if not pages.pins[key]:
+                self._worker_done(key, vm, at_ns, what is _ON_REFUSAL)
+            groups[vm].pinned -= 1
+            pins[key] = still = pins[key] - 1
+            # Mostly reclaim has it already.
+            if not still and (left or not flags[key] & LRU):
                 self._settle(key, vm, at_ns)
 
     def _worker_done(self, key: int, vm: int, at_ns: int, refused: bool) -> None:
@@ -197,7 +233,7 @@ class Mm:
         """
         stat = self.groups[vm].stat
         if vm not in self.left and not refused and key not in self.damage.pages:  # else its error is nobody's
-            stat["pgfault"] += self.pages.state[key] != PageState.RESIDENT
+            stat["pgfault"] += self.pages.state[key] != RESIDENT
             self.map_page(key, vm, True, at_ns)
         stat["kvm_async_pf_completed"] += 1
         self.journal.record(at_ns, "completed", vm, key - self.pages.first_key[vm])
@@ -206,9 +242,9 @@ class Mm:
         """Nobody needs page ``key`` where it is any more: reclaim may have it, or, if its VM has left, it is freed."""
         state = self.pages.state[key]
         if vm in self.left:
-            if state != PageState.READING and state != PageState.NONE:
+            if state != READING and state != NONE:
                 self.free_page(key, vm, at_ns)
-        elif (state == PageState.RESIDENT or state == PageState.CACHED) and not self.pages.flags[key] & LRU:
+        elif state in _RECLAIMABLE and not self.pages.flags[key] & LRU:
             self.groups[vm].lists.add(key)
 
     def _write_done(self, key: int, vm: int, at_ns: int) -> None:
@@ -218,15 +254,15 @@ class Mm:
         """
         pages, group = self.pages, self.groups[vm]
         pages.flags[key] &= ~WRITING
-        if key in self.write_failed:
+        if self.write_failed and key in self.write_failed:
             self.write_failed.remove(key)
             self._write_undone(key, vm, at_ns)
             return
         group.unwritten = 0
-        if pages.state[key] == PageState.WRITEBACK:
-            pages.move(key, PageEvent.WRITE_DONE, at_ns)
+        if pages.state[key] == WRITEBACK:
+            pages.move(key, WRITE_DONE, at_ns)
             if vm in self.left:
-                pages.move(key, PageEvent.RELEASED, at_ns)
+                pages.move(key, RELEASED, at_ns)
                 self.release_frame(key)
             elif group.usage < group.limit and len(self.frames.free) > self.watermarks.high:
                 group.usage += 1
@@ -245,30 +281,33 @@ class Mm:
         gfn, slot = key - pages.first_key[vm], pages.slot[key]
         self.log.alert("write error", f"Write-error on swap-device: slot {slot}, gfn {gfn:#x} of VM {vm}", at_ns)
         pages.flags[key] |= DIRTY
-        if pages.state[key] != PageState.WRITEBACK:
+        if pages.state[key] != WRITEBACK:
             self.free_slot(key, vm)
         elif vm in self.left:
-            pages.move(key, PageEvent.WRITE_FAILED, at_ns)
+            pages.move(key, WRITE_FAILED, at_ns)
             group.usage += 1  # which free_page takes away
         elif group.usage < group.limit and len(self.frames.free) > self.watermarks.min:
-            pages.move(key, PageEvent.WRITE_FAILED, at_ns)
+            pages.move(key, WRITE_FAILED, at_ns)
             group.usage += 1
             group.lists.add(key)
         else:
-            pages.move(key, PageEvent.WRITE_PUT_OFF, at_ns)
+            pages.move(key, WRITE_PUT_OFF, at_ns)
             self.evicting[key] = vm
 
     def _release(self, key: int, group: MemoryGroup, at_ns: int) -> None:
         """Free the frame of a clean page in the swap cache (__remove_mapping)."""
-        self.pages.move(key, PageEvent.RELEASED, at_ns)
+        self.pages.move(key, RELEASED, at_ns)
         self.forget_frame(key, group)
 
     def forget_frame(self, key: int, group: MemoryGroup) -> None:
         """Page ``key`` is in its slot only."""
-        workingset.eviction(self.pages, group, key)
-        self.pages.flags[key] &= ~READAHEAD
-        self.damage.forget(key)
-        self.release_frame(key)
+        pages = self.pages
+        workingset.eviction(pages, group, key)
+        pages.flags[key] &= ~READAHEAD
+        if self.damage.pages:
+            self.damage.forget(key)
+        self.frames.release(pages.pfn[key])
+        pages.pfn[key] = -1
 
     def map_page(self, key: int, vm: int, write: bool, now_ns: int) -> None:
         """Make page ``key``, which has its bytes in a frame, host-mapped; a write takes the slot.
@@ -276,8 +315,8 @@ class Mm:
         So does a read when slots are scarce (mm/memory.c:should_try_to_free_swap).
         """
         pages = self.pages
-        if pages.state[key] != PageState.RESIDENT:
-            pages.move(key, PageEvent.MAPPED, now_ns)
+        if pages.state[key] != RESIDENT:
+            pages.move(key, MAPPED, now_ns)
             write = write or (self.swap.is_full and not self.backings[vm].fixed_place)
         if write and not pages.flags[key] & DIRTY:
             pages.flags[key] |= DIRTY
@@ -298,7 +337,7 @@ class Mm:
             pages.slot[key] = NO_SLOT
         pages.flags[key] = 0
         pages.shadow[key] = -1
-        pages.move(key, PageEvent.FREED, now_ns)
+        pages.move(key, FREED, now_ns)
 
     def is_place(self, slot: int) -> bool:
         """Whether that is no swap slot, but a place in a file or a snapshot."""
@@ -322,17 +361,20 @@ class Mm:
         """Take page ``key``'s slot away; a place of its own it keeps."""
         if self.backings[vm].fixed_place:
             return
-        if not self.is_place(self.pages.slot[key]):
-            self.swap.free(self.pages.slot[key])
-        self.damage.freed(self.pages.slot[key])
-        self.pages.slot[key] = NO_SLOT
+        slots, swap = self.pages.slot, self.swap
+        slot = slots[key]
+        if slot < swap.total:
+            swap.free(slot)
+        if self.damage.slots:
+            self.damage.freed(slot)
+        slots[key] = NO_SLOT
 
     def _fetched(self, key: int, vm: int, at_ns: int) -> None:
         """A handler has put page ``key`` in place: the host maps it, dirty (mfill_atomic_install_pte)."""
         pages = self.pages
         self.free_slot(key, vm)
         pages.flags[key] |= DIRTY
-        pages.move(key, PageEvent.MAPPED, at_ns)
+        pages.move(key, MAPPED, at_ns)
 
     def take_frame(self, key: int) -> int:
         """Give page ``key`` a free frame."""
@@ -371,17 +413,18 @@ class Mm:
         """
         group, costs = self.groups[vm], self.config.costs
         pages, evicting = self.pages, self.evicting
+        state, flags, slot = pages.state, pages.flags, pages.slot
         picked = freed = 0
 
         def evict(key: int) -> bool:
             nonlocal picked, freed
-            if pages.state[key] == PageState.CACHED and not pages.flags[key] & DIRTY:
+            if state[key] == CACHED and not flags[key] & DIRTY:
                 self._release(key, group, now_ns)
                 freed += 1
             else:
-                if pages.slot[key] < 0 and not self.give_slot(key, vm, now_ns):
+                if slot[key] < 0 and not self.give_slot(key, vm, now_ns):
                     return False
-                pages.move(key, PageEvent.PICKED, now_ns)
+                pages.move(key, PICKED, now_ns)
                 evicting[key] = vm
                 picked += 1
                 if kswapd:
@@ -429,7 +472,7 @@ class Mm:
         first = self.pages.first_key[vm]
         end = first + self.config.vms[vm].guest_pages
         state = self.pages.state
-        return state.count(PageState.EVICTING, first, end) + state.count(PageState.WRITEBACK, first, end)
+        return state.count(EVICTING, first, end) + state.count(WRITEBACK, first, end)
 
     # The host's memory, if it has less than its groups may have: watermarks, direct reclaim, kswapd. ----------------
 
@@ -483,7 +526,7 @@ class Mm:
         self.kswapd_ns = at_ns
         # Before all else of that time: a page whose mapping takes effect at a border, for the window that opens there,
         # is pinned until then, and must not be picked at that very border.
-        heappush(self.agenda, (at_ns, 0, Own.KSWAPD, -1, -1, False))
+        heappush(self.agenda, (at_ns, 0, _ON_KSWAPD, -1, -1, False))
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -493,8 +536,8 @@ class Mm:
 
     def find_zeros(self, key: int, vm: int, now_ns: int) -> None:
         """Page ``key``, which is all zeros in swap and has its frame, is in the swap cache at once, and nobody's yet."""
-        self.pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
-        self.pages.move(key, PageEvent.READ_DONE, now_ns)
+        self.pages.move(key, READ_SUBMITTED, now_ns)
+        self.pages.move(key, READ_DONE, now_ns)
         self.groups[vm].stat["swpin_zero"] += 1
         self._settle(key, vm, now_ns)
 
@@ -504,41 +547,41 @@ class Mm:
         done_ns, is_left = self.handlers[vm].serve(event_ns, reclaim_ns)
         if is_left:
             self.hanging[key] = event_ns
-        pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
+        pages.move(key, READ_SUBMITTED, now_ns)
         self.reads[key] = done_ns
-        self.schedule(done_ns, Own.READ_DONE, key, vm)
+        self.schedule(done_ns, _ON_READ, key, vm)
         gfn = key - pages.first_key[vm]
         self.journal.record(now_ns, "userfault", vm, gfn, pages.slot[key], pages.pfn[key], event_ns, done_ns)
         return done_ns
 
     def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "") -> IoResult:
         """Submit an I/O between page ``key``'s frame and slot, ``what`` in the journal; returns what it will come to."""
-        pages = self.pages
-        slot, gfn = pages.slot[key], key - pages.first_key[vm]
-        start_ns, done_ns = self.device.submit(op, slot, arrival_ns, pages.pfn[key])
-        if isinstance(self.device, MeasuredDevice):
-            self.journal.record(now_ns, "measured", op.name.lower(), slot, self.device.took_ns)
+        pages, device = self.pages, self.device
+        slot, pfn, gfn = pages.slot[key], pages.pfn[key], key - pages.first_key[vm]
+        start_ns, done_ns = device.submit(op, slot, arrival_ns, pfn)
+        if isinstance(device, MeasuredDevice):
+            self.journal.record(now_ns, "measured", op.name.lower(), slot, device.took_ns)
         self.io[op].observe(done_ns - arrival_ns)
         stat = self.groups[vm].stat
         result = self.io_faults.result(op, vm, gfn, slot, now_ns)
-        if op is Op.READ:
+        if op is _READ:
             result = self.damage.read(key, slot, result, done_ns)
-            pages.move(key, PageEvent.READ_SUBMITTED, now_ns)
+            pages.move(key, READ_SUBMITTED, now_ns)
             self.reads[key] = done_ns
-            self.schedule(done_ns, Own.READ_DONE, key, vm)
+            self.schedule(done_ns, _ON_READ, key, vm)
             stat["pswpin"] += self.backings[vm].swaps
-            self.journal.record(now_ns, what or "read", vm, gfn, slot, pages.pfn[key], arrival_ns, start_ns, done_ns)
+            self.journal.record(now_ns, what or "read", vm, gfn, slot, pfn, arrival_ns, start_ns, done_ns)
         else:
             self.damage.written(slot, result)
-            if result is IoResult.ERROR:
+            if result is _ERROR:
                 self.write_failed.add(key)
             pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
             self.swap.set_zero(slot, False)
-            self.schedule(done_ns, Own.WRITE_DONE, key, vm)
+            self.schedule(done_ns, _ON_WRITE, key, vm)
             stat["pswpout"] += self.backings[vm].swaps
             stat["nr_vmscan_write"] += 1
-            self.journal.record(now_ns, "write", vm, gfn, slot, pages.pfn[key], start_ns, done_ns)
-        if result is not IoResult.OK:
+            self.journal.record(now_ns, "write", vm, gfn, slot, pfn, start_ns, done_ns)
+        if result is not _OK:
             self._note_failure(op, result, vm, gfn, slot, done_ns, now_ns)
         return result
 

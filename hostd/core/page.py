@@ -105,6 +105,13 @@ TABLE: Table[PageState, PageEvent] = Table(
     Rule(_S.SWAPPED, _E.FREED, _S.NONE, _ZAP),
 )
 
+# Members that faults use, bound once: looked up on its class one costs 0.06 us on Python 3.11, and a fault uses some 40.
+NONE, RESIDENT, EVICTING, WRITEBACK, CACHED, READING, SWAPPED = PageState
+ZERO_FILLED, ZERO_FILLED_BY_WORKER, MAPPED, FOUND_BY_WORKER, PICKED, WRITE_SUBMITTED, DROPPED = tuple(PageEvent)[:7]
+WRITE_DONE, RELEASED, READ_SUBMITTED, READ_DONE, FREED, READ_FAILED, WRITE_FAILED, WRITE_PUT_OFF = tuple(PageEvent)[
+    7:
+]
+
 CHARGED = (PageState.RESIDENT, PageState.CACHED, PageState.READING)
 FRAMED = (*CHARGED, PageState.EVICTING, PageState.WRITEBACK)
 

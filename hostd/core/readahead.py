@@ -66,6 +66,9 @@ class Way(IntEnum):
     FILE = 2
 
 
+_ADDRESS, _SLOT, _FILE = Way
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a policy is made for: the way of each VM, and ``page_in(slot)``, the page whose slot that is, -1 if nobody's.
@@ -110,8 +113,12 @@ def pages_to_read(previous: int, offset: int, hits: int, pages_max: int, last_wi
     ``previous`` and ``offset`` are where the last fault was and this one is, in pages; ``hits`` how many pages read
     ahead were used since.
     """
-    alone = 2 if abs(offset - previous) == 1 else 1
-    pages = max(4, 1 << (hits + 1).bit_length()) if hits else alone
+    if hits:
+        pages = max(4, 1 << (hits + 1).bit_length())
+    else:
+        pages = 2 if -1 <= offset - previous <= 1 and offset != previous else 1
+        if last_window <= 2 and pages <= pages_max:  # the common case: no window to shrink
+            return pages
     return max(min(pages, pages_max), last_window // 2)
 
 
@@ -154,13 +161,10 @@ class KernelReadahead(Readahead):
 
     def window(self, fault: SwapFault) -> Sequence[int]:
         """See ``Readahead``."""
-        match self.settings.ways[fault.vm]:
-            case Way.SLOT:
-                return self._by_slot(fault)
-            case Way.FILE:
-                return self._around(fault)
-            case _:
-                return self._by_address(fault)
+        way = self.settings.ways[fault.vm]
+        if way is _ADDRESS:
+            return self._by_address(fault)
+        return self._by_slot(fault) if way is _SLOT else self._around(fault)
 
     def _by_slot(self, fault: SwapFault) -> Sequence[int]:
         """swap_cluster_readahead with swapin_nr_pages: neighbours in the swap area, whosesoever they are."""
@@ -201,10 +205,10 @@ class KernelReadahead(Readahead):
     def found(self, fault: SwapFault, first_hit: bool) -> None:
         """swap_update_readahead; do_async_mmap_readahead."""
         way = self.settings.ways[fault.vm]
-        if way is Way.SLOT:
+        if way is _SLOT:
             self._area.hits += first_hit
             return
-        if way is Way.FILE:
+        if way is _FILE:
             self._misses[fault.vm] = max(0, self._misses[fault.vm] - 1)
             return
         vma = self._vmas[fault.vm]
