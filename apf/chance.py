@@ -34,7 +34,7 @@ def _mix_block(key: int, block: int) -> list[int]:
     value = np.arange(1, _BLOCK + 1, dtype=np.uint64) * golden + np.uint64((key + (block * _BLOCK) * _GOLDEN) & _MASK)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (value ^ (value >> np.uint64(31))).tolist()  # type: ignore[no-any-return]
+    return (value ^ (value >> np.uint64(31))).tolist()  # type: ignore[no-any-return]  # numpy has Any
 
 
 def stream_key(seed: int, name: str) -> int:

@@ -17,7 +17,7 @@ from hostd.core.readahead import KernelReadahead, NoReadahead, Readahead, Stride
 _PLUGINS: Plugins[Readahead] = Plugins(
     "swap.readahead",
     "apf.readahead",
-    Readahead,  # type: ignore[type-abstract]
+    Readahead,  # type: ignore[type-abstract]  # it is asked for subclasses only
     {"kernel": KernelReadahead, "none": NoReadahead, "stride": StrideReadahead},
 )
 

@@ -190,7 +190,7 @@ def enter(uc: int, state: int) -> int:
     store64(state + _NEXT_CHECK, min(load64(state + _STOP_AT), load64(state + _RETIRED) + PUBLISH_INTERVAL))
     error = _uc_emu_start(uc, load64(state + _RIP), 0, 0, 0)
     _uc_reg_read(uc, _REG_RIP, state + _RIP)
-    return error  # type: ignore[no-any-return]
+    return error  # type: ignore[no-any-return]  # an external function
 
 
 _BLOCK_TYPE = types.void(types.int64, types.int64, types.uint32, types.int64)
