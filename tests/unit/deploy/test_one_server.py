@@ -34,7 +34,7 @@ from hostd.core.device import Op
 TASKS = 3
 THINK_NS = 1_000_000
 NS_AN_INSTRUCTION = 20
-LOADS = {0.5: 6000, 1.0: 2700, 2.0: 900}
+LOADS = {0.5: 8000, 1.0: 2700, 2.0: 900}
 """D, of the mean computation: faults of each task."""
 SEED = 1
 FAULTS_OF_SIMPY = 20_000
