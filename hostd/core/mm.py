@@ -24,7 +24,7 @@ from hostd.core.damage import Damage
 from hostd.core.device import Carry, Device, MeasuredDevice, Op
 from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
-from hostd.core.io_faults import Failure, IoFaults, IoResult
+from hostd.core.io_faults import Failure, IoFaults, IoResult, Rates
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import (
@@ -130,7 +130,8 @@ class Mm:
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
         policy = config.reclaim
-        self.io_faults = IoFaults(config.failures, config.end_ns)
+        rates = Rates(config.profile.errors, config.seed) if any(config.profile.errors) else None
+        self.io_faults = IoFaults(config.failures, config.end_ns, rates)
         served = self.io_faults.served if config.failures else None
         self.device: Device | MeasuredDevice
         if carry is not None:
