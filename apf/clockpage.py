@@ -244,6 +244,16 @@ def _wait_passed(page, entry, seen, descriptor):
             return seen
 
 
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def _wait_want(page, entry, seen):
+    futex = _want(page, entry) + 8 * _WANT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    if load_i64(futex) == seen:
+        futex_wait(futex, seen, timespec.ctypes.data)
+    return load_i64(futex)
+
+
 @njit("boolean(int64, int64, int64)", cache=True, nogil=True)
 def _may_go_on(page, slot, time_ns):
     border = load_i64(_cell(page, _BORDER))
@@ -481,6 +491,13 @@ class ClockPage:
         Runs natively; returns when nothing happened for 200 ms, with what to call it with (``seen``) next.
         """
         return int(_wait_passed(self.address, entry, seen, descriptor))
+
+    def wait_want(self, entry: int, seen: int) -> int:
+        """Wait, without a descriptor, until a slot passed what ``entry`` announces, for 200 ms at most.
+
+        Returns what to call it with (``seen``) next: another number if one did.
+        """
+        return int(_wait_want(self.address, entry, seen))
 
     def wait_window(self, participant: int, time_ns: int) -> Waited:
         """Wait until a window holding ``time_ns`` is open; the slot must be at ``time_ns`` or a bound below it."""

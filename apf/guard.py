@@ -28,6 +28,7 @@ from google.protobuf.message import DecodeError
 from apf import limits, listen, roles, tls
 from apf.listen import Listener, Security
 from apf.process import Failure
+from apf.streams import StreamMethod, StreamServer
 
 if TYPE_CHECKING:
     from apf.calls import CallCounter
@@ -109,6 +110,16 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
             return None
         return self._guarded(method, handler) if known else self._denied(method)
 
+    def refusal(self, method: str) -> tuple[grpc.StatusCode, str]:
+        """What to tell the caller of a method that is not served at this listener, whoever may call it."""
+        if method in roles.METHODS and not roles.may(self._roles, method):
+            refused = self._not_allowed(method, self._roles)
+            log.info("refused %s at %s: %s: %s", method, self._where, refused.code.name, refused.text)
+            self._count(method, refused.code.name)
+            return refused.code, refused.text
+        self._count("", grpc.StatusCode.UNIMPLEMENTED.name)
+        return grpc.StatusCode.UNIMPLEMENTED, "Method not found!"
+
     def _denied(self, method: str) -> _Handler:
         async def deny(_: object, context: Any) -> None:
             refused = self._not_allowed(method, self._roles)
@@ -128,7 +139,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
         await context.abort(refused.code, text)
 
     def _guarded(self, method: str, handler: _Handler) -> _Handler:
-        deserialize = _parser(method, handler.request_deserializer)
+        deserialize = parser(method, handler.request_deserializer)
         serialize = handler.response_serializer
         inner = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         if handler.request_streaming:
@@ -203,7 +214,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # gRPC has no ty
             await self._abort(context, method, refused)
 
 
-def _parser(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+def parser(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Takes a request of ``/package.Service/Method`` from its bytes; what it makes raises Refused."""
     most = limits.request_bytes_max(method)
 
     def parse(data: bytes) -> Any:
@@ -219,8 +231,20 @@ def _parser(method: str, deserialize: Callable[[bytes], Any]) -> Callable[[bytes
     return parse
 
 
+def for_streams(listeners: Sequence[Listener]) -> bool:
+    """Whether vCPUs come to listeners of their own only, on which ``apf.streams`` can serve them."""
+    return all(
+        each.roles == {roles.Role.VCPU} and not each.by_certificate
+        for each in listeners
+        if roles.Role.VCPU in each.roles
+    )
+
+
 class Servers:
-    """The gRPC servers of a daemon, one a listener. ``vcpus`` of them have streams of their own."""
+    """The gRPC servers of a daemon, one a listener. ``vcpus`` of them have streams of their own.
+
+    ``streams``: the vCPUs' method, if ``for_streams``, which is then served without the event loop.
+    """
 
     def __init__(
         self,
@@ -230,10 +254,17 @@ class Servers:
         vcpus: int,
         calls: CallCounter,
         further: Sequence[grpc.aio.ServerInterceptor] = (),
+        streams: StreamMethod | None = None,
     ) -> None:
         self._security = security
-        self._servers: list[tuple[Listener, grpc.aio.Server]] = []
+        self._servers: list[tuple[Listener, grpc.aio.Server | StreamServer]] = []
         for listener in listeners:
+            if streams is not None and listener.roles == {roles.Role.VCPU}:
+                options = limits.server_options(listener.roles, listener.path is None)
+                most = limits.rpcs_max(listener.roles, vcpus)
+                server = StreamServer(streams, Guard(listener, calls.refused).refusal, most, options)
+                self._servers.append((listener, server))
+                continue
             server = grpc.aio.server(
                 interceptors=(Guard(listener, calls.refused), calls, *further),
                 options=limits.server_options(listener.roles, listener.path is None),
@@ -251,11 +282,12 @@ class Servers:
             await server.start()
         return addresses
 
-    def _bind(self, listener: Listener, server: grpc.aio.Server) -> str:
+    def _bind(self, listener: Listener, server: grpc.aio.Server | StreamServer) -> str:
         address = listener.address
         try:
             if listener.by_certificate:
                 assert self._security.tls is not None
+                assert not isinstance(server, StreamServer)
                 port = server.add_secure_port(address, tls.server_credentials(self._security.tls))
             else:
                 port = server.add_insecure_port(address)

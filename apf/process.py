@@ -60,6 +60,14 @@ def settle_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a handshake that fails is a line otherwise: anybody's to cause
 
 
+def settle_polling() -> None:
+    """Let each thread that polls poll its own sockets; for a process with more than one, before gRPC is imported.
+
+    gRPC's default is one epoll(7) set for all: whichever thread is in it reads what another one waits for, and wakes it.
+    """
+    os.environ.setdefault("GRPC_POLL_STRATEGY", "poll")
+
+
 def start_logging(level: str = "WARNING", form: str | None = None) -> None:
     """One log stream on standard error for this process and all it forks, as ``apf.logs`` has it.
 

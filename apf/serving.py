@@ -1,8 +1,13 @@
 """How a server takes requests of vCPUs in the order of virtual time; shared by hostd and guestsched.
 
-One stream a vCPU, all on one event loop (gRPC's asyncio stack). A request that does not have its turn yet waits in a
-heap; the earliest of them stands on the clock page. Whoever stores a slot that lets it pass wakes a native thread,
-which pokes the loop. The slots alone decide: at most one request at a time finds that it has the turn.
+One stream a vCPU. A request that does not have its turn yet waits in a heap; the earliest of them stands on the clock
+page. Whoever stores a slot that lets it pass wakes a thread that waits natively. The slots alone decide: at most one
+request at a time finds that it has the turn.
+
+Streams are either all on one event loop (gRPC's asyncio stack, ``serve_vcpu``), which that thread pokes; or all are
+handled by the thread that polls them (``apf.vcpu_stream``), and then that thread, or the one that waits for turns, takes
+the request. A lock is between the two. What else there is to do for a stream, its beginning and its end, is always
+the loop's.
 """
 
 from __future__ import annotations
@@ -58,6 +63,32 @@ RequestT = TypeVar("RequestT", bound=Request)
 ResponseT = TypeVar("ResponseT")
 
 
+class Turn(Protocol):
+    """A request that waits."""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether its vCPU has gone."""
+
+    def take(self) -> bool:
+        """It has its turn. Whether it has been answered; if not, who asked goes on with it."""
+
+
+class _LoopTurn:
+    """The turn of a request whose stream is on the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.future: asyncio.Future[None] = loop.create_future()
+
+    @property
+    def dropped(self) -> bool:
+        return self.future.cancelled()
+
+    def take(self) -> bool:
+        self.future.set_result(None)
+        return False
+
+
 class TurnServer:
     """Attachment, order and the end of the run, for one server process. Made inside its event loop.
 
@@ -71,11 +102,13 @@ class TurnServer:
         self._server = server
         self._scenario_digest = scenario_digest
         self._patience_s = patience_s
-        self._loop = asyncio.get_running_loop()
+        self.loop = self._loop = asyncio.get_running_loop()
+        self._method = method
         self._participants: dict[tuple[int, int], int] = {}  # (vm, vcpu) -> participant
         self._clock: ClockPage | None = None
         self._entry = 0
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []  # heap of (time, participant, turn)
+        self._lock = threading.RLock()
+        self._waiting: list[tuple[int, int, Turn]] = []  # heap of (time, participant, turn), guarded by the lock
         self._ends_all = ends_all
         self._attached: set[tuple[int, int]] = set()
         self._attachments = 0
@@ -92,24 +125,39 @@ class TurnServer:
         self.is_over = False
 
     def open(
-        self, clock: ClockPage, participants: dict[tuple[int, int], int], expected: Iterable[tuple[int, int]] = ()
+        self,
+        clock: ClockPage,
+        participants: dict[tuple[int, int], int],
+        expected: Iterable[tuple[int, int]] = (),
+        on_loop: bool = True,
     ) -> None:
         """Let vCPUs attach: ``participants`` maps (vm, vcpu) to its slot.
 
-        ``all_attached`` is set once ``expected`` have, all if none are given.
+        ``all_attached`` is set once ``expected`` have, all if none are given. ``on_loop``: where the streams are.
         """
         self._clock = clock
         self._entry = clock.want_entry(self._server, min(participants.values()))
         self._participants = participants
         self._expected = frozenset(expected) or frozenset(participants)
-        poke = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._loop.add_reader(poke, self._poked, poke)
-        threading.Thread(target=self._bridge, args=(clock, poke), name="turns", daemon=True).start()
+        if on_loop:
+            poke = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            self._loop.add_reader(poke, self._poked, poke)
+            threading.Thread(target=self._bridge, args=(clock, poke), name="turns", daemon=True).start()
+        else:
+            threading.Thread(target=self._wait_turns, args=(clock,), name="turns", daemon=True).start()
 
     def _bridge(self, clock: ClockPage, poke: int) -> None:
         seen = 0
         while not self.is_over and not clock.aborted:
             seen = clock.wait_passed(self._entry, seen, poke)
+
+    def _wait_turns(self, clock: ClockPage) -> None:
+        seen = 0
+        while not self.is_over and not clock.aborted:
+            now = clock.wait_want(self._entry, seen)
+            if now != seen:
+                seen = now
+                self._pass_turn()
 
     def _poked(self, poke: int) -> None:
         with contextlib.suppress(
@@ -186,6 +234,10 @@ class TurnServer:
             self._clock.abort()
         self.finish()
 
+    def failed(self, error: Exception) -> None:
+        """An error of ours."""
+        self.fail(Failure(f"{type(error).__name__}: {error}"))
+
     def end_all(self, failure: Failure) -> None:
         """This server's run is over, but what it came to ends that of all others."""
         self._failure = self._failure or failure
@@ -219,7 +271,8 @@ class TurnServer:
             except TimeoutError:
                 continue
         for _, _, turn in self._waiting:
-            turn.cancel()
+            if isinstance(turn, _LoopTurn):
+                turn.future.cancel()
 
     # One stream -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +293,10 @@ class TurnServer:
         first: Any = await first_message(context)
         if first is grpc.aio.EOF:
             return
-        vm, vcpu, participant = await self._attach(first, context)
+        try:
+            vm, vcpu, participant = self.attach(first)
+        except Refused as refused:
+            await self._refuse(context, refused.code, refused.text)
         clock = self._clock
         assert clock is not None
         read, write = context.read, context.write
@@ -260,7 +316,7 @@ class TurnServer:
                     why = f"seq = {request.seq}, time_ns = {time_ns}: expected {seq} and {at_ns} to {NEVER_NS - 1}"
                     await self._break_off(context, vm, vcpu, grpc.StatusCode.INVALID_ARGUMENT, why)
                 if not clock.has_turn(participant, time_ns):
-                    await self._turn(clock, participant, time_ns)
+                    await self._turn(participant, time_ns)
                 try:
                     at_ns, response = take(vm, vcpu, request)
                 except WireError as error:
@@ -275,57 +331,88 @@ class TurnServer:
                     self._pass_turn()
                 await write(response)
         finally:
-            self._attached.discard((vm, vcpu))
-            if not self._attached:
-                self._all_left.set()
-            if not self.is_over:
-                if clock.slot_ns(participant) < NEVER_NS:
-                    self._lose(vm, PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
-                if not any(key[0] == vm for key in self._attached):
-                    self._detached(vm)
+            self.detach(vm, vcpu)
 
-    def _lose(self, vm: int, failure: Failure) -> None:
+    def detach(self, vm: int, vcpu: int) -> None:
+        """The stream of an attached vCPU has ended."""
+        clock = self._clock
+        assert clock is not None
+        self._attached.discard((vm, vcpu))
+        if not self._attached:
+            self._all_left.set()
+        if not self.is_over:
+            if clock.slot_ns(self._participants[vm, vcpu]) < NEVER_NS:
+                self.lose(vm, PeerLost(f"lost vCPU {vcpu} of VM {vm}: its stream ended before its run"))
+            if not any(key[0] == vm for key in self._attached):
+                self._detached(vm)
+
+    def lose(self, vm: int, failure: Failure) -> None:
+        """A vCPU of a VM is lost: so is its VM, or the run."""
         if not self._lost(vm, failure):
             self.fail(failure)
 
-    async def _turn(self, clock: ClockPage, participant: int, time_ns: int) -> None:
+    async def _turn(self, participant: int, time_ns: int) -> None:
         """Wait for the request's turn."""
-        turn: asyncio.Future[None] = self._loop.create_future()
-        waiting = (time_ns, participant, turn)
-        heapq.heappush(self._waiting, waiting)
-        if self._waiting[0] is waiting:
-            self._pass_turn()
-        await turn
+        turn = _LoopTurn(self._loop)
+        self._wait(time_ns, participant, turn)
+        await turn.future
+
+    def offer(self, time_ns: int, participant: int, turn: Turn) -> None:
+        """Take a request of a stream that is not on the loop: now, if it has its turn, or when it has."""
+        clock = self._clock
+        assert clock is not None
+        with self._lock:
+            if not clock.has_turn(participant, time_ns):
+                self._wait(time_ns, participant, turn)
+            elif turn.take() and self._waiting:
+                self._pass_turn()
+
+    def settle(self, participant: int, asked_ns: int, at_ns: int) -> None:
+        """A request is answered for ``at_ns``."""
+        assert self._clock is not None
+        self._clock.settle(participant, asked_ns, at_ns)
+
+    def stream_ended(self, code: str) -> None:
+        """Count a stream that is not on the loop."""
+        self.calls.calls[self._method, code] += 1
+
+    def _wait(self, time_ns: int, participant: int, turn: Turn) -> None:
+        with self._lock:
+            waiting = (time_ns, participant, turn)
+            heapq.heappush(self._waiting, waiting)
+            if self._waiting[0] is waiting:
+                self._pass_turn()
 
     def _pass_turn(self) -> None:
-        """Let the earliest waiting request go on if it has its turn; what stands on the page follows."""
-        clock, waiting = self._clock, self._waiting
+        """Let the earliest waiting requests go on that have their turn; what stands on the page follows."""
+        clock = self._clock
         assert clock is not None
-        while waiting:
-            time_ns, participant, turn = waiting[0]
-            if not turn.cancelled() and not clock.announce(self._entry, participant, time_ns):
-                return
-            heapq.heappop(waiting)
-            if not turn.cancelled():
-                turn.set_result(None)
-                break
-        clock.withdraw(self._entry)
+        with self._lock:
+            waiting = self._waiting
+            while waiting:
+                time_ns, participant, turn = waiting[0]
+                if not turn.dropped and not clock.announce(self._entry, participant, time_ns):
+                    return
+                heapq.heappop(waiting)
+                if not turn.dropped and not turn.take():
+                    break
+            clock.withdraw(self._entry)
 
-    async def _attach(self, request: Request, context: Any) -> tuple[int, int, int]:
+    def attach(self, request: Request) -> tuple[int, int, int]:
+        """The vCPU that the first message on a stream is of: vm, vcpu, participant. Raises Refused."""
         if not request.HasField("attach") or request.seq:
             why = f"seq = {request.seq}: the first message on a stream is attach, with seq = 0"
-            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, why)
         attach = request.attach
         key = (attach.vm, attach.vcpu)
         if attach.scenario_digest != self._scenario_digest:
             why = f"attach.scenario_digest = {attach.scenario_digest!r}: this run has {self._scenario_digest!r}"
-            await self._refuse(context, grpc.StatusCode.FAILED_PRECONDITION, why)
+            raise Refused(grpc.StatusCode.FAILED_PRECONDITION, why)
         if key not in self._participants:
-            why = f"attach: no vCPU {attach.vcpu} of VM {attach.vm} here"
-            await self._refuse(context, grpc.StatusCode.INVALID_ARGUMENT, why)
+            raise Refused(grpc.StatusCode.INVALID_ARGUMENT, f"attach: no vCPU {attach.vcpu} of VM {attach.vm} here")
         if key in self._attached:
             why = f"attach: vCPU {attach.vcpu} of VM {attach.vm} is attached already"
-            await self._refuse(context, grpc.StatusCode.ALREADY_EXISTS, why)
+            raise Refused(grpc.StatusCode.ALREADY_EXISTS, why)
         self._attached.add(key)
         self._all_left.clear()
         self._attachments += 1
@@ -344,7 +431,7 @@ class TurnServer:
         try:
             await self._refuse(context, code, why)
         finally:  # it has been told; what follows may be the end of this process
-            self._lose(vm, Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
+            self.lose(vm, Failure(f"vCPU {vcpu} of VM {vm}: {limits.details(why)}"))
 
     def _stream_messages(self) -> tuple[int, int]:
         """Messages in and out of the vCPUs' streams, attachments included."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from apf import launch, roles
+from apf.process import settle_polling
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 
@@ -15,6 +16,7 @@ def main() -> None:
     security, listen = launch.listeners(options, arguments, roles.HOSTD)
 
     def serve(scenario: Scenario, run: RunDir) -> None:
+        settle_polling()
         from hostd.daemon import HostdConfig
         from hostd.daemon import main as daemon
 

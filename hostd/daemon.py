@@ -17,7 +17,7 @@ import grpc
 
 from apf import limits, metrics, roles, wire
 from apf.clockpage import ClockPage, Waited
-from apf.guard import Servers
+from apf.guard import Servers, for_streams, parser
 from apf.hostmem import Geometry, HostMemory
 from apf.io_faults import IoFaultWish, endless_stop
 from apf.journal import Journal
@@ -27,8 +27,10 @@ from apf.process import Failure, PeerLost
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.serving import Patience, TurnServer, let_calls_end, slowest
+from apf.streams import Peer, StreamMethod
 from apf.v1 import host_pb2, types_pb2
 from apf.v1.host_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
+from apf.vcpu_stream import VcpuStream
 from hostd.build import host_shell
 from hostd.io_fault_log import Asked, IoFaultLog
 from hostd.metrics import HostMetrics
@@ -99,6 +101,7 @@ class HostService(HostServiceServicer):
         self._shell = shell
         self._clock = clock
         self._guest_pages = config.scenario.vm.guest_memory // PAGE_SIZE
+        self._parse = parser(wire.RUN_VCPU, host_pb2.RunVcpuRequest.FromString)
         self._claimed: set[int] = set()  # loaded, or being loaded
         self._loads: set[asyncio.Future[None]] = set()
         self._loaded = 0
@@ -123,6 +126,10 @@ class HostService(HostServiceServicer):
         context: grpc.aio.ServicerContext[host_pb2.RunVcpuRequest, host_pb2.RunVcpuResponse],
     ) -> None:
         await self._turns.serve_vcpu(context, self._attached, self._take)
+
+    def opened(self, peer: Peer) -> VcpuStream[host_pb2.RunVcpuRequest]:
+        """RunVcpu, on a stream that is not on the event loop."""
+        return VcpuStream(self._turns, peer, self._parse, self._attached, self._take)
 
     async def LoadVm(  # noqa: N802, D102 - the generated base names and documents it
         self,
@@ -320,15 +327,18 @@ async def _serve(config: HostdConfig) -> None:
     shell, _swap = host_shell(scenario, Journal(sink), memory, run.swap)
     turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     participants = {(vm, vcpu): vm * vcpus + vcpu for vm in places for vcpu in range(vcpus)}
-    turns.open(clock, participants, [key for key in participants if key[0] < scenario.host.vms])
-    service = HostService(config, turns, shell, clock)
     listeners = config.listen or sockets(run, "hostd", roles.HOSTD)
+    expected = [key for key in participants if key[0] < scenario.host.vms]
+    turns.open(clock, participants, expected, on_loop=not for_streams(listeners))
+    service = HostService(config, turns, shell, clock)
+    streams = StreamMethod(wire.RUN_VCPU, service.opened, turns.failed)
     servers = Servers(
         listeners,
         config.security,
         lambda server: add_HostServiceServicer_to_server(service, server),
         config.places * vcpus,
         turns.calls,
+        streams=streams if for_streams(listeners) else None,
     )
     addresses = await servers.start()
     log.info("answers at %s: places for VMs %d, vCPUs of each %d", ", ".join(addresses), config.places, vcpus)

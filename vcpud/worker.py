@@ -22,7 +22,7 @@ from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.listen import TlsFiles
 from apf.messages import NEVER_NS
-from apf.process import Failure, PeerLost
+from apf.process import Failure, PeerLost, settle_polling
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.stats import FIELDS, VcpuStats
@@ -80,6 +80,7 @@ class _Worker:
 
     def run(self) -> None:
         """Attach everywhere, run, report."""
+        settle_polling()
         from apf import stream, tls, wire
         from apf.v1 import guest_pb2, host_pb2
 

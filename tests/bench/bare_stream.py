@@ -1,8 +1,8 @@
 """Bare grpcio: request and reply on bidirectional streams over a Unix socket, with the emulator's own messages.
 
-The same stacks as the emulator's (asyncio at both ends, see ``apf.serving``) with the same settings, in processes of
-their own; the server answers at once. What is slower than this is the emulator's doing. ``stack="sync"`` is the
-threaded server instead, for comparison.
+In processes of their own, with the emulator's settings; the server answers at once. ``aio`` is gRPC as everybody has it,
+asyncio at both ends; ``sync`` has the threaded server instead. ``own`` is the emulator's own way with a vCPU's streams
+(``apf.stream``, ``apf.streams``): what is slower than this is the emulator's doing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 from apf import process
 from apf.rundir import RunDir
 
-Stack = Literal["aio", "sync"]
+Stack = Literal["aio", "sync", "own"]
 _DEADLINE_S = 60.0
 _WARM_UP = 300
 
@@ -36,7 +36,7 @@ def ping_pong(streams: int, seconds: float, stack: Stack = "aio") -> tuple[float
     try:
         _receive(ours[0])
         for index, connection in enumerate(theirs[1:]):
-            args = (run.host_address, seconds, connection)
+            args = (run.host_address, seconds, stack, connection)
             children.append(process.spawn(f"bare-{index}", _call, *args, run=run, report=f"c-{index}"))
         for connection in ours[1:]:
             _receive(connection)
@@ -56,8 +56,10 @@ def _receive(connection: Connection) -> Any:
 
 
 def _serve(address: str, stack: Stack, streams: int, connection: Connection) -> None:
-    if stack == "aio":
-        asyncio.run(_serve_aio(address, connection))
+    if stack == "own":
+        process.settle_polling()
+    if stack != "sync":
+        asyncio.run(_serve_aio(address, connection) if stack == "aio" else _serve_own(address, connection))
         return
     import grpc
 
@@ -93,6 +95,32 @@ async def _serve_aio(address: str, connection: Connection) -> None:
     await server.wait_for_termination()
 
 
+async def _serve_own(address: str, connection: Connection) -> None:
+    from apf.streams import Peer, StreamMethod, StreamServer
+    from apf.v1 import host_pb2
+    from apf.wire import RUN_VCPU
+
+    class Echo:
+        def __init__(self, peer: Peer) -> None:
+            self._peer = peer
+
+        def received(self, data: bytes | None) -> None:
+            if data is not None:
+                self._peer.answer(_reply(host_pb2.RunVcpuRequest.FromString(data)).SerializeToString())
+
+        def ended(self, code: object) -> None:
+            pass
+
+    def never(_: object) -> Any:
+        raise AssertionError
+
+    server = StreamServer(StreamMethod(RUN_VCPU, Echo, never), never, 100, ())
+    server.add_insecure_port(address)
+    await server.start()
+    connection.send("ready")
+    await asyncio.Event().wait()
+
+
 def _reply(request: Any) -> Any:
     from apf.v1 import host_pb2
 
@@ -100,31 +128,70 @@ def _reply(request: Any) -> Any:
     return host_pb2.RunVcpuResponse(seq=request.seq, at_ns=request.time_ns + 83_200, mapped=mapped)
 
 
-def _call(address: str, seconds: float, connection: Connection) -> None:
-    asyncio.run(_call_aio(address, seconds, connection))
+class _Trips:
+    """Round trips in us: those of ``seconds`` after the first few, when all streams are there."""
 
+    def __init__(self, seconds: float, connection: Connection) -> None:
+        self._seconds = seconds
+        self._connection = connection
+        self._us: list[float] = []
+        self._began_ns = 0
+        self._until_s = float("inf")
 
-async def _call_aio(address: str, seconds: float, connection: Connection) -> None:
-    import grpc
+    def requests(self) -> Iterator[Any]:
+        """What to ask, each when the one before is answered."""
+        from apf.v1 import host_pb2
 
-    from apf.v1 import host_pb2
-    from apf.v1.host_pb2_grpc import HostServiceStub
-
-    trips: list[float] = []
-    async with grpc.aio.insecure_channel(address) as channel:
-        call = HostServiceStub(channel).RunVcpu()
-        until_s, seq = None, 0
-        while until_s is None or time.monotonic() < until_s:
+        seq = 0
+        while time.monotonic() < self._until_s:
             seq += 1
             fault = host_pb2.FaultRaised(gfn=seq * 7919 % 262_144, access=2, mode=1)
             began_ns = time.perf_counter_ns()
-            await call.write(host_pb2.RunVcpuRequest(time_ns=1_000_000_000 + seq, seq=seq, fault=fault))
-            await call.read()
-            trips.append((time.perf_counter_ns() - began_ns) / 1000)
+            yield host_pb2.RunVcpuRequest(time_ns=1_000_000_000 + seq, seq=seq, fault=fault)
+            self._us.append((time.perf_counter_ns() - began_ns) / 1000)
             if seq == _WARM_UP:
-                connection.send("warm")
-                connection.recv()
-                trips.clear()
-                until_s = time.monotonic() + seconds
+                self._connection.send("warm")
+                self._connection.recv()
+                self._us.clear()
+                self._until_s = time.monotonic() + self._seconds
+
+    def tell(self) -> None:
+        """Done."""
+        self._connection.send(self._us)
+
+
+def _call(address: str, seconds: float, stack: Stack, connection: Connection) -> None:
+    trips = _Trips(seconds, connection)
+    if stack == "own":
+        _call_own(address, trips)
+    else:
+        asyncio.run(_call_aio(address, trips))
+    trips.tell()
+
+
+def _call_own(address: str, trips: _Trips) -> None:
+    process.settle_polling()
+    import grpc
+
+    from apf.stream import Stream
+    from apf.v1 import host_pb2
+    from apf.wire import RUN_VCPU
+
+    with grpc.insecure_channel(address) as channel:
+        stream: Stream[Any, Any] = Stream(channel, RUN_VCPU, host_pb2.RunVcpuResponse.FromString)
+        for request in trips.requests():
+            stream.ask(request)
+        stream.cancel()
+
+
+async def _call_aio(address: str, trips: _Trips) -> None:
+    import grpc
+
+    from apf.v1.host_pb2_grpc import HostServiceStub
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        call = HostServiceStub(channel).RunVcpu()
+        for request in trips.requests():
+            await call.write(request)
+            await call.read()
         await call.done_writing()
-    connection.send(trips)
