@@ -102,7 +102,7 @@ class TurnServer:
         self._server = server
         self._scenario_digest = scenario_digest
         self._patience_s = patience_s
-        self.loop = self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._method = method
         self._participants: dict[tuple[int, int], int] = {}  # (vm, vcpu) -> participant
         self._clock: ClockPage | None = None
@@ -141,7 +141,7 @@ class TurnServer:
         self._expected = frozenset(expected) or frozenset(participants)
         if on_loop:
             poke = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            self._loop.add_reader(poke, self._poked, poke)
+            self.loop.add_reader(poke, self._poked, poke)
             threading.Thread(target=self._bridge, args=(clock, poke), name="turns", daemon=True).start()
         else:
             threading.Thread(target=self._wait_turns, args=(clock,), name="turns", daemon=True).start()
@@ -224,7 +224,8 @@ class TurnServer:
     def finish(self) -> None:
         """The run has ended for this server."""
         self.is_over = True
-        self._loop.call_soon_threadsafe(self._over.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process ends, and nobody waits
+            self.loop.call_soon_threadsafe(self._over.set)
 
     def fail(self, failure: Failure) -> None:
         """End the run for everybody; the first reason stays."""
@@ -353,7 +354,7 @@ class TurnServer:
 
     async def _turn(self, participant: int, time_ns: int) -> None:
         """Wait for the request's turn."""
-        turn = _LoopTurn(self._loop)
+        turn = _LoopTurn(self.loop)
         self._wait(time_ns, participant, turn)
         await turn.future
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _CONNECT_S = 60
 _WATCH_S = 1.0
-_COUNT_NS = 2_000_000
+_COUNT_NS = 10_000_000
 """Between two refreshes of the shared counters; a vCPU that goes to sleep for long refreshes them before."""
 _FIELDS = struct.Struct(f"{len(FIELDS)}q")
 _OTHER_CAUSES = tuple(cause for cause in Cause if cause is not Cause.COUNTING)
