@@ -32,9 +32,6 @@ class IoResult(Kind):
     """A read that brings bytes that are not those which were to be written."""
 
 
-_OK = IoResult.OK
-
-
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A failure in force from ``at_ns`` on, for ``for_ns`` (0: to the end) or for ``count`` I/Os (0: all), ns."""
@@ -109,11 +106,12 @@ class _Counted:
 class IoFaults:
     """The failures of one device. ``end_ns``: when the run ends; what stops for ever goes on only after it."""
 
-    __slots__ = ("_counted", "_end_ns", "_full", "_slow", "_stops")
+    __slots__ = ("_end_ns", "_full", "_slow", "_stops", "counted")
 
     def __init__(self, failures: tuple[Failure, ...], end_ns: int) -> None:
         self._end_ns = end_ns
-        self._counted: list[_Counted] = []
+        self.counted: list[_Counted] = []
+        """What may happen to an I/O; if there is none, ``result`` is OK."""
         self._slow: list[tuple[int, int, Failure]] = []
         self._stops: list[tuple[int, int]] = []  # ascending and apart
         self._full: list[tuple[int, int]] = []
@@ -123,7 +121,7 @@ class IoFaults:
     def add(self, failure: Failure) -> None:
         """One more."""
         if failure.what in _OF_IOS:
-            self._counted.append(_Counted(failure))
+            self.counted.append(_Counted(failure))
             return
         until_ns = failure.at_ns + failure.for_ns if failure.for_ns else self._end_ns + 1
         if failure.what == "slow":
@@ -136,15 +134,13 @@ class IoFaults:
 
     def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> IoResult:
         """What becomes of an I/O that is submitted at ``now_ns``; all failures that are about it count it."""
-        if not self._counted:
-            return _OK
-        hit = [one for one in self._counted if one.hits(op, vm, gfn, slot, now_ns)]
-        self._counted = [one for one in self._counted if not one.is_over]
+        hit = [one for one in self.counted if one.hits(op, vm, gfn, slot, now_ns)]
+        self.counted = [one for one in self.counted if not one.is_over]
         return hit[0].result if hit else IoResult.OK
 
     def is_swap_full(self, now_ns: int) -> bool:
         """Whether no swap slot can be had."""
-        return any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
+        return bool(self._full) and any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
 
     def served(self, op: Op, start_ns: int, service_ns: int) -> tuple[int, int]:
         """When an I/O for which a server is free at ``start_ns`` starts and is done."""

@@ -69,7 +69,8 @@ class Observed:
     def mapped(self, kind: FaultKind, stall_ns: int, at_ns: int) -> None:
         """Hostd mapped the page; the vCPU goes on at ``at_ns``, having slept ``stall_ns``."""
         raised_ns, began_ns = self._raised_ns, self._began_ns
-        stall_ns = min(stall_ns, at_ns - raised_ns)
+        if stall_ns > at_ns - raised_ns:
+            stall_ns = at_ns - raised_ns
         self._latency[kind].observe(at_ns - began_ns)
         if raised_ns != began_ns:
             self._retried(raised_ns - began_ns)
