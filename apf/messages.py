@@ -48,8 +48,9 @@ class ApfMode(IntEnum):
 class GupVariant(IntEnum):
     """The first, non-sleeping ``get_user_pages`` attempt of an asynchronous fault.
 
-    FAST: ``get_user_pages_fast``, succeeds only on a present host mapping. NOIO: the 2010 proposal, succeeds if no
-    I/O is needed (zero page, swap cache). NOWAIT: today's FOLL_NOWAIT, as NOIO but starts the read it needs.
+    FAST: ``get_user_pages_fast``, succeeds only on a present host mapping. NOIO: the 2010 proposal, succeeds if there is
+    no I/O to wait for (zero page, swap cache, a page that the faulting thread decompresses itself). NOWAIT: today's
+    FOLL_NOWAIT, as NOIO but starts the read it needs.
     """
 
     FAST = 0

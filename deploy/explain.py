@@ -22,6 +22,7 @@ from deploy.recording import RecordedRun
 from deploy.steps import Step, render
 from deploy.telling import HEADLINES, Teller
 from deploy.waiting import Looping, Waiting, looping, waiting
+from hostd import device_profiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ def explain(run: RecordedRun, choice: Choice) -> Explained:
         raise ScenarioError(f"{choice}: no such fault {over}with number {choice.nth}; there are {among}")
     scenario = run.scenario
     reports = scenario.swap.errors == "report"
-    teller = Teller(run.mode, scenario.gup, found.names, found.end_ns, scenario.host.vms, reports)
+    synchronous = not device_profiles.load(scenario.swap.device).background
+    teller = Teller(run.mode, scenario.gup, found.names, found.end_ns, scenario.host.vms, reports, synchronous)
     return Explained(fault, among, teller.tell(fault))
 
 

@@ -31,6 +31,7 @@ OF_2010 = {
     "work": "kvm_setup_async_pf async_pf_execute get_user_pages do_swap_page",
     "fetch": "kvm_setup_async_pf async_pf_execute get_user_pages handle_userfault",
     "read": "get_user_pages_fast do_swap_page swap_readpage",
+    "read by itself": "do_swap_page swap_readpage",
     "sleep": "do_swap_page io_schedule",
     "mapped": "__direct_map",
     "failed": "kvm_handle_bad_page",
@@ -59,6 +60,7 @@ SINCE_58 = {
     "work": "kvm_setup_async_pf async_pf_execute get_user_pages_remote do_swap_page",
     "fetch": "kvm_setup_async_pf async_pf_execute get_user_pages_remote handle_userfault",
     "read": "hva_to_pfn_slow get_user_pages do_swap_page swap_read_folio",
+    "read by itself": "do_swap_page swap_read_folio",
     "sleep": "do_swap_page folio_lock_or_retry io_schedule",
     "mapped": "direct_map make_spte",
     "failed": "kvm_handle_error_pfn",
@@ -82,7 +84,7 @@ SINCE_58 = {
 class Teller:
     """Tells faults of one run. ``names``: of the tasks, by VM and id; ``end_ns``: when the run was over.
 
-    ``reports``: the guest is told of pages that cannot be had.
+    ``reports``: the guest is told of pages that cannot be had. ``synchronous``: whoever faults reads the page itself.
     """
 
     def __init__(
@@ -93,8 +95,10 @@ class Teller:
         end_ns: int,
         vms: int = 1,
         reports: bool = False,
+        synchronous: bool = False,
     ) -> None:
         self._mode = mode
+        self._is_synchronous = synchronous
         self._reports = reports
         self._functions = SINCE_58 if mode in ("halt", "pv") else OF_2010
         self._gup = gup
@@ -170,8 +174,14 @@ class Teller:
         else:
             yield self._step(stage, fault.raised_ns, "hostd", "read", "read", self._read_text(fault))
             woken_ns = fault.read.done_ns if fault.read is not None else fault.replied_ns
-            text = f"The vCPU thread sleeps for {fault.stall_ns:,} ns, until the read is done."
-            yield self._step(stage, woken_ns - fault.stall_ns, process, "sleep", "sleep", text)
+            if self._reads_by_itself(fault):
+                how, text = (
+                    "read by itself",
+                    f"The vCPU thread reads the page itself, in {fault.stall_ns:,} ns.",
+                )
+            else:
+                how, text = "sleep", f"The vCPU thread sleeps for {fault.stall_ns:,} ns, until the read is done."
+            yield self._step(stage, woken_ns - fault.stall_ns, process, how, how, text)
             named = ", ".join(self.task(fault.vm, other) for other in others)
             still = (
                 f"{named} (B) is ready and could have run, but " if others else "Whoever else could run does not: "
@@ -227,8 +237,7 @@ class Teller:
         elif fault.read.fetched:
             text = f"{gup} finds the page missing, tells nobody of it, and does not succeed."
         else:
-            starts = "starts the read and" if self._gup == "nowait" else "needs I/O and so"
-            text = f"{gup} finds a swap entry, {starts} does not succeed."
+            text = f"{gup} finds a swap entry, {self._why_in_vain(fault)} does not succeed."
         yield self._step(stage, fault.raised_ns, "hostd", "gup", "gup", text)
         text = f"The page is left to a dedicated thread, as work item {fault.token:#x}."
         if fault.read is not None and fault.own_read and fault.read.fetched:
@@ -240,6 +249,17 @@ class Teller:
             )
         how = "fetch" if fault.read is not None and fault.read.fetched else "work"
         yield self._step(stage, fault.raised_ns, "hostd", how, "work", text)
+
+    def _reads_by_itself(self, fault: Fault) -> bool:
+        """Whether that is a page of the swap device that the vCPU thread reads before it goes on."""
+        return self._is_synchronous and fault.own_read and fault.read is not None and not fault.read.fetched
+
+    def _why_in_vain(self, fault: Fault) -> str:
+        if self._gup == "fast":
+            return "looks no further and"
+        if self._reads_by_itself(fault):
+            return "reads the page in vain and so"
+        return "starts the read and" if self._gup == "nowait" else "needs I/O and so"
 
     def _not_present(self, fault: Fault) -> Iterator[Step]:
         stage = "Page not present"

@@ -24,6 +24,7 @@ from deploy.story import FirstTouch, Journals, Life, SwapOut, lives
 from deploy.telling import HEADLINES, Teller
 from guestsched.build import guest_core, memory_gfn
 from guestsched.plan import MEMORY_GVA
+from hostd import device_profiles
 
 _SMALL = {
     "duration_s": "0.03",
@@ -78,7 +79,13 @@ def _verify(scenario: Scenario) -> None:
         raise ScenarioError(f"bench.buffer = {bench.buffer}: more than vm.group_memory, or nothing is swapped out")
     if "halt" in scenario.apf:
         raise ScenarioError(f"apf = {list(scenario.apf)}: the guest is told nothing in halt; off, pv2010 or pv")
-    if scenario.gup == "fast" and {"pv2010", "pv"} & set(scenario.apf):
+    is_told = {"pv2010", "pv"} & set(scenario.apf)
+    if is_told and not device_profiles.load(scenario.swap.device).background:
+        raise ScenarioError(
+            f"swap.device = {scenario.swap.name!r}: there the vCPU reads the page itself, so no access is asynchronous; "
+            f"a device with background = true"
+        )
+    if scenario.gup == "fast" and is_told:
         raise ScenarioError("gup = fast: even a first touch goes to the fault-in worker; noio or nowait")
 
 

@@ -84,6 +84,7 @@ def test_command_prints_the_story(capsys: pytest.CaptureFixture[str]) -> None:
         ({"bench.work_threads": 0}, r"bench\.work_threads = 0: at least 1"),
         ({"vm.group_memory": "16MiB"}, r"bench\.buffer = 8388608: more than vm\.group_memory"),
         ({"gup": "fast"}, "gup = fast"),
+        ({"swap.device": "zram"}, r"swap\.device = 'zram': there the vCPU reads the page itself"),
         ({"duration_s": "0.001"}, "a longer duration_s"),
     ],
 )

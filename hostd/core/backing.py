@@ -19,8 +19,8 @@ never touched is filled with zeros without I/O, as the hole of a file is, and co
 
 MEMFD, shared memory (mm/shmem.c:shmem_swapin_folio): swapping in takes folio_lock, whatever the caller allows, so a
 fault that must not sleep sleeps, and is not asynchronous (E14); the slot is freed and the page dirty even if it is only
-read. Departure: the proposal of 2010 (``gup = "noio"``) never met this, and is taken at its word: no I/O, so the worker
-has it.
+read. Departure: the proposal of 2010 (``gup = "noio"``) never met this, and is taken at its word: no I/O to wait for, so
+the worker has what a device reads in the background.
 
 USERFAULT, anonymous memory that a userfaultfd watches for missing pages (fs/userfaultfd.c:handle_userfault), as of a VM
 that is restored from a snapshot: see ``userfault``. All of the VM is missing at first.

@@ -13,12 +13,19 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | EVICTING, WRITEBACK, CACHED | worker | mapped | mapped                     | mapped                   |
 | READING            | worker     | worker | worker                          | waits for that read      |
 | SWAPPED            | worker     | worker | starts the read, worker waits   | reads and waits          |
+| SWAPPED, its device synchronous | worker | reads | reads              | reads                    |
 | SWAPPED, all zeros | worker     | mapped | mapped                          | mapped                   |
 | SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
 | not uptodate       | worker     | worker | worker                          | fails                    |
 
 The worker may not write to a page that its VMM may not write (``vm.read_only``), and returns at once, so that the
 prefault waits for the page; a read that the vCPU has started goes on meanwhile.
+
+A device is synchronous (``background = false``) if whoever faults reads the page itself before do_swap_page goes on:
+zram and zswap decompress it (mm/page_io.c:swap_read_folio, SWP_SYNCHRONOUS_IO). There is no I/O to wait for, so both
+NOWAIT and NOIO get the page, unless another thread holds it locked at the time, which is READING (E13). FAST does not:
+get_user_pages_fast walks the page tables and never enters handle_mm_fault, so to it every device is the same, and even a
+page of zeros is the worker's.
 
 MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
 page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
@@ -32,11 +39,11 @@ held back before it enters the guest again; a worker never is.
 
 Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the worker
 will do it a little later (the arrival at the device is the worker's): so the time of completion is settled at once. A
-mapping present but read-only is fixed up in all variants. ``background = false`` devices finish a NOWAIT read on the
-faulting vCPU and read nothing ahead (SWP_SYNCHRONOUS_IO; the kernel reads ahead on zswap, whose pages it decompresses
-one by one). pgmajfault counts who starts a read, not who waits for another's. The page that faults is charged before
-those read ahead, so that they never cost it its place; the kernel goes on behind a page that it cannot charge. A page
-of zeros starts no readahead.
+mapping present but read-only is fixed up in all variants. NOIO is taken at its word: the proposal of 2010 was for "no
+major fault" (FAULT_FLAG_MINOR), which a page that the faulting thread decompresses counts as too. Synchronous devices
+read nothing ahead (the kernel reads ahead on zswap, whose pages it decompresses one by one). pgmajfault counts who
+starts a read, not who waits for another's. The page that faults is charged before those read ahead, so that they never
+cost it its place; the kernel goes on behind a page that it cannot charge. A page of zeros starts no readahead.
 """
 
 from __future__ import annotations
@@ -190,7 +197,7 @@ class FaultPath:
             return True
         if self._mm.is_missing(key, vm):
             return False
-        return self._is_zero(key) or sleeps or (self._gup is _GUP_NOWAIT and not self._background)
+        return sleeps or not self._background or self._is_zero(key)
 
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""

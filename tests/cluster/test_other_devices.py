@@ -47,10 +47,23 @@ def test_the_twin_repeats_what_processes_did_on_a_real_file(tmp_path: Path) -> N
     assert result.host_counters["pgmajfault"] > 5
 
 
-@pytest.mark.parametrize(("device", "gup"), [("zram", "nowait"), ("rdma", "noio")])
+@pytest.mark.parametrize(
+    ("device", "gup"), [("zram", "noio"), ("zram", "nowait"), ("zswap", "noio"), ("rdma", "noio")]
+)
 def test_twin_and_processes(device: str, gup: str) -> None:
     scenario = load(None, {**BUSY, "apf": ["pv"], "swap.device": device, "gup": gup})
     same(twin.run(scenario), on_processes(scenario))
+
+
+def test_twin_and_processes_where_vcpus_meet_at_pages_of_a_synchronous_device(tmp_path: Path) -> None:
+    trace = tmp_path / "same.trace"
+    trace.write_text("".join(f"0 {page} w\n" for page in range(1000)))
+    thread = [{"trace": str(trace), "vcpus": [vcpu]} for vcpu in (0, 1)]
+    chosen = {**MEMORY, "duration_s": "0.006", "apf": ["pv"], "swap.device": "zswap", "vm.group_memory": "4MiB"}
+    scenario = load(None, {**chosen, "vm.vcpus": 2, "process": [{"memory": "12MiB", "thread": thread}]})
+    expected = twin.run(scenario)
+    same(expected, on_processes(scenario))
+    assert expected.counter("faults_async") > 20 and expected.counter("faults_major") > 20
 
 
 def test_a_users_profile_reaches_every_process_after_its_file_is_gone(tmp_path: Path) -> None:

@@ -95,6 +95,34 @@ def test_a_fault_on_a_missing_page_is_a_userfaultfds(tmp_path: Path) -> None:
     assert "handle_userfault" in work.functions and "A handler of the VM's userfaultfd is told" in work.text
 
 
+@pytest.mark.parametrize(
+    ("gup", "mode", "what", "text"),
+    [
+        ("noio", "pv", "read by itself", "The vCPU thread reads the page itself, in "),
+        ("nowait", "off", "read by itself", "The vCPU thread reads the page itself, in "),
+        ("fast", "pv", "gup", "get_user_pages_fast() finds a swap entry, looks no further and does not succeed."),
+    ],
+)
+def test_a_fault_on_a_page_of_a_synchronous_device(gup: str, mode: str, what: str, text: str, tmp_path: Path) -> None:
+    run = recorded(tmp_path, apf=[mode], duration_s="0.002", gup=gup, **{"swap.device": "zram"})
+    fault = next(fault for fault in all_of(run).faults if fault.own_read)
+    assert fault.kind == ("async" if gup == "fast" else "major")
+    steps = explain.explain(run, Choice(nth=fault.serial)).steps
+    (step,) = [step for step in steps if step.what == what]
+    assert step.text.startswith(text)
+    assert not any("sleeps for" in step.text or "needs I/O" in step.text for step in steps)
+    if what == "read by itself":
+        assert step.functions[0] == "do_swap_page" and f"{fault.stall_ns:,} ns" in step.text
+
+
+def test_a_fault_on_a_page_that_the_vcpu_could_not_read_itself(tmp_path: Path) -> None:
+    fails = {"swap.device": "zram", "swap.fault": [{"what": "read_error"}]}
+    run = recorded(tmp_path, apf=["pv"], duration_s="0.002", **fails)
+    fault = next(fault for fault in all_of(run).faults if fault.kind == "async")
+    told = " ".join(step.text for step in explain.explain(run, Choice(nth=fault.serial)).steps)
+    assert "get_user_pages_noio() finds a swap entry, reads the page in vain and so does not succeed." in told
+
+
 def test_steps_are_in_order_and_their_times_add_up(read: Read) -> None:
     for fault in read.faults:
         steps = read.tell(fault)

@@ -9,8 +9,10 @@ import pytest
 
 from apf.messages import PageError
 from apf.process import Failure
-from apf.scenario import ScenarioError, load
+from apf.scenario import Scenario, ScenarioError, load
 from deploy import twin
+from deploy.faults import faults
+from deploy.journals import events
 from deploy.result import RunResult
 
 THREADS = {"program": "zipfian", "count": 3}
@@ -20,7 +22,7 @@ QUIET = {"name": "quiet", "memory": "6MiB", "thread": [{"program": "zipfian"}]}
 IDLE = {"name": "idle", "memory": "1MiB", "thread": [{"program": "idle"}]}
 
 
-def run(apf: str, *injects: dict[str, Any], **overrides: Any) -> RunResult:
+def scenario(apf: str, overrides: dict[str, Any]) -> Scenario:
     """Three tasks that read and write 6 MiB, of which 4 fit, on one vCPU."""
     chosen: dict[str, Any] = {
         "apf": [apf],
@@ -32,9 +34,14 @@ def run(apf: str, *injects: dict[str, Any], **overrides: Any) -> RunResult:
         "vm.group_memory": "4MiB",
         "host.reserve_frames": 512,
         "process": [{"memory": "6MiB", "thread": [THREADS]}],
-        "inject": list(injects),
     }
-    return twin.run(load(None, chosen | {name.replace("__", "."): value for name, value in overrides.items()}))
+    return load(None, chosen | overrides)
+
+
+def run(apf: str, *injects: dict[str, Any], **overrides: Any) -> RunResult:
+    """A run of the twin; ``vm__vcpus=2`` sets ``vm.vcpus``."""
+    overridden = {name.replace("__", "."): value for name, value in overrides.items()}
+    return twin.run(scenario(apf, {"inject": list(injects), **overridden}))
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +69,44 @@ def test_e38_a_guest_under_pressure_gets_on(apf: str) -> None:
     assert second.host_counters["pgsteal_direct"] > 100 and second.corrupt_pages == 0
 
 
+@pytest.mark.parametrize("gup", ["noio", "nowait"])
 @pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])
-def test_e13_a_vcpu_alone_sees_no_apf_from_zram(apf: str) -> None:
-    on_zram, on_nvme = (run(apf, swap__device=device) for device in ("zram", "nvme"))
-    assert on_zram.host_counters["pgmajfault"] > 100 and accesses(on_zram) > 100
-    assert on_zram.host_counters["kvm_try_async_get_page"] == on_zram.guest_counters["not_present"] == 0
-    assert on_nvme.host_counters["kvm_try_async_get_page"] > 10
+def test_e13_a_vcpu_alone_sees_no_apf_from_compressed_memory(apf: str, gup: str) -> None:
+    on = {device: run(apf, swap__device=device, gup=gup) for device in ("zram", "zswap", "nvme")}
+    assert on.pop("nvme").host_counters["kvm_try_async_get_page"] > 10
+    for result in on.values():
+        assert result.host_counters["pgmajfault"] > 100 and accesses(result) > 100
+        assert result.host_counters["kvm_try_async_get_page"] == result.guest_counters["not_present"] == 0
 
 
-def test_e13_the_proposal_of_2010_leaves_zram_to_its_worker_all_the_same() -> None:
-    result = run("pv2010", swap__device="zram", gup="noio")
-    assert result.host_counters["kvm_try_async_get_page"] == result.host_counters["pgmajfault"] > 100
+@pytest.mark.parametrize("gup", ["noio", "nowait"])
+@pytest.mark.parametrize("device", ["zram", "zswap"])
+def test_e13_each_apf_from_compressed_memory_is_on_a_page_that_another_holds_locked(
+    device: str, gup: str, tmp_path: Path
+) -> None:
+    """Two vCPUs touch the same pages in the same order, so that mostly one comes while the other reads."""
+    trace = tmp_path / "same.trace"
+    trace.write_text("".join(f"0 {page} w\n" for page in range(1500)))
+    thread = [{"trace": str(trace), "vcpus": [vcpu]} for vcpu in (0, 1)]
+    chosen = {"vm.vcpus": 2, "process": [{"memory": "12MiB", "thread": thread}], "swap.device": device, "gup": gup}
+    result = twin.run(scenario("pv", chosen), journals=tmp_path)
+    found = list(faults(events({path.stem: path for path in tmp_path.glob("*.journal")})))
+    asynchronous = [fault for fault in found if fault.kind == "async"]
+    assert len(asynchronous) == result.counter("faults_async") > 20
+    by_page: dict[int, list[tuple[int, int]]] = {}
+    for fault in found:
+        if fault.kind == "major" and fault.own_read and fault.read is not None:
+            assert fault.stall_ns > 0
+            by_page.setdefault(fault.gfn, []).append((fault.vcpu, fault.read.done_ns))
+    for fault in asynchronous:
+        assert fault.read is not None and not fault.own_read
+        (holder,) = {vcpu for vcpu, done_ns in by_page[fault.gfn] if done_ns == fault.read.done_ns}
+        assert holder != fault.vcpu and fault.read.submitted_ns <= fault.raised_ns < fault.read.done_ns
+
+
+def test_e13_get_user_pages_fast_reads_nothing_so_that_the_worker_does_on_any_device() -> None:
+    result = run("pv2010", swap__device="zram", gup="fast")
+    assert result.host_counters["kvm_try_async_get_page"] >= result.host_counters["pgmajfault"] > 100
 
 
 @pytest.mark.parametrize("apf", ["halt", "pv2010", "pv"])

@@ -64,17 +64,23 @@ def test_e12_first_touch_is_never_asynchronous(new_rig: NewRig, gup: GupVariant)
     assert rig.seen(ZeroFrame)
 
 
-def test_e13_a_synchronous_device_finishes_on_the_vcpu_unless_another_holds_the_page(new_rig: NewRig) -> None:
-    rig = new_rig(gup=GupVariant.NOWAIT, profile=replace(PROFILE, background=False))
+@pytest.mark.parametrize("gup", [GupVariant.NOIO, GupVariant.NOWAIT])
+def test_e13_a_synchronous_device_finishes_on_the_vcpu_unless_another_holds_the_page(
+    new_rig: NewRig, gup: GupVariant
+) -> None:
+    rig = new_rig(gup=gup, profile=replace(PROFILE, background=False))
     rig.load(256)
     assert rig.mapped(0, 0, work=1).kind is FaultKind.MAJOR
     rig.in_progress(0, 1, vcpu=1, work=2)
 
 
+@pytest.mark.parametrize("gup", [GupVariant.NOIO, GupVariant.NOWAIT])
 @pytest.mark.parametrize("name", ["zram", "zswap"])
-def test_e13_no_page_on_compressed_memory_is_asynchronous_while_nobody_holds_it(new_rig: NewRig, name: str) -> None:
+def test_e13_no_page_on_compressed_memory_is_asynchronous_while_nobody_holds_it(
+    new_rig: NewRig, name: str, gup: GupVariant
+) -> None:
     profile = device_profiles.load(name).for_cpus(2)
-    rig = new_rig(gup=GupVariant.NOWAIT, profile=profile)
+    rig = new_rig(gup=gup, profile=profile)
     rig.load(256)
     at_ns = 0
     for gfn in range(32):

@@ -118,8 +118,9 @@ def test_when_reclaim_has_taken_the_page_the_next_fault_reads_it_anew() -> None:
     assert isinstance(reply, Mapped) and made.seen(ReadSlot) == [ReadSlot(made.slot(OUT), reply.pfn)]
 
 
-def test_a_synchronous_device_fails_a_nowait_fault_by_way_of_the_worker() -> None:
-    made = rig(Failure("read_error", 0), gup=GupVariant.NOWAIT, profile=replace(PROFILE, background=False))
+@pytest.mark.parametrize("gup", [GupVariant.NOIO, GupVariant.NOWAIT])
+def test_a_synchronous_device_fails_a_nowait_fault_by_way_of_the_worker(gup: GupVariant) -> None:
+    made = rig(Failure("read_error", 0), gup=gup, profile=replace(PROFILE, background=False))
     assert isinstance(made.fault(OUT, 1000, work=1), InProgress)
     made.core.check()
 
