@@ -88,7 +88,7 @@ def quantiles(seed: int, name: str, table: Sequence[int]) -> Callable[[], int]:
 
     Linear in between (integer). ``table`` ascends, and ends below 2**47. Draws are made many at once.
     """
-    assert all(low <= high for low, high in pairwise(table)) and 0 <= table[0] and table[-1] < 1 << 47, table
+    assert all(low <= high for low, high in pairwise(table)) and table[0] >= 0 and table[-1] < 1 << 47, table
     key, rows = stream_key(seed, name), np.array(table, np.uint64)
 
     def blocks() -> Iterator[list[int]]:

@@ -232,8 +232,9 @@ def _numbers(found: npt.NDArray[np.int64]) -> Pfns:
 
 @njit("int64(uint8[::1], int64[::1], int64)", cache=True, nogil=True)
 def _take_set(flags: npt.NDArray[np.uint8], found: npt.NDArray[np.int64], start: int) -> int:
-    """Numbers of the set bytes, ascending, to ``found`` from ``start`` on; clears them. Eight at a time: most are clear."""
+    """How many bytes are set; clears them. Their numbers, ascending, go to ``found`` from ``start`` on."""
     count = start
+    # Eight at a time: most are clear.
     words = flags[: len(flags) // 8 * 8].view(np.uint64)
     for group in range(len(words)):
         if words[group]:

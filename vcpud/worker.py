@@ -268,8 +268,9 @@ class _Worker:
             self._count()
 
     def _count(self) -> None:
-        """Refresh this vCPU's shared counters, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
+        """Refresh what this vCPU shares, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
         self._counted_ns = time.monotonic_ns()
+        self._machine.core.observed.settle()
         core = self._machine.core
         counters, observed, spent_ns = core.counters, core.observed, core.account.spent_ns
         retired = self._machine.engine.retired

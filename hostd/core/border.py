@@ -31,8 +31,7 @@ from hostd.core.page import (
 
 _MAPPABLE = [state in (RESIDENT, EVICTING, CACHED) for state in PageState]
 _ERROR = IoResult.ERROR
-_FOLD_EVERY = 32
-"""Borders between two looks at whether there is enough pressure to fold."""
+_SETTLE_EVERY = 16
 
 
 class Border:
@@ -58,9 +57,8 @@ class Border:
         mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
         effects = self._evict(frozenset(event.zero), now_ns)
         self._publish(effects)
-        if not mm.host_stat["border"] % _FOLD_EVERY:
-            for pressure in (*mm.pressure, mm.root_pressure):
-                pressure.fold(now_ns)
+        if not mm.host_stat["border"] % _SETTLE_EVERY:
+            mm.settle_figures(now_ns)
         return effects
 
     def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:

@@ -66,7 +66,16 @@ Served = Callable[[Op, int, int], tuple[int, int]]
 class Device:
     """The queue and servers of one device."""
 
-    __slots__ = ("_draws", "_last", "_rotation", "_rotation_ns", "_served", "_servers", "_skip_slots_max", "_transfer_ns")
+    __slots__ = (
+        "_draws",
+        "_last",
+        "_rotation",
+        "_rotation_ns",
+        "_served",
+        "_servers",
+        "_skip_slots_max",
+        "_transfer_ns",
+    )
 
     def __init__(self, profile: DeviceProfile, seed: int, served: Served | None = None) -> None:
         self._served = served

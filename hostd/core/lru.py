@@ -150,8 +150,10 @@ class Kernel(Policy):
     def _shrink_inactive(self, scan: Scan, want: int, evict: Evict) -> None:
         pages, flags, young, inactive = self._pages, self._pages.flags, self._young, self.inactive
         pfns, pins, oldest = pages.pfn, pages.pins, inactive.popitem
-        taken, seen = scan.taken, 0
-        for seen in range(1, min(SWAP_CLUSTER_MAX, len(inactive)) + 1):
+        taken, left = scan.taken, min(SWAP_CLUSTER_MAX, len(inactive))
+        scan.scanned += left
+        while left:
+            left -= 1
             key, _none = oldest(last=False)
             if pins[key]:
                 inactive[key] = None
@@ -172,7 +174,7 @@ class Kernel(Policy):
                 flags[key] |= REFERENCED
                 inactive[key] = None
                 scan.rotated += 1
-        scan.scanned += seen
+        scan.scanned -= left
         scan.taken = taken
 
     def _activate(self, key: int, scan: Scan) -> None:

@@ -103,7 +103,7 @@ class Mm:
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
         *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
         *("read_only", "readahead", "starts_missing", "swap", "swapping", "watermarks", "window_ns", "write_failed"),
-        *("_is_measured", "_read_times", "_write_times"),
+        *("_is_measured", "_took_ns"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -173,8 +173,9 @@ class Mm:
         self._kswapd_naps_ns = 0
         self.host_stat = dict.fromkeys(HOST_COUNTERS, 0)
         # Not journaled and never asked by the core: for whoever watches.
-        self.io = self._read_times, self._write_times = Histogram(), Histogram()
-        """From arrival to completion of the I/Os submitted so far, by Op."""
+        self.io = Histogram(), Histogram()
+        """From arrival to completion of the I/Os submitted so far, by Op; without those that follow."""
+        self._took_ns: tuple[list[int], list[int]] = [], []
         self.pressure = [Pressure(vm.vcpus) for vm in config.vms]
         self.root_pressure = Pressure()
 
@@ -192,6 +193,15 @@ class Mm:
         self.groups[vm].pinned += 1
         if what is _ON_MAPPING:
             heappush(self.mapping_times, at_ns)
+
+    def settle_figures(self, now_ns: int) -> None:
+        """Bring what is for whoever watches up to date, at a border: not at each, for many cost hardly more than one."""
+        for pressure in (*self.pressure, self.root_pressure):
+            pressure.fold(now_ns)
+        for histogram, took_ns in zip(self.io, self._took_ns, strict=True):
+            if took_ns:
+                histogram.observe_all(took_ns)
+                took_ns.clear()
 
     def run_until(self, now_ns: int) -> None:
         """Carry out the own events up to and including ``now_ns``."""
@@ -568,7 +578,7 @@ class Mm:
         start_ns, done_ns = self.device.submit(_READ, slot, arrival_ns, pfn)
         if self._is_measured:
             self._note_measured(_READ, slot, now_ns)
-        self._read_times.observe(done_ns - arrival_ns)
+        self._took_ns[_READ].append(done_ns - arrival_ns)
         result = self.io_faults.result(_READ, vm, gfn, slot, now_ns) if self.io_faults.counted else _OK
         if result is not _OK or damage.slots or damage.pages:
             result = damage.read(key, slot, result, done_ns)
@@ -590,7 +600,7 @@ class Mm:
         start_ns, done_ns = self.device.submit(_WRITE, slot, now_ns, pfn)
         if self._is_measured:
             self._note_measured(_WRITE, slot, now_ns)
-        self._write_times.observe(done_ns - now_ns)
+        self._took_ns[_WRITE].append(done_ns - now_ns)
         result = self.io_faults.result(_WRITE, vm, gfn, slot, now_ns) if self.io_faults.counted else _OK
         if result is not _OK or damage.slots:
             damage.written(slot, result)

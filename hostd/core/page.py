@@ -105,7 +105,7 @@ TABLE: Table[PageState, PageEvent] = Table(
     Rule(_S.SWAPPED, _E.FREED, _S.NONE, _ZAP),
 )
 
-# What faults use, bound once and as plain integers: a member that is looked up on its class costs 0.06 us on Python 3.11,
+# What faults use, bound once and as plain integers: on Python 3.11 a member that is looked up on its class costs 0.06 us,
 # and a comparison with one half as much again as with an integer. A fault has some 40 of them.
 NONE, RESIDENT, EVICTING, WRITEBACK, CACHED, READING, SWAPPED = map(int, PageState)
 ZERO_FILLED, ZERO_FILLED_BY_WORKER, MAPPED, FOUND_BY_WORKER, PICKED, WRITE_SUBMITTED, DROPPED = map(
@@ -164,7 +164,9 @@ class Pages:
         state = states[key]
         after = _NEXT[event][state]
         if after == _ILLEGAL:
-            raise AssertionError(f"page {key}: {PageEvent(event).name} in state {PageState(state).name}\n{self.story(key)}")
+            raise AssertionError(
+                f"page {key}: {PageEvent(event).name} in state {PageState(state).name}\n{self.story(key)}"
+            )
         self._past.append((now_ns, key, event, state))
         states[key] = after
 
