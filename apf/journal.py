@@ -13,7 +13,7 @@ from typing import TextIO
 
 import msgspec
 
-_FLUSH_RECORDS = 4096
+_FLUSH_RECORDS = 256
 _ENCODER = msgspec.json.Encoder()
 _SPACES = bytes.maketrans(b",", b" ")
 

@@ -96,9 +96,12 @@ class HostShell:
 
     def border(self, now_ns: int) -> None:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
-        memory, found = self._memory, self._found
-        used, written = _take_used(memory.accessed, memory.dirty, found)
-        accessed, dirty = _numbers(found[:used]), _numbers(found[used : used + written])
+        memory = self._memory
+        used, written = _take_used(memory.accessed, memory.dirty, self._found)
+        found, both = self._found, used + written
+        # A few as plain integers, which plain loops are for.
+        accessed: Pfns = found[:used].tolist() if used <= FEW else found[:used].copy()
+        dirty: Pfns = found[used:both].tolist() if written <= FEW else found[used:both].copy()
         if self.on_use is not None:
             self.on_use(now_ns, np.asarray(accessed, np.int64))
         frames = self._address
@@ -223,11 +226,6 @@ def _is_zero(address: int) -> bool:
         if word:
             return False
     return True
-
-
-def _numbers(found: npt.NDArray[np.int64]) -> Pfns:
-    """A few as plain integers, which plain loops are for."""
-    return found.tolist() if len(found) <= FEW else found.copy()
 
 
 @njit("int64(uint8[::1], int64[::1], int64)", cache=True, nogil=True)

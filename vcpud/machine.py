@@ -214,7 +214,7 @@ class Machine:
             return Need(NeedKind.WINDOW, now_ns)
         stop_ns = border_ns if border_ns < until_ns else until_ns
         exited = engine.run(-(-(stop_ns - base_ns) * mips // 1000) - retired, base_ns)
-        retired = engine.retired
+        retired += exited.retired
         now_ns = base_ns + retired * 1000 // mips
         cause = exited.cause
         if cause is ExitCause.BUDGET and now_ns < until_ns:

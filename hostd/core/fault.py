@@ -229,8 +229,7 @@ class FaultPath:
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
         state = self._mm.pages.state[key]
-        waits = state == READING
-        if waits or (state == SWAPPED and (self._mm.is_missing(key, vm) or not self._is_zero(key))):
+        if state == READING or (state == SWAPPED and (not self._is_zero(key) or self._mm.is_missing(key, vm))):
             return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
         mm, pages, costs = self._mm, self._mm.pages, self._costs
         stat = mm.groups[vm].stat
@@ -263,7 +262,7 @@ class FaultPath:
         """Wait for the page's read, which is submitted here if nobody has."""
         mm, stat = self._mm, self._mm.groups[vm].stat
         effects: list[HostEffect] = []
-        missing = mm.is_missing(key, vm)
+        missing = mm.starts_missing[vm] and mm.is_missing(key, vm)
         if missing:
             stat["userfault_event"] += 1
         if mm.pages.state[key] != SWAPPED:

@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from apf.rules import Rule, Table
 
-STORY_LENGTH = 4096
+STORY_LENGTH = 1024
 
 
 class PageState(IntEnum):
@@ -105,8 +105,8 @@ TABLE: Table[PageState, PageEvent] = Table(
     Rule(_S.SWAPPED, _E.FREED, _S.NONE, _ZAP),
 )
 
-# What faults use, bound once and as plain integers: on Python 3.11 a member that is looked up on its class costs 0.06 us,
-# and a comparison with one half as much again as with an integer. A fault has some 40 of them.
+# What faults use, bound once and as plain integers: on Python 3.11 looking up a member on its class costs 0.06 us, and
+# comparing with one half as much again as with an integer. A fault has some 40 of them.
 NONE, RESIDENT, EVICTING, WRITEBACK, CACHED, READING, SWAPPED = map(int, PageState)
 ZERO_FILLED, ZERO_FILLED_BY_WORKER, MAPPED, FOUND_BY_WORKER, PICKED, WRITE_SUBMITTED, DROPPED = map(
     int, tuple(PageEvent)[:7]

@@ -58,9 +58,9 @@ by the guest kernel: if any came meanwhile, the vCPU traps once more before user
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import assert_never
 
+from apf.core import changed
 from apf.messages import (
     NEVER_NS,
     Access,
@@ -434,7 +434,7 @@ class VcpuCore(Faults):
             return [Finish()]
         effects: list[Effect] = [] if self._in_kernel else self._take_dispatch(dispatch)
         if self._in_kernel:
-            self._dispatch = replace(self._dispatch, run_until_ns=dispatch.run_until_ns, timer_ns=dispatch.timer_ns)
+            self._dispatch = changed(self._dispatch, run_until_ns=dispatch.run_until_ns, timer_ns=dispatch.timer_ns)
         if dispatch.shutdown:
             self._end_ns = self.now_ns
             self.account.end(self.now_ns)
