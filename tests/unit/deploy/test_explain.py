@@ -15,8 +15,10 @@ import pytest
 from rich.console import Console
 from test_faults import RUNS, SMALL
 
+from apf.process import EXIT_BAD_INPUT
 from apf.scenario import ApfName, ScenarioError, load
-from deploy import cli, explain, recording, twin
+from deploy import explain, recording, twin
+from deploy.cli import app
 from deploy.explain import Choice
 from deploy.faults import Fault, Faults
 from deploy.journals import events
@@ -239,7 +241,7 @@ def test_a_recording_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def command(*arguments: str) -> int:
-    return int(cli.app(list(arguments), standalone_mode=False) or 0)
+    return int(app(list(arguments), standalone_mode=False) or 0)
 
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -285,5 +287,5 @@ def test_bad_input(
     run: RecordedRun, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = str(next(iter(run.journals.values())).parent.parent)
-    assert command(*(one.replace("{run}", directory) for one in arguments)) == cli.EXIT_BAD_INPUT
+    assert command(*(one.replace("{run}", directory) for one in arguments)) == EXIT_BAD_INPUT
     assert message.replace("{run}", directory) in capsys.readouterr().err
