@@ -15,13 +15,19 @@ from typing import Annotated, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apf import refusal
+from apf.messages import PAGE_SIZE
 
 DeviceName = Literal["hdd-7200", "sata-ssd", "nvme", "rdma", "zswap", "zram", "file"]
 MEASURED = "file"
 """No profile: I/O takes as long as it takes on a real file."""
 NAMES: tuple[str, ...] = tuple(name for name in get_args(DeviceName) if name != MEASURED)
 
+_NS_PER_S = 1_000_000_000
+ERRORS_OF = 10**15
+"""Of so many I/Os a profile says how many fail: data sheets give rates of 1 in 10**14 to 10**17 bits read."""
+
 _Time = Annotated[int, Field(ge=0, le=60_000_000_000)]
+_Errors = Annotated[int, Field(ge=0, le=ERRORS_OF)]
 _Quantiles = Annotated[
     tuple[Annotated[int, Field(ge=1, le=60_000_000_000)], ...], Field(min_length=2, max_length=65537)
 ]
@@ -50,6 +56,11 @@ class Profile(BaseModel):
     transfer_ns: _Time = 0
     # Slots ahead that cost only transfers; 0: every I/O is drawn.
     skip_slots_max: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    # Bytes a second that all servers together move at the most, as on a link that they share; 0: no matter how many.
+    bandwidth: Annotated[int, Field(ge=0, le=10**15)] = 0
+    # Of 10**15 reads, and of as many writes, so many fail at random, as of [[swap.fault]]'s read_error and write_error.
+    read_errors: _Errors = 0
+    write_errors: _Errors = 0
     # Quantiles of the service time at 0, 1/n, ..., 1.
     read_ns: Annotated[_Quantiles, Field(strict=False)]
     write_ns: Annotated[_Quantiles, Field(strict=False)]
@@ -64,7 +75,14 @@ class Profile(BaseModel):
                     )
         if self.skip_slots_max and not self.transfer_ns:
             raise ValueError(f"skip_slots_max = {self.skip_slots_max}: 0, because transfer_ns is 0")
+        if 0 < self.bandwidth < PAGE_SIZE:
+            raise ValueError(f"bandwidth = {self.bandwidth}: 0, or at least {PAGE_SIZE}, a page a second")
         return self
+
+    @property
+    def page_ns(self) -> int:
+        """What a page takes of ``bandwidth``, rounded up; 0: nothing."""
+        return -(-PAGE_SIZE * _NS_PER_S // self.bandwidth) if self.bandwidth else 0
 
     @property
     def median_ns(self) -> int:

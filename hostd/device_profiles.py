@@ -43,4 +43,6 @@ def load(device: str | CarriedProfile) -> DeviceProfile:
         rotation_ns=data.rotation_ns,
         transfer_ns=data.transfer_ns,
         skip_slots_max=data.skip_slots_max,
+        page_ns=data.page_ns,
+        errors=(data.read_errors, data.write_errors),
     )

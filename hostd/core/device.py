@@ -4,7 +4,9 @@ k servers with one FIFO queue: an I/O starts when it has arrived and a server is
 and its completion is settled at once, so that a promise made from it is never revised. Its service time is a draw
 from the profile's quantile table, plus a uniform rotational delay if the device rotates, plus the transfer. An I/O
 of the same kind a few slots further on than the same server's last one costs only the transfers of the slots
-passed: the head stays on its track.
+passed: the head stays on its track. If the servers share a link, it moves one page after the other: an I/O starts a
+page's time after the one before it at the earliest, whichever server has it. That is a cap on what the device does in
+a second; a single I/O takes what the table says, in which its own transfer is.
 
 Departures: no elevator, no merging, no cache; an I/O whose arrival lies a little ahead of the submission's time (a
 worker that has yet to wake up) keeps its place in the queue before one submitted later that arrives earlier.
@@ -35,7 +37,8 @@ class DeviceProfile:
     ``read_ns`` and ``write_ns`` are quantile tables (see ``apf.chance.Stream.quantile``). ``rotation_ns`` is the
     length of a revolution (0: none), ``transfer_ns`` the time of one page. ``skip_slots_max`` is the largest step
     ahead that stays on the track (0: every I/O is drawn). ``background`` False: the I/O finishes on the CPU that
-    submits it. ``servers`` 0: one for each CPU of the host it is for (``for_cpus``).
+    submits it. ``servers`` 0: one for each CPU of the host it is for (``for_cpus``). ``page_ns`` is what the link takes
+    for a page (0: there is no such link). ``errors``: how many of ``ERRORS_OF`` reads and writes fail, by Op.
     """
 
     name: str
@@ -48,6 +51,8 @@ class DeviceProfile:
     transfer_ns: int
     skip_slots_max: int
     measured: bool = False
+    page_ns: int = 0
+    errors: tuple[int, int] = (0, 0)
 
     def for_cpus(self, cpus: int) -> DeviceProfile:
         """The device of a host whose guests have ``cpus`` vCPUs."""
@@ -69,6 +74,8 @@ class Device:
     __slots__ = (
         "_draws",
         "_last",
+        "_link_ns",
+        "_page_ns",
         "_rotation",
         "_rotation_ns",
         "_served",
@@ -89,6 +96,9 @@ class Device:
         self._skip_slots_max = profile.skip_slots_max
         self._servers = [(0, server) for server in range(profile.servers)]
         heapify(self._servers)
+        self._page_ns = profile.page_ns
+        self._link_ns = 0
+        """When the link can take the next page."""
         self._last: list[tuple[Op, int]] = [(Op.READ, -1 - profile.skip_slots_max)] * profile.servers
 
     def serve_by(self, served: Served) -> None:
@@ -99,6 +109,8 @@ class Device:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
         start_ns = free_ns if free_ns > arrival_ns else arrival_ns
+        if start_ns < self._link_ns:
+            start_ns = self._link_ns
         last_op, last_slot = self._last[server]
         if op is last_op and 0 < slot - last_slot <= self._skip_slots_max:
             service_ns = (slot - last_slot) * self._transfer_ns
@@ -109,6 +121,8 @@ class Device:
         done_ns = start_ns + (service_ns or 1)
         if self._served is not None:
             start_ns, done_ns = self._served(op, start_ns, service_ns or 1)
+        if self._page_ns:
+            self._link_ns = start_ns + self._page_ns
         heapreplace(self._servers, (done_ns, server))
         self._last[server] = (op, slot)
         return start_ns, done_ns

@@ -1,23 +1,27 @@
 """Which I/Os of the swap device fail, how, and what the device's state does to the times of the others.
 
-Whether an I/O fails is decided when it is submitted, by the time and the order of submission, as its completion is. So
-the core knows of a failure before anybody can see it; what it does takes effect when the I/O completes. Torn and lost
-writes are carried out for real (``events.WriteSlot``), and the checksum of the slot finds them when it is read: the core
-predicts that (``SlotDamage``), and the shell holds the two against each other.
+An I/O fails because a scenario or an operator wants it to (``Failure``), or by chance, as often as the device's profile
+says (``Rates``); what that does is the same. Whether an I/O fails is decided when it is submitted, by the time and the
+order of submission, as its completion is. So the core knows of a failure before anybody can see it; what it does takes
+effect when the I/O completes. Torn and lost writes are carried out for real (``events.WriteSlot``), and the checksum of
+the slot finds them when it is read: the core predicts that (``damage``), and the shell holds the two against each other.
 
 A device that stops goes on with what it had where it stopped. A slow one is slow for the I/Os that start while it is; of
 what makes it slow at a time, the worst counts.
 
-Departures: a failure is of the one I/O it hits; no retries by a driver, and what is queued behind it is not hit. What is
-asked for while the host runs is in force for I/Os submitted from then on: the completion of those before is promised.
+Departures: a failure is of the one I/O it hits; no retries by a drive or its driver, and what is queued behind it is not
+hit; what failed by chance may go well when it is tried again, for slots do not go bad. What is asked for while the host
+runs is in force for I/Os submitted from then on, also a stop: the completion of those before is promised.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apf.chance import Stream
 from apf.core import Kind
 from apf.io_faults import ANY, IoFault, IoFaultWish
+from apf.swapdevice import ERRORS_OF
 from hostd.core.device import Op
 
 
@@ -30,6 +34,9 @@ class IoResult(Kind):
     LOST = "lost"
     CHECKSUM = "checksum"
     """A read that brings bytes that are not those which were to be written."""
+
+
+_OK, _ERROR = IoResult.OK, IoResult.ERROR
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +110,37 @@ class _Counted:
         return bool(failure.count) and self._seen >= failure.nth + failure.count - 1
 
 
+class Rates:
+    """I/Os that fail by chance: of ``ERRORS_OF`` reads and writes ``errors``, by Op.
+
+    Each I/O has a draw of its own, of the stream of its kind, so that of all others none is another for it.
+    """
+
+    __slots__ = ("_chance", "_errors")
+
+    def __init__(self, errors: tuple[int, int], seed: int) -> None:
+        self._errors = errors
+        self._chance = (Stream(seed, "device.read_error"), Stream(seed, "device.write_error"))
+
+    def hits(self, op: Op) -> bool:
+        """Whether the next I/O of that kind fails."""
+        return bool(self._errors[op]) and self._chance[op].below(ERRORS_OF) < self._errors[op]
+
+
 class IoFaults:
-    """The failures of one device. ``end_ns``: when the run ends; what stops for ever goes on only after it."""
+    """The failures of one device. ``end_ns``: when the run ends; what stops for ever goes on only after it.
 
-    __slots__ = ("_end_ns", "_full", "_slow", "_stops", "counted")
+    ``rates``: what fails by chance besides.
+    """
 
-    def __init__(self, failures: tuple[Failure, ...], end_ns: int) -> None:
+    __slots__ = ("_counted", "_end_ns", "_full", "_rates", "_slow", "_stops", "may_fail")
+
+    def __init__(self, failures: tuple[Failure, ...], end_ns: int, rates: Rates | None = None) -> None:
         self._end_ns = end_ns
-        self.counted: list[_Counted] = []
-        """What may happen to an I/O; if there is none, ``result`` is OK."""
+        self._rates = rates
+        self._counted: list[_Counted] = []
+        self.may_fail = rates is not None
+        """Whether ``result`` may be anything but OK, as things stand."""
         self._slow: list[tuple[int, int, Failure]] = []
         self._stops: list[tuple[int, int]] = []  # ascending and apart
         self._full: list[tuple[int, int]] = []
@@ -121,7 +150,8 @@ class IoFaults:
     def add(self, failure: Failure) -> None:
         """One more."""
         if failure.what in _OF_IOS:
-            self.counted.append(_Counted(failure))
+            self._counted.append(_Counted(failure))
+            self.may_fail = True
             return
         until_ns = failure.at_ns + failure.for_ns if failure.for_ns else self._end_ns + 1
         if failure.what == "slow":
@@ -133,10 +163,17 @@ class IoFaults:
             self._full.append((failure.at_ns, until_ns))
 
     def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> IoResult:
-        """What becomes of an I/O that is submitted at ``now_ns``; all failures that are about it count it."""
-        hit = [one for one in self.counted if one.hits(op, vm, gfn, slot, now_ns)]
-        self.counted = [one for one in self.counted if not one.is_over]
-        return hit[0].result if hit else IoResult.OK
+        """What becomes of an I/O that is submitted at ``now_ns``; all failures that are about it count it.
+
+        What is wanted comes before what chance has it.
+        """
+        by_chance = self._rates is not None and self._rates.hits(op)
+        if not self._counted:
+            return _ERROR if by_chance else _OK
+        hit = [one for one in self._counted if one.hits(op, vm, gfn, slot, now_ns)]
+        self._counted = [one for one in self._counted if not one.is_over]
+        self.may_fail = self._rates is not None or bool(self._counted)
+        return hit[0].result if hit else _ERROR if by_chance else _OK
 
     def is_swap_full(self, now_ns: int) -> bool:
         """Whether no swap slot can be had."""

@@ -66,6 +66,16 @@ def test_twin_and_processes_where_vcpus_meet_at_pages_of_a_synchronous_device(tm
     assert expected.counter("faults_async") > 20 and expected.counter("faults_major") > 20
 
 
+def test_twin_and_processes_on_a_device_of_ones_own_with_errors_by_chance_and_a_narrow_link() -> None:
+    device = {"servers": 3, "read_ns": [20_000, 40_000, 90_000], "write_ns": [9_000, 12_000]}
+    spoilt = {"read_errors": 10**15 // 50, "write_errors": 10**15 // 20, "bandwidth": 100_000_000}
+    chosen = {"apf": ["pv"], "swap.device": device | spoilt, "swap.errors": "report", "duration_s": "0.006"}
+    scenario = load(None, {**BUSY, **chosen})
+    expected, found = twin.run(scenario), on_processes(scenario)
+    assert (expected.digest, expected.host_counters) == (found.digest, found.host_counters)
+    assert expected.host_counters["swap_write_error"] > 1 and expected.page_errors == found.page_errors != []
+
+
 def test_a_users_profile_reaches_every_process_after_its_file_is_gone(tmp_path: Path) -> None:
     profile, path = tmp_path / "mine.toml", tmp_path / "scenario.toml"
     profile.write_text("servers = 3\nread_ns = [20_000, 40_000, 90_000]\nwrite_ns = [9_000, 12_000]\n")

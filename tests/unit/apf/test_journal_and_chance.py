@@ -78,6 +78,20 @@ def test_a_draw_is_a_function_of_its_index() -> None:
     assert stream_key(7, "device.read") != stream_key(7, "device.write") != stream_key(8, "device.write")
 
 
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=8)
+
+
+@given(records=st.lists(st.lists(st.integers(-(1 << 62), (1 << 64) - 1) | words, min_size=1, max_size=6), min_size=1))
+def test_a_line_is_its_fields_whatever_words_they_are(records: list[list[int | str]]) -> None:
+    """Also those with commas, quotation marks and brackets, which JSON would write otherwise."""
+    sink = io.StringIO()
+    journal = Journal(sink)
+    for record in records:
+        journal.record(*record)
+    journal.flush()
+    assert sink.getvalue() == "".join(" ".join(map(str, record)) + "\n" for record in records)
+
+
 @given(seed=st.integers(0, 1 << 62), bound=st.integers(1, 1 << 62))
 def test_below(seed: int, bound: int) -> None:
     assert 0 <= Stream(seed, "x").below(bound) < bound

@@ -67,6 +67,14 @@ def test_the_fingerprint_covers_the_files_content(changed: str, tmp_path: Path) 
         (MINE.replace("[700, 900]", "[700]"), "write_ns = [700]: tuple should have at least 2 items"),
         (MINE.replace("[700, 900]", "[700, '900']"), "write_ns.1 = '900': input should be a valid integer"),
         (MINE + "skip_slots_max = 4\n", "skip_slots_max = 4: 0, because transfer_ns is 0"),
+        (MINE + "bandwidth = 4095\n", "bandwidth = 4095: 0, or at least 4096, a page a second"),
+        (MINE + "bandwidth = -1\n", "bandwidth = -1: input should be greater than or equal to 0"),
+        (MINE + "bandwidth = 1e9\n", "bandwidth = 1000000000.0: input should be a valid integer"),
+        (MINE + "read_errors = -1\n", "read_errors = -1: input should be greater than or equal to 0"),
+        (
+            MINE + f"write_errors = {10**15 + 1}\n",
+            f"write_errors = {10**15 + 1}: input should be less than or equal to",
+        ),
         (MINE + "background = 1\n", "background = 1: input should be a valid boolean"),
         (MINE + "source = 'täble'\n", "source = 'täble'"),
         ("servers = \n", "not TOML"),
@@ -111,6 +119,9 @@ _QUANTILES = st.lists(st.integers(1, 10**9), min_size=2, max_size=30).map(lambda
         rotation_ns=st.integers(0, 10**9),
         transfer_ns=st.integers(1, 10**9),
         skip_slots_max=st.integers(0, 1000),
+        bandwidth=st.just(0) | st.integers(4096, 10**15),
+        read_errors=st.integers(0, 10**15),
+        write_errors=st.integers(0, 10**15),
         read_ns=_QUANTILES,
         write_ns=_QUANTILES,
     ),
@@ -120,6 +131,15 @@ def test_the_text_of_a_profile_says_what_it_is(profile: Profile, comment: list[s
     text = profile.text("\n".join(comment))
     assert swapdevice.parse(text.encode(), "text") == profile
     assert Profile.model_validate(tomllib.loads(text)) == profile
+
+
+def test_a_page_on_a_link_takes_what_the_bandwidth_says_and_never_less() -> None:
+    profiles = [swapdevice.parse(f"{MINE}bandwidth = {rate}\n".encode(), "mine") for rate in (0, 4096, 600_000_000)]
+    assert [device_profiles.load(CarriedProfile(**each.model_dump())).page_ns for each in profiles] == [
+        0,
+        10**9,
+        6827,
+    ]
 
 
 def test_bytes_that_are_no_text_are_told() -> None:

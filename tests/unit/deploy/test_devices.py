@@ -59,16 +59,19 @@ def fitted(directory: Path, *jobs: Any, before: str = "", servers: int | None = 
 def test_list_shows_every_profile_and_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     mine = Path("mine.toml")  # short, so that the table keeps it on one line
-    mine.write_text("servers = 7\nread_ns = [1000, 5000]\nwrite_ns = [1, 2]\nsource = 'a guess'\n")
+    mine.write_text(
+        "servers = 7\nread_ns = [1000, 5000]\nwrite_ns = [1, 2]\nsource = 'a guess'\n"
+        "bandwidth = 2_500_000\nread_errors = 2_000_000_000\nwrite_errors = 1_000_000_000_000_000\n"
+    )
     shown = run("list", str(mine))
     assert shown.exit_code == 0, shown.stderr
     rows = {
         cells[0]: cells[1:]
         for line in shown.stdout.splitlines()
-        if len(cells := re.split(r"\s*│\s*", line)[1:-1]) == 5
+        if len(cells := re.split(r"\s*│\s*", line)[1:-1]) == 8
     }
     assert set(rows) == {*NAMES, str(mine)}
-    assert rows[str(mine)] == ["5 us", "7", "yes", "a guess"]
+    assert rows[str(mine)] == ["5 us", "7", "yes", "2.5 MB/s", "2e-06", "1", "a guess"]
     assert rows["zram"][1:3] == ["per vCPU", "no"] and rows["nvme"][:3] == ["80 us", "32", "yes"]
     assert all(row[3] for row in rows.values())
 

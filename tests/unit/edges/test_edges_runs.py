@@ -10,10 +10,13 @@ import pytest
 from apf.messages import PageError
 from apf.process import Failure
 from apf.scenario import Scenario, ScenarioError, load
+from apf.swapdevice import ERRORS_OF
 from deploy import twin
 from deploy.faults import faults
 from deploy.journals import events
 from deploy.result import RunResult
+from hostd.core.device import Op
+from hostd.core.io_faults import Rates
 
 THREADS = {"program": "zipfian", "count": 3}
 BIG = {"memory": "16MiB", "thread": [{"program": "sequential", "count": 3}]}
@@ -270,6 +273,43 @@ def test_reported_one_task_dies_of_it_and_the_others_go_on(what: str, apf: str) 
     assert all(error["why"] == PageError[what.partition("_")[0].upper()].words for error in result.page_errors)
     if len(dead) < len(result.tasks):
         assert any(task["state"] != "DEAD" and task["values"]["accesses"] > 100 for task in result.tasks)
+
+
+SSD = {"servers": 8, "read_ns": [60_000, 90_000, 200_000], "write_ns": [20_000, 40_000]}
+
+
+@pytest.mark.parametrize("apf", ["off", "pv"])
+@pytest.mark.parametrize("errors", ["kernel", "report"])
+def test_what_fails_by_chance_is_what_a_scenario_that_names_those_very_ios_lets_fail(apf: str, errors: str) -> None:
+    """To the digest."""
+    rates, first = (ERRORS_OF // 12, ERRORS_OF // 8), range(1, 1001)
+    chance = Rates(rates, 1)
+    named = [{"what": "read_error", "nth": nth} for nth in first if chance.hits(Op.READ)]
+    named += [{"what": "write_error", "nth": nth} for nth in first if chance.hits(Op.WRITE)]
+    spoilt = SSD | {"read_errors": rates[Op.READ], "write_errors": rates[Op.WRITE]}
+    by_chance = run(apf, swap__device=spoilt, swap__errors=errors)
+    wanted = run(apf, swap__device=SSD, swap__errors=errors, swap__fault=named)
+    counters = by_chance.host_counters
+    assert max(counters["pswpin"], counters["pswpout"]) <= len(first)
+    assert counters["swap_read_error"] >= 1 and (counters["swap_write_error"] > 3 or by_chance.failed)
+    assert (by_chance.digest, counters) == (wanted.digest, wanted.host_counters)
+    assert (by_chance.page_errors, by_chance.told) == (wanted.page_errors, wanted.told)
+
+
+def test_a_profile_that_says_nothing_of_errors_and_bandwidth_says_that_there_are_none() -> None:
+    silent = run("pv", swap__device=SSD)
+    says = run("pv", swap__device=SSD | {"read_errors": 0, "write_errors": 0, "bandwidth": 0})
+    assert silent.digest == says.digest and silent.host_counters["swap_read_error"] == 0
+    rare = run("pv", swap__device=SSD | {"read_errors": 1})
+    assert rare.digest == silent.digest, "that there could have been an error changes nothing"
+
+
+def test_a_link_that_is_too_slow_for_the_servers_is_what_the_guest_waits_for() -> None:
+    page_s = 0.00005
+    free, capped = (run("pv", swap__device=SSD | {"bandwidth": rate}) for rate in (0, round(4096 / page_s)))
+    moved = capped.host_counters["pswpin"] + capped.host_counters["pswpout"]
+    assert 0.8 * 0.006 / page_s < moved <= 0.006 / page_s + 64, "64: submitted, and not done before the end"
+    assert free.host_counters["pswpin"] > 1.3 * capped.host_counters["pswpin"]
 
 
 def test_one_vm_dies_of_it_and_the_other_goes_on_or_goes_with_it() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import runpy
 from dataclasses import replace
 from importlib import resources
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apf.chance import Stream
 from apf.core import CoreError
@@ -40,6 +43,37 @@ def test_an_io_a_little_ahead_of_the_last_one_of_its_kind_costs_only_transfers()
     for op, slot, cost in [(Op.WRITE, 16, 510), (Op.WRITE, 16, 510), (Op.WRITE, 21, 510), (Op.WRITE, 20, 510)]:
         start, end = device.submit(op, slot, 0)
         assert end - start == cost, (op, slot)
+
+
+def test_servers_that_share_a_link_start_a_page_apart_and_one_alone_is_not_slower() -> None:
+    device = Device(replace(profile(servers=3), page_ns=40), 1)
+    assert [device.submit(Op.READ, 9 * slot, 0) for slot in range(3)] == [(0, 1010), (40, 1050), (80, 1090)]
+    assert device.submit(Op.WRITE, 50, 0) == (1010, 1520), "the link has long been free"
+    assert device.submit(Op.READ, 90, 10_000) == (10_000, 11_010)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("sata-ssd", 600_000_000), ("rdma", 12_500_000_000)])
+def test_no_device_moves_more_in_a_second_than_its_link(name: str, rate: int) -> None:
+    """Four times as many servers as there are, so that the link is what keeps them."""
+    loaded = device_profiles.load(name)
+    device = Device(replace(loaded, servers=4 * loaded.servers), 1)
+    done_ns = max(device.submit(Op(slot & 1), 1000 * slot, 0)[1] for slot in range(20_000))
+    assert 0.9 * rate < 20_000 * 4096 * 10**9 / done_ns <= rate
+
+
+@given(
+    arrivals=st.lists(st.integers(0, 3000), min_size=2, max_size=40),
+    servers=st.integers(1, 4),
+    page_ns=st.integers(0, 700),
+)
+def test_of_any_two_ios_one_starts_a_page_after_the_other(arrivals: list[int], servers: int, page_ns: int) -> None:
+    device = Device(replace(profile(servers), page_ns=page_ns), 1)
+    served = [device.submit(Op.READ, 9 * slot, arrival_ns) for slot, arrival_ns in enumerate(sorted(arrivals))]
+    starts = [start_ns for start_ns, _ in served]
+    assert all(later - earlier >= page_ns for earlier, later in pairwise(starts))
+    assert all(done_ns - start_ns == 1010 for start_ns, done_ns in served)
+    for moment in starts:
+        assert sum(start_ns <= moment < done_ns for start_ns, done_ns in served) <= servers
 
 
 def test_reads_and_writes_draw_from_streams_of_their_own() -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from apf.swapdevice import ERRORS_OF
 from hostd.core.device import Op
-from hostd.core.io_faults import Failure, IoFaults, IoResult
+from hostd.core.io_faults import Failure, IoFaults, IoResult, Rates
 
 END_NS = 1_000_000
 
@@ -20,6 +24,41 @@ def reads(faults: IoFaults, times_ns: list[int], vm: int = 0, gfn: int = 0, slot
 
 
 OK, ERROR = IoResult.OK, IoResult.ERROR
+
+
+def by_chance(read_errors: int, write_errors: int = 0, *failures: Failure, seed: int = 1) -> IoFaults:
+    return IoFaults(failures, END_NS, Rates((read_errors, write_errors), seed))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.02, 0.5])
+def test_as_many_ios_fail_by_chance_as_the_profile_says_whatever_the_seed(share: float) -> None:
+    for seed in (1, 2, 3):
+        faults = by_chance(round(share * ERRORS_OF), seed=seed)
+        failed = reads(faults, [1] * 50_000).count(ERROR)
+        assert abs(failed - 50_000 * share) < 5 * math.sqrt(50_000 * share)
+        assert faults.result(Op.WRITE, 0, 0, 0, 1) is OK
+
+
+def test_none_and_all_are_exact() -> None:
+    assert set(reads(by_chance(0, ERRORS_OF), [1] * 3000)) == {OK}
+    assert set(reads(by_chance(ERRORS_OF), [1] * 3000)) == {ERROR}
+
+
+def test_which_reads_fail_by_chance_is_the_seeds_and_nothing_elses() -> None:
+    """Not of the writes between them, nor of failures that are wanted, which come first."""
+    alone = reads(by_chance(ERRORS_OF // 5), [1] * 300)
+    other = by_chance(ERRORS_OF // 5, ERRORS_OF // 2, Failure("read_error", 0, nth=4))
+    mixed = []
+    for _ in range(300):
+        other.result(Op.WRITE, 0, 0, 0, 1)
+        mixed += reads(other, [1])
+    alone[3] = ERROR
+    assert mixed == alone != reads(by_chance(ERRORS_OF // 5, seed=2), [1] * 300)
+
+
+def test_a_write_that_is_to_be_torn_is_torn_whatever_chance_has_for_it() -> None:
+    faults = by_chance(0, ERRORS_OF, Failure("torn_write", 0, nth=2))
+    assert [faults.result(Op.WRITE, 0, 0, 0, 1) for _ in range(3)] == [ERROR, IoResult.TORN, ERROR]
 
 
 def test_the_nth_and_count_of_reads_from_its_time_on_fail_and_no_write() -> None:
