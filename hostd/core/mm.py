@@ -24,7 +24,7 @@ from hostd.core.damage import Damage
 from hostd.core.device import Carry, Device, MeasuredDevice, Op
 from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
-from hostd.core.io_faults import Failure, IoFaults, IoResult, Rates
+from hostd.core.io_faults import Failure, IoFaults, IoResult, chances
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import (
@@ -103,7 +103,7 @@ class Mm:
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
         *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
         *("read_only", "readahead", "starts_missing", "swap", "swapping", "watermarks", "window_ns", "write_failed"),
-        *("_is_measured", "_took_ns"),
+        *("_is_measured", "_read_fails", "_took_ns", "_write_fails"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -134,8 +134,8 @@ class Mm:
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
         policy = config.reclaim
-        rates = Rates(config.profile.errors, config.seed) if any(config.profile.errors) else None
-        self.io_faults = IoFaults(config.failures, config.end_ns, rates)
+        self.io_faults = IoFaults(config.failures, config.end_ns)
+        self._read_fails, self._write_fails = chances(config.profile.errors, config.seed)
         served = self.io_faults.served if config.failures else None
         self.device: Device | MeasuredDevice
         if carry is not None:
@@ -580,7 +580,9 @@ class Mm:
         if self._is_measured:
             self._note_measured(_READ, slot, now_ns)
         self._took_ns[_READ].append(done_ns - arrival_ns)
-        result = self.io_faults.result(_READ, vm, gfn, slot, now_ns) if self.io_faults.may_fail else _OK
+        result, by_chance = _OK, self._read_fails()
+        if by_chance or self.io_faults.is_counting:
+            result = self.io_faults.result(_READ, vm, gfn, slot, now_ns, by_chance)
         if result is not _OK or damage.slots or damage.pages:
             result = damage.read(key, slot, result, done_ns)
         pages.move(key, READ_SUBMITTED, now_ns)
@@ -602,7 +604,9 @@ class Mm:
         if self._is_measured:
             self._note_measured(_WRITE, slot, now_ns)
         self._took_ns[_WRITE].append(done_ns - now_ns)
-        result = self.io_faults.result(_WRITE, vm, gfn, slot, now_ns) if self.io_faults.may_fail else _OK
+        result, by_chance = _OK, self._write_fails()
+        if by_chance or self.io_faults.is_counting:
+            result = self.io_faults.result(_WRITE, vm, gfn, slot, now_ns, by_chance)
         if result is not _OK or damage.slots:
             damage.written(slot, result)
             if result is _ERROR:
