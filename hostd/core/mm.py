@@ -40,7 +40,6 @@ from hostd.core.page import (
     READ_DONE,
     READ_FAILED,
     READ_SUBMITTED,
-    READAHEAD,
     READING,
     RELEASED,
     RESIDENT,
@@ -319,7 +318,6 @@ class Mm:
         """Page ``key`` is in its slot only."""
         pages = self.pages
         workingset.eviction(pages, group, key)
-        pages.flags[key] &= ~READAHEAD
         if self.damage.pages:
             self.damage.forget(key)
         self.frames.release(pages.pfn[key])
