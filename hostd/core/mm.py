@@ -11,7 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from enum import IntEnum
+from functools import partial
 from heapq import heappop, heappush
+from itertools import islice
 
 from apf.core import CoreError
 from apf.histogram import Histogram
@@ -41,6 +43,7 @@ from hostd.core.page import (
     READ_FAILED,
     READ_SUBMITTED,
     READING,
+    REFERENCED,
     RELEASED,
     RESIDENT,
     WRITE_DONE,
@@ -88,6 +91,7 @@ class Own(IntEnum):
 
 
 _RECLAIMABLE = (RESIDENT, CACHED)
+_LISTED_NO_MORE = 0xFF & ~(LRU | REFERENCED)
 # Bound once, as in ``page``.
 _ON_READ, _ON_WRITE, _ON_MAPPING, _ON_WORKER, _ON_KSWAPD, _ON_REFUSAL = Own
 _READ, _WRITE = Op
@@ -428,27 +432,12 @@ class Mm:
         The others that were taken leave their frames at the border, or when they have been written.
         """
         group, costs = self.groups[vm], self.config.costs
-        pages, evicting = self.pages, self.evicting
-        state, flags, slot = pages.state, pages.flags, pages.slot
-        freed, before = 0, len(evicting)
-
-        def evict(key: int) -> bool:
-            nonlocal freed
-            if state[key] == CACHED and not flags[key] & DIRTY:
-                self._release(key, group, now_ns)
-                freed += 1
-                return True
-            if slot[key] < 0 and not self.give_slot(key, vm, now_ns):
-                return False
-            pages.move(key, PICKED, now_ns)
-            evicting[key] = vm
-            if kswapd:
-                self.for_kswapd.add(key)
-            return True
-
-        scan = group.lists.scan(want, evict)
-        picked = len(evicting) - before
-        group.usage -= picked + freed
+        before, usage = len(self.evicting), group.usage
+        scan = group.lists.scan(want, partial(self._shrink, vm, group, now_ns))
+        picked = len(self.evicting) - before
+        freed = usage - group.usage - picked
+        if kswapd:
+            self.for_kswapd.update(islice(reversed(self.evicting), picked))
         stat = group.stat
         stat["pgscan_kswapd" if kswapd else "pgscan_direct"] += scan.scanned
         stat["pgsteal_kswapd" if kswapd else "pgsteal_direct"] += freed
@@ -460,6 +449,27 @@ class Mm:
         self.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed)
         cost_ns = (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + scan.taken * costs.reclaim_unmap_ns
         return cost_ns, freed
+
+    def _shrink(self, vm: int, group: MemoryGroup, now_ns: int, victims: list[int]) -> list[int]:
+        """shrink_folio_list: uncharge ``victims``; those that are clean in the swap cache are free at once.
+
+        Returns those that stay, for they need a slot and there is none.
+        """
+        pages, evicting, staying = self.pages, self.evicting, []
+        state, flags, slot, move = pages.state, pages.flags, pages.slot, pages.move
+        for key in victims:
+            if state[key] == CACHED and not flags[key] & DIRTY:
+                move(key, RELEASED, now_ns)
+                self.forget_frame(key, group)
+            elif slot[key] >= 0 or self.give_slot(key, vm, now_ns):
+                move(key, PICKED, now_ns)
+                evicting[key] = vm
+            else:
+                staying.append(key)
+                continue
+            flags[key] &= _LISTED_NO_MORE
+        group.usage -= len(victims) - len(staying)
+        return staying
 
     def throttle_ns(self, vm: int, at_ns: int, now_ns: int) -> int:
         """For how long a task of ``vm`` reclaims and sleeps from ``at_ns`` on, before it enters the guest; mostly 0.
