@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from apf.messages import APF_TOKEN_OFFSET, PageError
 from deploy.faults import Fault
 from deploy.steps import Step
-from guestsched.core.core import reason_gpa
+from guestsched.core.kvm import reason_gpa
 
 HEADLINES = {
     "off": "apf = off: without APF",

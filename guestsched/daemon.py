@@ -22,7 +22,8 @@ from apf.serving import TurnServer, let_calls_end
 from apf.v1 import guest_pb2, types_pb2
 from apf.v1.guest_pb2_grpc import GuestServiceServicer, add_GuestServiceServicer_to_server
 from apf.v1.host_pb2_grpc import HostServiceStub
-from guestsched.api import ApiServer, LoadApi
+from guestsched.api import LoadApi
+from guestsched.api_server import ApiServer
 from guestsched.arrival_log import ArrivalLog
 from guestsched.build import guest_core
 from guestsched.metrics import GuestMetrics

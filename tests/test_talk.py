@@ -34,7 +34,7 @@ from apf.scenario import Scenario, load
 from deploy import published, twin, walk
 from deploy.result import RunResult
 from guestsched.build import guest_core, memory_gfn
-from guestsched.core.core import reason_gpa
+from guestsched.core.kvm import reason_gpa
 from guestsched.plan import plans
 from tests.cluster import cluster_runs
 from vcpud.core.effects import AskGuest, EnterGuest, ExitCause, GuestExited, GuestReplied

@@ -4,18 +4,20 @@ It decides which task a vCPU runs and for how long. A vCPU traps into it (``Trap
 ``Reply`` says. What comes from outside of the run arrives when no vCPU runs (``ArrivalsTaken``).
 
     core.py      the step: one trap in, one Dispatch out
+    kvm.py       the guest's half of APF: arch/x86/kernel/kvm.c
+    dispatch.py  what a vCPU goes on with
     kernel.py    the kernel's tables; starting, waking, switching, balancing and ending tasks
     cpu.py       one vCPU as the guest kernel sees it: its place in the conversation, its run queue, its timers
     sched.py     the scheduler class: what a policy is asked
     cfs.py       a policy: CFS as of Linux 5.10
     eevdf.py     a policy: EEVDF as of Linux 6.18
     rr.py        a policy: round robin, a baseline
-    apf_wait.py  the table of tasks that wait for a page: arch/x86/kernel/kvm.c
+    apf_wait.py  the table of tasks that wait for a page: kvm.c's async_pf_sleepers
     task.py      a task and the life it may lead
     process.py   a process: its plan, its address space, guest memory
     syscall.py   the system calls there are
     access.py    accesses that tasks perform for others, and feed.py, who gives them out
-    arrivals.py  what comes from outside, and the answers
+    arrivals.py  what comes from outside, and the answers; outside.py, how it takes effect
     profile.py   samples by symbol
     killing.py   what an exception of a task is called
 

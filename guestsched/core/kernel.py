@@ -60,12 +60,23 @@ Effect = Reply | Post | Log | Answer
 
 
 class Kernel:
-    """State of one guest kernel. ``effects`` are those of the step under way."""
+    """State of one guest kernel, which booted at ``boot_ns``. ``effects`` are those of the step under way.
+
+    ``ending``: the VM ends, and each vCPU stops as it traps.
+    """
 
     def __init__(
-        self, costs: Costs, cpus: int, hz: int, policy: type[RunQueue], memory: Memory, journal: Journal
+        self,
+        costs: Costs,
+        cpus: int,
+        hz: int,
+        policy: type[RunQueue],
+        memory: Memory,
+        journal: Journal,
+        boot_ns: int,
     ) -> None:
         self.costs = costs
+        self.boot_ns = boot_ns
         self.journal = journal
         self.memory = memory
         self.policy = policy
@@ -77,6 +88,7 @@ class Kernel:
         self.works: dict[int, Work] = {}
         """What access threads do, by task."""
         self.effects: list[Effect] = []
+        self.ending = False
         self._timer_order = 0
 
     # Processes and tasks -------------------------------------------------------------------------------------------
@@ -96,6 +108,14 @@ class Kernel:
             process.tasks.append(task_id)
             self.journal.record(now_ns, "task_new", task_id, spec.name, process.asid, spec.nice)
         return process
+
+    def start_in_time(self, task: Task, now_ns: int, here: Cpu | None) -> None:
+        """Start a task, or set the timer that does."""
+        start_ns = self.boot_ns + task.spec.start_ns
+        if start_ns > now_ns:
+            self.arm(self.cpus[task.cpu], start_ns, TimerKind.START, task, here)
+        else:
+            self.start(task, now_ns, here)
 
     def start(self, task: Task, now_ns: int, here: Cpu | None) -> None:
         """wake_up_new_task: on the least loaded vCPU of those it may run on (find_idlest_cpu)."""
@@ -254,6 +274,12 @@ class Kernel:
                 queue.remove(task.id)
         self._bury(task, now_ns)
 
+    def doom(self, cpu: Cpu, task: Task, reason: str, now_ns: int) -> None:
+        """``task`` dies, of what it did on ``cpu``, before it runs user code again."""
+        task.doomed = reason
+        text = f"task {task.id} {task.spec.name} (program {task.spec.program}, vCPU {cpu.index}) killed: {reason}"
+        self.effects.append(Log(now_ns, text))
+
     def reap(self, cpu: Cpu, now_ns: int) -> None:
         """On the way back to user mode: if what is current on ``cpu`` is to die, it does, and another runs."""
         if cpu.rq.curr is not None and self.tasks[cpu.rq.curr.id].doomed:
@@ -300,6 +326,14 @@ class Kernel:
             process.accesses.replays.clear()
         text = f"process {process.asid}: the task that was to perform it has ended"
         self.effects.extend(Refused(ticket, Refusal.FAILED_PRECONDITION, text) for ticket in tickets)
+
+    def end(self, cpu: Cpu, text: str, now_ns: int) -> None:
+        """The VM ends, of what ``text`` says has happened on ``cpu``: every vCPU stops."""
+        self.effects.append(Log(now_ns, text))
+        self.ending = True
+        for other in self.cpus:
+            if other is not cpu:
+                self.post(other)
 
     # Invariants ----------------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ def test_processes_come_and_go(pages: Loaded) -> None:
         assert (state, killed) == ("DEAD", "its lifetime is over")
         assert 500_000 < sum_exec_ns <= 1_100_000, "two vCPUs, a millisecond"
     first, second = said["counting"]
-    assert said["killed"] == [[first], [second]] and said["killed again"] == []
+    assert said["killed"] == [[second], [first]] and said["killed again"] == []
     for state, killed, _, _ in said["their end"]:
         assert (state, killed) == ("DEAD", "killed from outside")
     assert said["other"]["met"] == "minor"

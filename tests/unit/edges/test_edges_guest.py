@@ -22,7 +22,7 @@ from apf.messages import (
     Store,
     TickArrived,
 )
-from guestsched.core.core import HYPERVISOR_CALLBACK_VECTOR, reason_gpa
+from guestsched.core.kvm import HYPERVISOR_CALLBACK_VECTOR, reason_gpa
 from guestsched.core.syscall import Syscall
 from tests.unit.guestsched.guest_fakes import HANDLER, INTERRUPT, MS, Guest, guest, spec
 

@@ -7,7 +7,7 @@ from guest_fakes import MS, guest, spec
 
 from apf.messages import InterruptArrived, ProtocolFault
 from guestsched.core.arrivals import InjectArrived, InjectTaken, Refusal, Refused, ShutdownArrived
-from guestsched.core.core import INJECTIONS_MAX
+from guestsched.core.outside import INJECTIONS_MAX
 
 LOST = ProtocolFault("lost_ready", 2, 3)
 LEFT = ProtocolFault("token_left")

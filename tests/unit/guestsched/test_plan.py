@@ -16,7 +16,8 @@ from apf.messages import CHECK_MULTIPLIER, NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Acco
 from apf.scenario import Scenario, ScenarioError, load
 from guestsched import plan as planning
 from guestsched.build import guest_core, memory_gfn
-from guestsched.core.core import GuestCore, reason_gpa
+from guestsched.core.core import GuestCore
+from guestsched.core.kvm import reason_gpa
 from guestsched.core.process import MAP_GVA, Memory, OutOfMemory, Process, ProcessPlan
 from guestsched.elf import ElfProgram, ElfSegment, Symbol
 from guestsched.plan import (
