@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apf.clockpage import _WAITERS, ClockPage, Waited, next_border_ns
+from apf.clockcells import WAITERS, Waited
+from apf.clockpage import ClockPage, next_border_ns
 from apf.messages import FOREVER_NS, NEVER_NS
 
 _fork = multiprocessing.get_context("fork")
@@ -156,7 +157,7 @@ def test_nobody_waits_for_an_evicted_participant_or_its_server(tmp_path: Path) -
     clock.set_interruptible(2, True)
     assert not clock.has_turn(0, 100)
     clock.evict(range(1, 3), 1)
-    assert clock.has_turn(0, 100) and not clock.has_arrivals(entry) and clock._cells[_WAITERS] == 0
+    assert clock.has_turn(0, 100) and not clock.has_arrivals(entry) and clock._cells[WAITERS] == 0
     assert clock.has_ended(range(1, 3))
     clock.enter(range(1, 3), 200)
     assert clock.take_interrupt(2, 1000) == 0, "what was posted to the one before is forgotten"
@@ -272,7 +273,7 @@ def test_a_waiter_that_died_holds_up_nobody(tmp_path: Path) -> None:
 
     waiter = _fork.Process(target=wait_for_ever)
     waiter.start()
-    while clock._cells[_WAITERS] == 0:  # it has announced itself
+    while clock._cells[WAITERS] == 0:  # it has announced itself
         waiter.join(0.01)
         assert waiter.is_alive()
     waiter.kill()
