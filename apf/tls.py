@@ -38,6 +38,13 @@ def channel(address: str, tls: TlsFiles | None, options: Options = ()) -> grpc.a
     return grpc.aio.secure_channel(address, client_credentials(tls), options=options)
 
 
+def blocking_channel(address: str, tls: TlsFiles | None) -> grpc.Channel:
+    """The same for a process without an event loop."""
+    if tls is None or address.startswith("unix:"):
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, client_credentials(tls))
+
+
 def client_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
     """What a client shows. Raises Failure."""
     cert, key, authority = _checked(tls)

@@ -12,6 +12,11 @@ from apf.v1 import guest_pb2 as guest
 from apf.v1 import host_pb2 as host
 from apf.v1 import types_pb2 as types
 
+RUN_VCPU = "/apf.v1.HostService/RunVcpu"
+"""A vCPU's stream to hostd, as gRPC calls it."""
+TAKE_TRAPS = "/apf.v1.GuestService/TakeTraps"
+"""A vCPU's stream to guestsched."""
+
 K = TypeVar("K")
 V = TypeVar("V")
 

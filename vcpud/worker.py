@@ -1,23 +1,21 @@
-"""A vCPU worker: one process, one vCPU, two gRPC streams (asyncio), one x86-64 engine.
+"""A vCPU worker: one process, one vCPU, two gRPC streams (``apf.stream``), one x86-64 engine.
 
-Forked by the supervisor; gRPC is imported only here, after the fork.
+Forked by the supervisor; gRPC is imported only here, after the fork. One thread does everything, the other watches it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import logging
 import os
 import statistics
 import struct
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from apf.clockcells import Waited
 from apf.clockpage import ClockPage
@@ -33,8 +31,12 @@ from vcpud.build import vcpu_machine, vcpu_report
 from vcpud.core.account import Cause
 from vcpud.machine import Need, NeedKind
 
+if TYPE_CHECKING:
+    from apf.stream import Stream
+
 log = logging.getLogger(__name__)
 _CONNECT_S = 60
+_WATCH_S = 1.0
 _COUNT_NS = 2_000_000
 """Between two refreshes of the shared counters; a vCPU that goes to sleep for long refreshes them before."""
 _FIELDS = struct.Struct(f"{len(FIELDS)}q")
@@ -65,49 +67,38 @@ class WorkerConfig:
 
 def main(config: WorkerConfig) -> None:
     """Run the vCPU from attachment to its end; leaves its results as a report."""
-    asyncio.run(_Worker(config).run())
-
-
-@contextmanager
-def _broken_streams() -> Iterator[None]:
-    """What gRPC raises when a server goes away, as PeerLost."""
-    import grpc
-
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise PeerLost(f"lost its server: {error.code().name}: {error.details()}") from error
-    except asyncio.InvalidStateError as error:  # gRPC's own, of a stream that breaks while it is read
-        raise PeerLost("lost its server: the stream broke") from error
+    _Worker(config).run()
 
 
 class _Worker:
     def __init__(self, config: WorkerConfig) -> None:
         self._config = config
         self._messages: Counter[str] = Counter()
-        self._waiting_since_s: float | None = None
+        self._asks = False  # waits for a server's reply
+        self._left = threading.Event()
         self._counted_ns = 0
         self._round_trips_ns: deque[int] = deque(maxlen=_ROUND_TRIPS)
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Attach everywhere, run, report."""
-        import grpc
+        from apf import stream, tls, wire
+        from apf.v1 import guest_pb2, host_pb2
 
-        from apf import tls, wire
-        from apf.v1.guest_pb2_grpc import GuestServiceStub
-        from apf.v1.host_pb2_grpc import HostServiceStub
-
-        self._wire, self._eof = wire, grpc.aio.EOF
+        self._wire = wire
         config = self._config
-        async with (
-            tls.channel(config.host_address, config.tls) as host_channel,
-            tls.channel(config.guest_address, config.tls) as guest_channel,
+        with (
+            tls.blocking_channel(config.host_address, config.tls) as host_channel,
+            tls.blocking_channel(config.guest_address, config.tls) as guest_channel,
         ):
-            await self._connect(host_channel, "hostd")
-            await self._connect(guest_channel, "guestsched")
-            self._host = HostServiceStub(host_channel).RunVcpu()
-            start_ns = await self._attach_to_host()
-            self._guest = GuestServiceStub(guest_channel).TakeTraps()
+            self._connect(host_channel, "hostd")
+            self._connect(guest_channel, "guestsched")
+            self._host: Stream[Any, Any] = stream.Stream(
+                host_channel, wire.RUN_VCPU, host_pb2.RunVcpuResponse.FromString
+            )
+            start_ns = self._attach_to_host()
+            self._guest: Stream[Any, Any] = stream.Stream(
+                guest_channel, wire.TAKE_TRAPS, guest_pb2.TakeTrapsResponse.FromString
+            )
             self._clock = ClockPage.attach(config.run.clock)
             memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
@@ -126,39 +117,37 @@ class _Worker:
                 start_ns,
             )
             self._machine.core.observed.share(stats.histograms(config.vcpu))
-            watchdog = asyncio.create_task(self._watch())
+            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
             try:
-                with _broken_streams():
-                    await self._attach_to_guest()
-                    await self._go()
+                self._attach_to_guest()
+                self._go()
             finally:
-                watchdog.cancel()
+                self._left.set()
                 self._count()
                 if sink:
                     self._machine.core.journal.flush()
-            await self._leave()
+            self._leave()
 
-    async def _connect(self, channel: Any, name: str) -> None:
+    def _connect(self, channel: Any, name: str) -> None:
+        import grpc
+
         try:
-            await asyncio.wait_for(channel.channel_ready(), _CONNECT_S)
-        except TimeoutError:
+            grpc.channel_ready_future(channel).result(_CONNECT_S)
+        except grpc.FutureTimeoutError:
             raise Failure(f"{name} did not answer within {_CONNECT_S} s") from None
 
-    async def _attach_to_host(self) -> int:
+    def _attach_to_host(self) -> int:
         """Returns when the vCPU starts; hostd answers once its VM has joined the host."""
         from apf.v1 import host_pb2
 
-        with _broken_streams():
-            await self._host.write(host_pb2.RunVcpuRequest(attach=self._who()))
-            response = await self._read(self._host)
-            self._check_seq(response, 0)
-            return int(response.attached.start_ns)
+        response = self._host.ask(host_pb2.RunVcpuRequest(attach=self._who()))
+        self._check_seq(response, 0)
+        return int(response.attached.start_ns)
 
-    async def _attach_to_guest(self) -> None:
+    def _attach_to_guest(self) -> None:
         from apf.v1 import guest_pb2
 
-        await self._guest.write(guest_pb2.TakeTrapsRequest(attach=self._who()))
-        self._check_seq(await self._read(self._guest), 0)
+        self._check_seq(self._guest.ask(guest_pb2.TakeTrapsRequest(attach=self._who())), 0)
 
     def _who(self) -> Any:
         from apf.v1 import types_pb2
@@ -166,7 +155,7 @@ class _Worker:
         config = self._config
         return types_pb2.Attach(vm=config.vm, vcpu=config.vcpu, scenario_digest=config.scenario.fingerprint())
 
-    async def _go(self) -> None:
+    def _go(self) -> None:
         """The vCPU's life: proceed, say how far one is, get what is needed."""
         machine, clock, participant = self._machine, self._clock, self._config.participant
         machine.start()
@@ -187,45 +176,39 @@ class _Worker:
                     border_ns = self._wait_window(need)
                 case NeedKind.HOST:
                     host_seq += 1
-                    await self._ask_host(need, host_seq)
+                    self._ask_host(need, host_seq)
                 case NeedKind.GUEST:
                     guest_seq += 1
-                    await self._ask_guest(need, guest_seq)
+                    self._ask_guest(need, guest_seq)
                 case NeedKind.NOTHING:
                     clock.publish(participant, NEVER_NS)
                     return
 
-    async def _ask_host(self, need: Need, seq: int) -> None:
+    def _ask_host(self, need: Need, seq: int) -> None:
         message = self._wire.host_request_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
         self._clock.publish(self._config.participant, need.time_ns)
         self._messages[f"host.out.{message.WhichOneof('request')}"] += 1
-        began_ns = time.perf_counter_ns()
-        await self._host.write(message)
         self._count_now_and_then()
-        response = await self._read(self._host)
+        began_ns = time.perf_counter_ns()
+        self._asks = True
+        response = self._host.ask(message)
+        self._asks = False
         self._round_trips_ns.append(time.perf_counter_ns() - began_ns)
         self._check_seq(response, seq)
         self._messages[f"host.in.{response.WhichOneof('reply')}"] += 1
         self._machine.host_replied(self._wire.host_reply_in(response))
 
-    async def _ask_guest(self, need: Need, seq: int) -> None:
+    def _ask_guest(self, need: Need, seq: int) -> None:
         message = self._wire.trap_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
         self._clock.publish(self._config.participant, need.time_ns)
         self._messages[f"guest.out.{message.WhichOneof('trap')}"] += 1
-        await self._guest.write(message)
         self._count_now_and_then()
-        response = await self._read(self._guest)
+        self._asks = True
+        response = self._guest.ask(message)
+        self._asks = False
         self._check_seq(response, seq)
         self._messages[f"guest.in.{response.WhichOneof('reply')}"] += 1
         self._machine.guest_replied(self._wire.dispatch_in(response))
-
-    async def _read(self, call: Any) -> Any:
-        self._waiting_since_s = time.monotonic()
-        message = await call.read()
-        self._waiting_since_s = None
-        if message is self._eof:
-            raise PeerLost(f"lost its server: {(await call.code()).name}: {await call.details()}")
-        return message
 
     def _check_seq(self, message: Any, seq: int) -> None:
         if message.seq != seq:
@@ -245,16 +228,15 @@ class _Worker:
                 raise Failure(f"no progress for {self._config.scenario.host.patience_s} s at {now[0]} ns")
         return clock.border_ns
 
-    async def _watch(self) -> None:
+    def _watch(self) -> None:
         """Give up on a server that neither answers nor lets anybody else go on."""
         patience_s = self._config.scenario.host.patience_s
         progress, since_s = (-1, -1), time.monotonic()
-        while True:
-            await asyncio.sleep(1)
+        while not self._left.wait(_WATCH_S):
             if self._clock.aborted:
                 self._cancel()
             now = (self._clock.virtual_ns(), self._clock.beats)
-            if now != progress or self._waiting_since_s is None:
+            if now != progress or not self._asks:
                 progress, since_s = now, time.monotonic()
             elif time.monotonic() - since_s > patience_s:
                 log.error("no reply for %d s", patience_s)
@@ -269,8 +251,9 @@ class _Worker:
             self._count()
 
     def _count(self) -> None:
-        """Refresh this vCPU's shared counters, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
+        """Refresh what this vCPU shares, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
         self._counted_ns = time.monotonic_ns()
+        self._machine.core.observed.settle()
         core = self._machine.core
         counters, observed, spent_ns = core.counters, core.observed, core.account.spent_ns
         retired = self._machine.engine.retired
@@ -284,12 +267,11 @@ class _Worker:
             *(spent_ns[cause] for cause in _OTHER_CAUSES),
         )
 
-    async def _leave(self) -> None:
+    def _leave(self) -> None:
         """Close both streams in good order and leave the results."""
         config, core = self._config, self._machine.core
-        for call in (self._host, self._guest):
-            await call.done_writing()
-            await self._read_end(call)
+        for stream in (self._host, self._guest):
+            stream.end()
         core.finish()
         report = {
             "name": config.name,
@@ -300,7 +282,3 @@ class _Worker:
             "host_round_trip_us": statistics.median(self._round_trips_ns or [0]) / 1000,  # wall time: not of the run
         }
         config.run.write_report(config.name, report)
-
-    async def _read_end(self, call: Any) -> None:
-        if await call.read() is not self._eof:
-            raise Failure("its server said more after the end")

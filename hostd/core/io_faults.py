@@ -133,12 +133,14 @@ class IoFaults:
     ``rates``: what fails by chance besides.
     """
 
-    __slots__ = ("_counted", "_end_ns", "_full", "_rates", "_slow", "_stops")
+    __slots__ = ("_counted", "_end_ns", "_full", "_rates", "_slow", "_stops", "may_fail")
 
     def __init__(self, failures: tuple[Failure, ...], end_ns: int, rates: Rates | None = None) -> None:
         self._end_ns = end_ns
         self._rates = rates
         self._counted: list[_Counted] = []
+        self.may_fail = rates is not None
+        """Whether ``result`` may be anything but OK, as things stand."""
         self._slow: list[tuple[int, int, Failure]] = []
         self._stops: list[tuple[int, int]] = []  # ascending and apart
         self._full: list[tuple[int, int]] = []
@@ -149,6 +151,7 @@ class IoFaults:
         """One more."""
         if failure.what in _OF_IOS:
             self._counted.append(_Counted(failure))
+            self.may_fail = True
             return
         until_ns = failure.at_ns + failure.for_ns if failure.for_ns else self._end_ns + 1
         if failure.what == "slow":
@@ -169,11 +172,12 @@ class IoFaults:
             return _ERROR if by_chance else _OK
         hit = [one for one in self._counted if one.hits(op, vm, gfn, slot, now_ns)]
         self._counted = [one for one in self._counted if not one.is_over]
+        self.may_fail = self._rates is not None or bool(self._counted)
         return hit[0].result if hit else _ERROR if by_chance else _OK
 
     def is_swap_full(self, now_ns: int) -> bool:
         """Whether no swap slot can be had."""
-        return any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
+        return bool(self._full) and any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
 
     def served(self, op: Op, start_ns: int, service_ns: int) -> tuple[int, int]:
         """When an I/O for which a server is free at ``start_ns`` starts and is done."""

@@ -25,6 +25,8 @@ from hostd.core.page import ACTIVE, LRU, REFERENCED, WORKINGSET, Pages
 SWAP_CLUSTER_MAX = 32
 _PAGES_PER_GIB_SHIFT = 18
 
+_LISTED_NO_MORE = 0xFF & ~(LRU | REFERENCED)
+
 Evict = Callable[[int], bool]
 
 
@@ -148,29 +150,32 @@ class Kernel(Policy):
     def _shrink_inactive(self, scan: Scan, want: int, evict: Evict) -> None:
         pages, flags, young, inactive = self._pages, self._pages.flags, self._young, self.inactive
         pfns, pins, oldest = pages.pfn, pages.pins, inactive.popitem
-        for _ in range(min(SWAP_CLUSTER_MAX, len(inactive))):
-            if scan.taken == want:
-                return
+        taken, left = scan.taken, min(SWAP_CLUSTER_MAX, len(inactive))
+        scan.scanned += left
+        while left:
+            left -= 1
             key, _none = oldest(last=False)
-            scan.scanned += 1
-            pfn = pfns[key]
             if pins[key]:
                 inactive[key] = None
                 scan.rotated += 1
-            elif not young[pfn]:
+            elif not young[pfns[key]]:
                 if evict(key):
-                    flags[key] &= ~(LRU | REFERENCED)
-                    scan.taken += 1
+                    flags[key] &= _LISTED_NO_MORE
+                    taken += 1
+                    if taken == want:
+                        break
                 else:
                     self._activate(key, scan)
             elif flags[key] & REFERENCED:
-                young[pfn] = 0
+                young[pfns[key]] = 0
                 self._activate(key, scan)
             else:
-                young[pfn] = 0
+                young[pfns[key]] = 0
                 flags[key] |= REFERENCED
                 inactive[key] = None
                 scan.rotated += 1
+        scan.scanned -= left
+        scan.taken = taken
 
     def _activate(self, key: int, scan: Scan) -> None:
         self._pages.flags[key] |= ACTIVE

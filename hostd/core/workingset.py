@@ -13,7 +13,8 @@ from __future__ import annotations
 from hostd.core.group import MemoryGroup
 from hostd.core.page import ACTIVE, WORKINGSET, Pages
 
-_NONE = -1
+NONE = -1
+"""No shadow."""
 
 
 def eviction(pages: Pages, group: MemoryGroup, key: int) -> None:
@@ -25,16 +26,13 @@ def eviction(pages: Pages, group: MemoryGroup, key: int) -> None:
 
 
 def refault(pages: Pages, group: MemoryGroup, key: int) -> None:
-    """Page ``key`` gets a frame again (workingset_refault)."""
+    """Page ``key``, which has left a shadow, gets a frame again (workingset_refault)."""
     shadow = pages.shadow[key]
-    if shadow == _NONE:
-        return
-    pages.shadow[key] = _NONE
+    pages.shadow[key] = NONE
     stat = group.stat
     refaulted, activated, restored = group.refaults
     stat[refaulted] += 1
-    _inactive, active = group.lists.sizes()
-    if group.age - (shadow >> 1) > active:
+    if group.age - (shadow >> 1) > group.lists.sizes()[1]:
         return
     pages.flags[key] |= ACTIVE
     group.age += 1

@@ -129,9 +129,9 @@ class Faults(MsrSteps):
         return self._enter()
 
     def _host_replied(self, reply: HostReply) -> list[Effect]:
+        if isinstance(reply, Mapped):
+            return self._mapped(reply)
         match reply:
-            case Mapped():
-                return self._mapped(reply)
             case Retry(at_ns=at_ns):
                 self.counters.retries += 1
                 self._resume = State.RUNNING if self.state is State.FAULT else self._announcing()
@@ -250,7 +250,8 @@ class Faults(MsrSteps):
         if self.state is _FAULT:
             self._task_faulted(reply.gfn, reply.kind)
             self.observed.mapped(reply.kind, reply.stall_ns, reply.at_ns)
-        self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
+        if major:
+            self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
         self.journal.record(self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns)
