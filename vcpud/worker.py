@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apf.clockpage import ClockPage, Waited
+from apf.clockcells import Waited
+from apf.clockpage import ClockPage
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.listen import TlsFiles

@@ -351,6 +351,7 @@ class Mm:
             self.release_frame(key)
             self.damage.forget(key)
         if pages.slot[key] >= 0:
+            self.damage.freed(pages.slot[key])  # also a place: what comes there next is another file
             self.free_slot(key, vm)
             pages.slot[key] = NO_SLOT
         pages.flags[key] = 0
