@@ -201,7 +201,8 @@ class FaultPath:
 
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""
-        return self._mm.swap.is_zero(self._mm.pages.slot[key])
+        mm = self._mm
+        return mm.swap.zero[mm.pages.slot[key]] != 0
 
     def _not_uptodate(self, vm: int, vcpu: int, key: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
         """The page's read has failed, or will: VM_FAULT_SIGBUS, if not from this get_user_pages then from the worker's.
@@ -426,7 +427,8 @@ class FaultPath:
         return cost_ns
 
     def _swap_fault(self, vm: int, vcpu: int, key: int) -> SwapFault:
-        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, *self._bounds[vm])
+        first, end = self._bounds[vm]
+        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, first, end)
 
     def _found(self, vm: int, vcpu: int, key: int) -> None:
         """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""

@@ -211,7 +211,7 @@ class VcpuCore(Faults):
         now_ns = self.now_ns
         if now_ns >= self._end_ns:
             return self._ask_guest(Stopped(), State.STOPPING)
-        if (what := self._injections.due(now_ns)) is not None:
+        if self._injections.next_ns <= now_ns and (what := self._injections.due(now_ns)) is not None:
             return self._inject_fault(what)
         if self.async_pf.next_ns <= now_ns:
             self._advance()
