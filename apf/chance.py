@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain, count, pairwise
+from itertools import chain, count, pairwise, repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -94,5 +94,19 @@ def quantiles(seed: int, name: str, table: Sequence[int]) -> Callable[[], int]:
     def blocks() -> Iterator[list[int]]:
         for block in count():
             yield _quantiles(_mix_block(key, block), rows)
+
+    return chain.from_iterable(blocks()).__next__
+
+
+def events(seed: int, name: str, share: int, of: int) -> Callable[[], bool]:
+    """Draws of stream ``name``: whether something happens that does in ``share`` of ``of`` cases, one a call."""
+    assert 0 <= share <= of, f"{share} of {of}"
+    if not share:
+        return repeat(False).__next__
+    key, last = stream_key(seed, name), np.uint64(-(-(share << 64) // of) - 1)
+
+    def blocks() -> Iterator[list[bool]]:
+        for block in count():
+            yield (_mix_block(key, block) <= last).tolist()
 
     return chain.from_iterable(blocks()).__next__

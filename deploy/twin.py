@@ -204,8 +204,11 @@ class Twin:
         asking = self._asking
         while asking:
             _, participant = heappop(asking)
-            self._answer(participant)
-            self._proceed(participant)
+            goes_on_ns = self._answer(participant)
+            if goes_on_ns < border_ns:
+                self._proceed(participant)
+            else:
+                self._bounds[participant] = goes_on_ns
         return True
 
     def _border_work(self) -> None:
@@ -270,15 +273,19 @@ class Twin:
     def _post(self, vm: int, vcpu: int, at_ns: int | None) -> None:
         self._posts[vm * self._vcpus + vcpu].post(self.border_ns if at_ns is None else at_ns)
 
-    def _answer(self, participant: int) -> None:
+    def _answer(self, participant: int) -> int:
+        """Let a server answer; returns when the vCPU goes on."""
         need, machine = self._needs[participant], self._machines[participant]
         request = need.request
         vm, vcpu = divmod(participant, self._vcpus)
         if isinstance(request, TrapRaised):
-            machine.guest_replied(self._guests[vm].take(vcpu, request, need.time_ns))
-        else:
-            assert request is not None
-            machine.host_replied(self.host.take(vm, vcpu, request, need.time_ns))
+            dispatch = self._guests[vm].take(vcpu, request, need.time_ns)
+            machine.guest_replied(dispatch)
+            return dispatch.at_ns
+        assert request is not None
+        reply = self.host.take(vm, vcpu, request, need.time_ns)
+        machine.host_replied(reply)
+        return reply.at_ns
 
     def snapshot(self, now_ns: int) -> Snapshot:
         """How far the run is."""

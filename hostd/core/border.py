@@ -52,11 +52,13 @@ class Border:
         mm.frames.mark_young(event.accessed)
         if self._wants_use:
             self._note_use(event.accessed)
-        self._mark_dirty(event.dirty, now_ns)
+        if len(event.dirty):
+            self._mark_dirty(event.dirty, now_ns)
         mm.host_stat["border"] += 1
         mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
-        effects = self._evict(frozenset(event.zero), now_ns)
-        self._publish(effects)
+        effects = self._evict(frozenset(event.zero), now_ns) if mm.evicting else []
+        if mm.publish:
+            self._publish(effects)
         if not mm.host_stat["border"] % _SETTLE_EVERY:
             mm.settle_figures(now_ns)
         return effects
@@ -85,8 +87,6 @@ class Border:
         mm, pages = self._mm, self._mm.pages
         cleared: list[HostEffect] = []
         writes: list[HostEffect] = []
-        if not mm.evicting:
-            return cleared
         ept, pfns, flags, slots, young = pages.ept, pages.pfn, pages.flags, pages.slot, mm.frames.young
         first_key = pages.first_key
         for key, vm in mm.evicting.items():

@@ -11,7 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from enum import IntEnum
+from functools import partial
 from heapq import heappop, heappush
+from itertools import islice
 
 from apf.core import CoreError
 from apf.histogram import Histogram
@@ -24,7 +26,7 @@ from hostd.core.damage import Damage
 from hostd.core.device import Carry, Device, MeasuredDevice, Op
 from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
-from hostd.core.io_faults import Failure, IoFaults, IoResult, Rates
+from hostd.core.io_faults import Failure, IoFaults, IoResult, chances
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import (
@@ -40,8 +42,8 @@ from hostd.core.page import (
     READ_DONE,
     READ_FAILED,
     READ_SUBMITTED,
-    READAHEAD,
     READING,
+    REFERENCED,
     RELEASED,
     RESIDENT,
     WRITE_DONE,
@@ -89,6 +91,7 @@ class Own(IntEnum):
 
 
 _RECLAIMABLE = (RESIDENT, CACHED)
+_LISTED_NO_MORE = 0xFF & ~(LRU | REFERENCED)
 # Bound once, as in ``page``.
 _ON_READ, _ON_WRITE, _ON_MAPPING, _ON_WORKER, _ON_KSWAPD, _ON_REFUSAL = Own
 _READ, _WRITE = Op
@@ -103,7 +106,7 @@ class Mm:
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
         *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
         *("read_only", "readahead", "starts_missing", "swap", "swapping", "watermarks", "window_ns", "write_failed"),
-        *("_is_measured", "_took_ns"),
+        *("_is_measured", "_read_fails", "_took_ns", "_write_fails"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -134,8 +137,8 @@ class Mm:
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
         policy = config.reclaim
-        rates = Rates(config.profile.errors, config.seed) if any(config.profile.errors) else None
-        self.io_faults = IoFaults(config.failures, config.end_ns, rates)
+        self.io_faults = IoFaults(config.failures, config.end_ns)
+        self._read_fails, self._write_fails = chances(config.profile.errors, config.seed)
         served = self.io_faults.served if config.failures else None
         self.device: Device | MeasuredDevice
         if carry is not None:
@@ -319,7 +322,6 @@ class Mm:
         """Page ``key`` is in its slot only."""
         pages = self.pages
         workingset.eviction(pages, group, key)
-        pages.flags[key] &= ~READAHEAD
         if self.damage.pages:
             self.damage.forget(key)
         self.frames.release(pages.pfn[key])
@@ -349,6 +351,7 @@ class Mm:
             self.release_frame(key)
             self.damage.forget(key)
         if pages.slot[key] >= 0:
+            self.damage.freed(pages.slot[key])  # also a place: what comes there next is another file
             self.free_slot(key, vm)
             pages.slot[key] = NO_SLOT
         pages.flags[key] = 0
@@ -430,27 +433,12 @@ class Mm:
         The others that were taken leave their frames at the border, or when they have been written.
         """
         group, costs = self.groups[vm], self.config.costs
-        pages, evicting = self.pages, self.evicting
-        state, flags, slot = pages.state, pages.flags, pages.slot
-        freed, before = 0, len(evicting)
-
-        def evict(key: int) -> bool:
-            nonlocal freed
-            if state[key] == CACHED and not flags[key] & DIRTY:
-                self._release(key, group, now_ns)
-                freed += 1
-                return True
-            if slot[key] < 0 and not self.give_slot(key, vm, now_ns):
-                return False
-            pages.move(key, PICKED, now_ns)
-            evicting[key] = vm
-            if kswapd:
-                self.for_kswapd.add(key)
-            return True
-
-        scan = group.lists.scan(want, evict)
-        picked = len(evicting) - before
-        group.usage -= picked + freed
+        before, usage = len(self.evicting), group.usage
+        scan = group.lists.scan(want, partial(self._shrink, vm, group, now_ns))
+        picked = len(self.evicting) - before
+        freed = usage - group.usage - picked
+        if kswapd:
+            self.for_kswapd.update(islice(reversed(self.evicting), picked))
         stat = group.stat
         stat["pgscan_kswapd" if kswapd else "pgscan_direct"] += scan.scanned
         stat["pgsteal_kswapd" if kswapd else "pgsteal_direct"] += freed
@@ -462,6 +450,27 @@ class Mm:
         self.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed)
         cost_ns = (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + scan.taken * costs.reclaim_unmap_ns
         return cost_ns, freed
+
+    def _shrink(self, vm: int, group: MemoryGroup, now_ns: int, victims: list[int]) -> list[int]:
+        """shrink_folio_list: uncharge ``victims``; those that are clean in the swap cache are free at once.
+
+        Returns those that stay, for they need a slot and there is none.
+        """
+        pages, evicting, staying = self.pages, self.evicting, []
+        state, flags, slot, move = pages.state, pages.flags, pages.slot, pages.move
+        for key in victims:
+            if state[key] == CACHED and not flags[key] & DIRTY:
+                move(key, RELEASED, now_ns)
+                self.forget_frame(key, group)
+            elif slot[key] >= 0 or self.give_slot(key, vm, now_ns):
+                move(key, PICKED, now_ns)
+                evicting[key] = vm
+            else:
+                staying.append(key)
+                continue
+            flags[key] &= _LISTED_NO_MORE
+        group.usage -= len(victims) - len(staying)
+        return staying
 
     def throttle_ns(self, vm: int, at_ns: int, now_ns: int) -> int:
         """For how long a task of ``vm`` reclaims and sleeps from ``at_ns`` on, before it enters the guest; mostly 0.
@@ -580,7 +589,9 @@ class Mm:
         if self._is_measured:
             self._note_measured(_READ, slot, now_ns)
         self._took_ns[_READ].append(done_ns - arrival_ns)
-        result = self.io_faults.result(_READ, vm, gfn, slot, now_ns) if self.io_faults.may_fail else _OK
+        result, by_chance = _OK, self._read_fails()
+        if by_chance or self.io_faults.is_counting:
+            result = self.io_faults.result(_READ, vm, gfn, slot, now_ns, by_chance)
         if result is not _OK or damage.slots or damage.pages:
             result = damage.read(key, slot, result, done_ns)
         pages.move(key, READ_SUBMITTED, now_ns)
@@ -602,7 +613,9 @@ class Mm:
         if self._is_measured:
             self._note_measured(_WRITE, slot, now_ns)
         self._took_ns[_WRITE].append(done_ns - now_ns)
-        result = self.io_faults.result(_WRITE, vm, gfn, slot, now_ns) if self.io_faults.may_fail else _OK
+        result, by_chance = _OK, self._write_fails()
+        if by_chance or self.io_faults.is_counting:
+            result = self.io_faults.result(_WRITE, vm, gfn, slot, now_ns, by_chance)
         if result is not _OK or damage.slots:
             damage.written(slot, result)
             if result is _ERROR:

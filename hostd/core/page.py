@@ -167,7 +167,8 @@ class Pages:
             raise AssertionError(
                 f"page {key}: {PageEvent(event).name} in state {PageState(state).name}\n{self.story(key)}"
             )
-        self._past.append((now_ns, key, event, state))
+        if __debug__:  # for whoever looks for the reason of a failed assertion
+            self._past.append((now_ns, key, event, state))
         states[key] = after
 
     def story(self, key: int) -> str:

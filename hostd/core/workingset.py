@@ -11,17 +11,19 @@ the group, the active list alone.
 from __future__ import annotations
 
 from hostd.core.group import MemoryGroup
-from hostd.core.page import ACTIVE, WORKINGSET, Pages
+from hostd.core.page import ACTIVE, READAHEAD, WORKINGSET, Pages
 
+_STAYS = 0xFF & ~(WORKINGSET | ACTIVE | READAHEAD)
 NONE = -1
 """No shadow."""
 
 
 def eviction(pages: Pages, group: MemoryGroup, key: int) -> None:
-    """Page ``key`` loses its frame and leaves a shadow (workingset_eviction)."""
+    """Page ``key`` loses its frame, and what is known of its use, and leaves a shadow (workingset_eviction)."""
     flags = pages.flags
-    pages.shadow[key] = group.age << 1 | bool(flags[key] & WORKINGSET)
-    flags[key] &= ~(WORKINGSET | ACTIVE)
+    was = flags[key]
+    pages.shadow[key] = group.age << 1 | (was & WORKINGSET == WORKINGSET)
+    flags[key] = was & _STAYS
     group.age += 1
 
 

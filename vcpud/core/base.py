@@ -109,7 +109,8 @@ class Vcpu(ABC):
             raise AssertionError(
                 f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}"
             )
-        self._story.append((self.now_ns, state))
+        if __debug__:
+            self._story.append((self.now_ns, state))
         self.state = state
 
     def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:

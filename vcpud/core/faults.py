@@ -55,7 +55,6 @@ _MAJOR, _MINOR = FaultKind.MAJOR, FaultKind.MINOR
 _BLOCKING, _NOWAIT = FaultMode.BLOCKING, FaultMode.NOWAIT
 _RUNNING, _FAULT = State.RUNNING, State.FAULT
 _PREFAULT, _KERNEL_FAULT = State.PREFAULT, State.KERNEL_FAULT
-_T_IO_DONE, _T_MAPPED, _T_SLEPT = ThreadEvent.IO_DONE, ThreadEvent.MAPPED, ThreadEvent.SLEPT
 
 
 class Faults(MsrSteps):
@@ -148,8 +147,7 @@ class Faults(MsrSteps):
         """kvm_handle_error_pfn: the page cannot be had."""
         if reply.stall_ns:
             self.counters.stall_ns += reply.stall_ns
-            self.thread.move(ThreadEvent.SLEPT)
-            self.thread.move(ThreadEvent.IO_DONE)
+            self.thread.slept()
         self.thread.move(ThreadEvent.FAILED)
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
@@ -237,10 +235,9 @@ class Faults(MsrSteps):
         major = reply.kind is _MAJOR
         if major:
             self.counters.stall_ns += reply.stall_ns
-            self.thread.move(_T_SLEPT)
-            self.thread.move(_T_IO_DONE)
+            self.thread.slept()
         else:
-            self.thread.move(_T_MAPPED)
+            self.thread.mapped()
         if prefault:
             self.counters.prefault_again += major
         elif major:

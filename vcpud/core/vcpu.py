@@ -131,12 +131,12 @@ _PATH_OF_TRAP = {
 """Where the guest kernel is while it handles a trap."""
 
 _REASONS = {
-    (ExitCause.EPT_VIOLATION, False): "EPT_VIOLATION",
-    (ExitCause.EPT_VIOLATION, True): "EXCEPTION_NMI",
-    **{(ExitCause.SYSCALL, shadow): "SYSCALL" for shadow in (False, True)},
-    **{(ExitCause.EXCEPTION, shadow): "EXCEPTION_NMI" for shadow in (False, True)},
+    ExitCause.EPT_VIOLATION: "EPT_VIOLATION",
+    ExitCause.SYSCALL: "SYSCALL",
+    ExitCause.EXCEPTION: "EXCEPTION_NMI",
 }
-"""Exit reasons, as arch/x86/include/uapi/asm/vmx.h names them, by cause and whether paging is shadowed."""
+_REASONS_SHADOW = {**_REASONS, ExitCause.EPT_VIOLATION: "EXCEPTION_NMI"}
+"""Exit reasons, as arch/x86/include/uapi/asm/vmx.h names them, by cause; likewise if paging is shadowed."""
 
 
 # Bound once: looked up on its class a member costs 0.06 us on Python 3.11, and a fault uses a score.
@@ -331,7 +331,7 @@ class VcpuCore(Faults):
         self._spend(self._cause, now_ns)
         if exited.cause is ExitCause.BUDGET:
             return self._enter()
-        self._exit(_REASONS[exited.cause, self._config.shadow])
+        self._exit((_REASONS_SHADOW if self._config.shadow else _REASONS)[exited.cause])
         if self.now_ns >= self._end_ns:  # the run ended under this instruction: it is not executed
             return self._enter()
         match exited.cause:
