@@ -2,15 +2,17 @@
 
 A core has no I/O, clock, thread or randomness of its own. Its only way in is ``step(event, now_ns)``, which
 returns the effects the shell has to carry out, in that order. Events are facts in the past tense, effects are
-imperatives; both are dataclasses that nobody changes (``message``). A failure arrives as an event. The same core runs
+imperatives; both are structs that nobody changes (``message``). A failure arrives as an event. The same core runs
 under two shells: the daemon's (gRPC, shared memory) and the twin's (one process); both must produce the same journal.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
 from enum import Enum
-from typing import Protocol, TypeVar, dataclass_transform
+from typing import Any, Protocol, TypeVar, dataclass_transform
+
+import msgspec
 
 T = TypeVar("T")
 EventT = TypeVar("EventT", contravariant=True)
@@ -19,12 +21,24 @@ EffectT = TypeVar("EffectT")
 
 @dataclass_transform(frozen_default=True)
 def message(cls: type[T]) -> type[T]:
-    """Make a dataclass with slots that nobody changes: frozen to the type checker, which is where it is enforced.
+    """Make a struct of a class that is written as a dataclass is: its instances have slots, and nobody changes them.
 
-    ``dataclass(frozen=True)`` enforces it once more at run time, by way of ``object.__setattr__`` for each field: seven
-    fields take 1.05 us to fill instead of 0.16, and a fault is a score of events, effects and messages.
+    A struct of msgspec is made in a third of the time of a dataclass with slots, and in a tenth of that of a frozen one,
+    and a fault is a score of events, effects and messages.
     """
-    return dataclass(slots=True, unsafe_hash=True)(cls)
+    names = inspect.get_annotations(cls)
+    fields = [(name, Any, cls.__dict__[name]) if name in cls.__dict__ else (name, Any) for name in names]
+    rest = {
+        name: value
+        for name, value in cls.__dict__.items()
+        if name not in names and name not in ("__annotations__", "__dict__", "__weakref__")
+    }
+    return msgspec.defstruct(cls.__name__, fields, namespace=rest, module=cls.__module__, frozen=True)  # type: ignore[return-value]  # a subclass of Struct that looks like cls
+
+
+def changed(message: T, **fields: object) -> T:
+    """A copy with other values in some fields."""
+    return msgspec.structs.replace(message, **fields)  # type: ignore[type-var]  # message() has made its class
 
 
 class Kind(Enum):

@@ -13,8 +13,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, MutableSequence
 
+import numpy as np
+
 BOUNDS_NS = (*(step * 10**power for power in range(3, 9) for step in (1, 2, 5)), 10**9)
 """Upper bounds of the buckets, inclusive, in ns."""
+_BOUNDS = np.array(BOUNDS_NS, np.int64)
+_MANY = 16
 _SUM = len(BOUNDS_NS) + 1
 CELLS = _SUM + 1
 """Cells of one histogram."""
@@ -37,6 +41,19 @@ class Histogram:
         cells = self.cells
         cells[bisect_left(BOUNDS_NS, value_ns)] += 1
         cells[_SUM] += value_ns
+
+    def observe_all(self, values_ns: list[int]) -> None:
+        """``observe`` each of them, at a fraction of the cost if they are many."""
+        if len(values_ns) < _MANY:
+            for value_ns in values_ns:
+                self.observe(value_ns)
+            return
+        cells = self.cells
+        places = np.searchsorted(_BOUNDS, np.array(values_ns, np.int64))
+        for place, times in enumerate(np.bincount(places).tolist()):
+            if times:
+                cells[place] += times
+        cells[_SUM] += sum(values_ns)
 
     @property
     def count(self) -> int:

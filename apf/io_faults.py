@@ -13,6 +13,11 @@ Those that last a while:
     slow         I/Os take ``factor`` times as long, and ``add_s`` longer
     stop         the device does nothing; what it was doing goes on where it stopped
     swap_full    no swap slot can be had
+
+What an operator asks for is in force for I/Os that are submitted from then on. Those before have been promised for a
+time (a vCPU or a task may be on its way to it), and a promise is never revised: they are done at that time, also if
+the device stops. A scenario's own failures are known beforehand, and a stop of one also holds up what is under way
+when it begins.
 """
 
 from __future__ import annotations

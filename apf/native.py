@@ -1,7 +1,7 @@
 """Atomic memory access and futexes as native building blocks for numba functions.
 
 Addresses are plain integers. Everything here is sequentially consistent: the waiting protocols built on it
-(``apf.clockpage``) are of the form "announce, then look", and lose wake-ups on anything weaker.
+(``apf.clockcells``) are of the form "announce, then look", and lose wake-ups on anything weaker.
 """
 
 # numba's decorators are untyped; what they decorate is typed here by signature strings instead.

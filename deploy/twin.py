@@ -191,7 +191,9 @@ class Twin:
         if self._ended == len(self._needs):
             return False
         self._border_work()
-        earliest_ns = self._take_arrivals()
+        if self._joins or self.io_faults or any(self.arrivals):
+            self._take_arrivals()
+        earliest_ns = self._earliest_ns()
         if earliest_ns >= FOREVER_NS:
             raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
         border_ns = self.border_ns = next_border_ns(earliest_ns, self.window_ns)
@@ -204,8 +206,11 @@ class Twin:
         asking = self._asking
         while asking:
             _, participant = heappop(asking)
-            self._answer(participant)
-            self._proceed(participant)
+            goes_on_ns = self._answer(participant)
+            if goes_on_ns < border_ns:
+                self._proceed(participant)
+            else:
+                self._bounds[participant] = goes_on_ns
         return True
 
     def _border_work(self) -> None:
@@ -237,12 +242,10 @@ class Twin:
             earliest_ns = min(earliest_ns, self._posts[participant].earliest_ns)
         return earliest_ns
 
-    def _take_arrivals(self) -> int:
-        """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
+    def _take_arrivals(self) -> None:
+        """At the border, let arrive what did before the next window, which begins with the earliest bound."""
         while True:
             earliest_ns = self._earliest_ns()
-            if not (self._joins or self.io_faults or any(self.arrivals)):
-                return earliest_ns
             latest_ns = earliest_ns // self.window_ns * self.window_ns if earliest_ns < FOREVER_NS else NEVER_NS
             behind = not self.io_faults or self._joined < self.io_faults[0].joins
             if behind and self._joins and self._joins[0][0] <= latest_ns:
@@ -259,26 +262,30 @@ class Twin:
                 self.host.fail_ios(asked.wish, asked.at_ns)
                 continue
             if not waiting:
-                return earliest_ns
+                return
             vm = min(waiting, key=lambda vm: (self.arrivals[vm][0][0], vm))
             at_ns, arrivals = self.arrivals[vm][0]
             if at_ns > latest_ns:
-                return earliest_ns
+                return
             self.arrivals[vm].popleft()
             self._guests[vm].arrive(arrivals, at_ns)
 
     def _post(self, vm: int, vcpu: int, at_ns: int | None) -> None:
         self._posts[vm * self._vcpus + vcpu].post(self.border_ns if at_ns is None else at_ns)
 
-    def _answer(self, participant: int) -> None:
+    def _answer(self, participant: int) -> int:
+        """Let a server answer; returns when the vCPU goes on."""
         need, machine = self._needs[participant], self._machines[participant]
         request = need.request
         vm, vcpu = divmod(participant, self._vcpus)
         if isinstance(request, TrapRaised):
-            machine.guest_replied(self._guests[vm].take(vcpu, request, need.time_ns))
-        else:
-            assert request is not None
-            machine.host_replied(self.host.take(vm, vcpu, request, need.time_ns))
+            dispatch = self._guests[vm].take(vcpu, request, need.time_ns)
+            machine.guest_replied(dispatch)
+            return dispatch.at_ns
+        assert request is not None
+        reply = self.host.take(vm, vcpu, request, need.time_ns)
+        machine.host_replied(reply)
+        return reply.at_ns
 
     def snapshot(self, now_ns: int) -> Snapshot:
         """How far the run is."""

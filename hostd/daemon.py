@@ -16,7 +16,8 @@ from decimal import Decimal
 import grpc
 
 from apf import limits, metrics, roles, wire
-from apf.clockpage import ClockPage, Waited
+from apf.clockcells import Waited
+from apf.clockpage import ClockPage
 from apf.guard import Servers, for_streams, parser
 from apf.hostmem import Geometry, HostMemory
 from apf.io_faults import IoFaultWish, endless_stop

@@ -60,7 +60,7 @@ class Sizes:
     slots: int
 
 
-def _sizes(mm: Mm, vm: int, states: tuple[PageState, ...]) -> Sizes:
+def _sizes(mm: Mm, vm: int, states: tuple[int, ...]) -> Sizes:
     """Of the pages of ``vm`` that are in one of ``states``; ``slots`` are all."""
     pages, backing = mm.pages, mm.backings[vm]
     first = pages.first_key[vm]

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apf.clockpage import ClockPage, Waited
+from apf.clockcells import Waited
+from apf.clockpage import ClockPage
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.listen import TlsFiles
@@ -253,8 +254,9 @@ class _Worker:
             self._count()
 
     def _count(self) -> None:
-        """Refresh this vCPU's shared counters, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
+        """Refresh what this vCPU shares, in the order of ``apf.stats.FIELDS``: while a server works, or others."""
         self._counted_ns = time.monotonic_ns()
+        self._machine.core.observed.settle()
         core = self._machine.core
         counters, observed, spent_ns = core.counters, core.observed, core.account.spent_ns
         retired = self._machine.engine.retired

@@ -72,7 +72,9 @@ def kill(
 def inject(
     what: Annotated[
         str,
-        typer.Argument(metavar="WHAT", help="As in a scenario's [[inject]]: lost_ready, dropped_ack, restore, ..."),
+        typer.Argument(
+            metavar="WHAT", help="As in a scenario's \\[\\[inject]]: lost_ready, dropped_ack, restore, ..."
+        ),
     ],
     vcpu: Annotated[int, typer.Option(metavar="N", help="The vCPU.")],
     nth: Annotated[int, typer.Option(metavar="N", help="Which event of its kind from then on it happens to.")] = 1,
@@ -100,7 +102,7 @@ def io_fault(
         str,
         typer.Argument(
             metavar="WHAT",
-            help="As in a scenario's [[swap.fault]]: read_error, write_error, torn_write, lost_write, slow, stop, "
+            help="As in a scenario's \\[\\[swap.fault]]: read_error, write_error, torn_write, lost_write, slow, stop, "
             "swap_full.",
         ),
     ],
@@ -124,7 +126,10 @@ def io_fault(
     tls_key: TlsKey = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """Let the swap device of a running host fail."""
+    """Let the swap device of a running host fail.
+
+    That is in force for I/Os submitted from then on. Those under way are done when it was promised, also if it stops.
+    """
     with calling():
         from deploy import client, steer
 

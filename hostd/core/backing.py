@@ -15,7 +15,8 @@ ANON, private anonymous memory: mm/memory.c:do_swap_page, do_anonymous_page.
 FILE, a shared mapping of a file (mm/filemap.c:filemap_fault). The page cache takes the part of the swap cache: a page
 in it that is not mapped is CACHED, so get_user_pages_fast fails on it, and a look without I/O finds it. Departures: no
 flusher threads: reclaim writes dirty pages itself, as it does anonymous ones; one pair of LRU lists; a page that was
-never touched is filled with zeros without I/O, as the hole of a file is, and counts as no major fault.
+never touched is filled with zeros without I/O, as the hole of a file is, and counts as no major fault. What ``damage``
+says of errors is do_swap_page's rule for all of them.
 
 MEMFD, shared memory (mm/shmem.c:shmem_swapin_folio): swapping in takes folio_lock, whatever the caller allows, so a
 fault that must not sleep sleeps, and is not asynchronous (E14); the slot is freed and the page dirty even if it is only

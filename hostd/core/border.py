@@ -12,10 +12,11 @@ bytes do; they are kept as a second, independent witness: a byte too many only c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from apf.hostmem import ept_entry
-from hostd.core.device import Op
 from hostd.core.events import BorderReached, ClearEpt, HostEffect, Pfns, SetEpt, WriteSlot
 from hostd.core.frames import FEW
 from hostd.core.io_faults import IoResult
@@ -31,8 +32,8 @@ from hostd.core.page import (
 )
 
 _MAPPABLE = [state in (RESIDENT, EVICTING, CACHED) for state in PageState]
-_WRITE = Op.WRITE
 _ERROR = IoResult.ERROR
+_SETTLE_EVERY = 64
 
 
 class Border:
@@ -53,13 +54,15 @@ class Border:
         mm.frames.mark_young(event.accessed)
         if self._wants_use:
             self._note_use(event.accessed)
-        self._mark_dirty(event.dirty, now_ns)
+        if len(event.dirty):
+            self._mark_dirty(event.dirty, now_ns)
         mm.host_stat["border"] += 1
         mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
-        effects = self._evict(frozenset(event.zero), now_ns)
-        self._publish(effects)
-        for pressure in (*mm.pressure, mm.root_pressure):
-            pressure.fold(now_ns)
+        effects = self._evict(event.zero, now_ns) if mm.evicting else []
+        if mm.publish:
+            self._publish(effects)
+        if not mm.host_stat["border"] % _SETTLE_EVERY:
+            mm.settle_figures(now_ns)
         return effects
 
     def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:
@@ -82,31 +85,31 @@ class Border:
             end = first + mm.config.vms[vm].guest_pages
             group.lists.used([key for key in used if first <= key < end])
 
-    def _evict(self, zero: frozenset[int], now_ns: int) -> list[HostEffect]:
+    def _evict(self, zeros: Sequence[int], now_ns: int) -> list[HostEffect]:
         mm, pages = self._mm, self._mm.pages
         cleared: list[HostEffect] = []
         writes: list[HostEffect] = []
-        if not mm.evicting:
-            return cleared
-        ept, pfns, flags, young = pages.ept, pages.pfn, pages.flags, mm.frames.young
+        zero = frozenset(zeros) if zeros else ()
+        ept, pfns, flags, slots, young = pages.ept, pages.pfn, pages.flags, pages.slot, mm.frames.young
+        first_key = pages.first_key
         for key, vm in mm.evicting.items():
-            gfn, pfn = key - pages.first_key[vm], pfns[key]
+            pfn = pfns[key]
             if ept[key]:
                 ept[key] = 0
-                cleared.append(ClearEpt(vm, gfn))
+                cleared.append(ClearEpt(vm, key - first_key[vm]))
             young[pfn] = 0
             if flags[key] & DIRTY:
                 pages.move(key, WRITE_SUBMITTED, now_ns)
-                if pfn in zero and mm.backings[vm].swaps:
+                if pfn in zero and mm.swapping[vm]:
                     mm.write_zeros(key, vm, now_ns)
                 else:
-                    result = mm.submit(_WRITE, key, vm, now_ns, now_ns)
+                    result = mm.submit_write(key, vm, now_ns)
                     if result is not _ERROR:
-                        writes.append(WriteSlot(pages.slot[key], pfn, result))
+                        writes.append(WriteSlot(slots[key], pfn, result))
             else:
                 group = mm.groups[vm]
                 pages.move(key, DROPPED, now_ns)
-                mm.journal.record(now_ns, "drop", vm, gfn, pages.slot[key], pfn)
+                mm.journal.record(now_ns, "drop", vm, key - first_key[vm], slots[key], pfn)
                 mm.forget_frame(key, group)
                 group.stat["swap_dropped_clean"] += 1
                 group.stat["pgsteal_kswapd" if key in mm.for_kswapd else "pgsteal_direct"] += 1
@@ -117,7 +120,7 @@ class Border:
 
     def _publish(self, effects: list[HostEffect]) -> None:
         mm, pages = self._mm, self._mm.pages
-        state, ept = pages.state, pages.ept
+        state, ept, first_key = pages.state, pages.ept, pages.first_key
         for key, vm in mm.publish.items():
             if state[key] != RESIDENT:
                 continue
@@ -125,7 +128,7 @@ class Border:
             entry = ept_entry(pfn, writable)
             if ept[key] != entry:
                 ept[key] = entry
-                effects.append(SetEpt(vm, key - pages.first_key[vm], pfn, writable))
+                effects.append(SetEpt(vm, key - first_key[vm], pfn, writable))
         mm.publish.clear()
 
 

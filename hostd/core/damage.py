@@ -1,9 +1,15 @@
 """What failed I/Os have left behind: slots that do not hold what was to be written, pages that could not be read.
 
-A slot whose write was torn or lost is damaged until it is written again or freed. A page whose read failed, or brought
-what the checksum refuses, stays in the swap cache, locked no more but not uptodate (mm/page_io.c:__end_swap_bio_read):
-every fault on it is VM_FAULT_SIGBUS (mm/memory.c:do_swap_page), also when the device works again, until reclaim takes
-the page and the next fault reads it anew. It is charged, clean, and on the lists like any page of the swap cache.
+A slot whose write was torn or lost is damaged until it is written again or freed; a place, until its VM has left. A
+page whose read failed, or brought what the checksum refuses, stays in the swap cache, locked no more but not uptodate
+(mm/page_io.c:__end_swap_bio_read): every fault on it is VM_FAULT_SIGBUS (mm/memory.c:do_swap_page), also when the
+device works again, until reclaim takes the page and the next fault reads it anew. It is charged, clean, and on the
+lists like any page of the swap cache.
+
+Departures, both of memory that is not anonymous: a page of a file that is not uptodate is read once more by each fault
+before that gives up (mm/filemap.c:filemap_fault, page_not_uptodate), here by none; of shared memory the first fault
+that finds it so puts a poisoned entry in its place and frees the slot, and the page is lost for good (mm/shmem.c:
+shmem_set_folio_swapin_error), here it may be read anew after reclaim.
 
 ``troubles`` remembers them for the end of the run, and how often each was asked for in vain (E39).
 """

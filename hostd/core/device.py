@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from heapq import heapify, heapreplace
 
-from apf.chance import Stream
+from apf.chance import Stream, quantiles
 from apf.scenario import WINDOW_NS_MAX, WINDOW_NS_MIN
 
 
@@ -72,23 +72,28 @@ class Device:
     """The queue and servers of one device."""
 
     __slots__ = (
-        "_chance",
+        "_draws",
         "_last",
         "_link_ns",
         "_page_ns",
-        "_profile",
         "_rotation",
+        "_rotation_ns",
         "_served",
         "_servers",
-        "_tables",
+        "_skip_slots_max",
+        "_transfer_ns",
     )
 
     def __init__(self, profile: DeviceProfile, seed: int, served: Served | None = None) -> None:
         self._served = served
-        self._profile = profile
-        self._tables = (profile.read_ns, profile.write_ns)
-        self._chance = (Stream(seed, "device.read"), Stream(seed, "device.write"))
+        self._draws = (
+            quantiles(seed, "device.read", profile.read_ns),
+            quantiles(seed, "device.write", profile.write_ns),
+        )
+        """Of service times, by Op."""
         self._rotation = Stream(seed, "device.rotation")
+        self._rotation_ns, self._transfer_ns = profile.rotation_ns, profile.transfer_ns
+        self._skip_slots_max = profile.skip_slots_max
         self._servers = [(0, server) for server in range(profile.servers)]
         heapify(self._servers)
         self._page_ns = profile.page_ns
@@ -104,27 +109,23 @@ class Device:
         """When an I/O on ``slot`` that arrives at ``arrival_ns`` starts and is done."""
         free_ns, server = self._servers[0]
         start_ns = free_ns if free_ns > arrival_ns else arrival_ns
-        start_ns = max(start_ns, self._link_ns)
-        service_ns = self._service_ns(op, slot, server) or 1
-        if self._served is None:
-            done_ns = start_ns + service_ns
+        if start_ns < self._link_ns:
+            start_ns = self._link_ns
+        last_op, last_slot = self._last[server]
+        if op is last_op and 0 < slot - last_slot <= self._skip_slots_max:
+            service_ns = (slot - last_slot) * self._transfer_ns
         else:
-            start_ns, done_ns = self._served(op, start_ns, service_ns)
+            service_ns = self._draws[op]() + self._transfer_ns
+            if self._rotation_ns:
+                service_ns += self._rotation.below(self._rotation_ns)
+        done_ns = start_ns + (service_ns or 1)
+        if self._served is not None:
+            start_ns, done_ns = self._served(op, start_ns, service_ns or 1)
         if self._page_ns:
             self._link_ns = start_ns + self._page_ns
         heapreplace(self._servers, (done_ns, server))
         self._last[server] = (op, slot)
         return start_ns, done_ns
-
-    def _service_ns(self, op: Op, slot: int, server: int) -> int:
-        profile = self._profile
-        last_op, last_slot = self._last[server]
-        if op == last_op and 0 < slot - last_slot <= profile.skip_slots_max:
-            return (slot - last_slot) * profile.transfer_ns
-        service_ns = self._chance[op].quantile(self._tables[op]) + profile.transfer_ns
-        if profile.rotation_ns:
-            service_ns += self._rotation.below(profile.rotation_ns)
-        return service_ns
 
 
 Carry = Callable[[Op, int, int], int]

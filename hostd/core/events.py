@@ -49,7 +49,7 @@ class RequestTaken:
     request: HostRequest
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@message
 class BorderReached:
     """All vCPUs stand at the border, which is the step's time, and their TLBs are flushed.
 

@@ -64,7 +64,6 @@ from apf.messages import (
     Retry,
 )
 from hostd.core import workingset
-from hostd.core.device import Op
 from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
 from hostd.core.io_faults import IoResult
 from hostd.core.kernel_log import HUNG_NS
@@ -85,7 +84,6 @@ from hostd.core.page import (
     WRITEBACK,
     ZERO_FILLED,
     ZERO_FILLED_BY_WORKER,
-    PageEvent,
 )
 from hostd.core.readahead import SwapFault
 
@@ -100,7 +98,6 @@ _BLOCKING, _NOWAIT = FaultMode.BLOCKING, FaultMode.NOWAIT
 _MINOR, _MAJOR = FaultKind.MINOR, FaultKind.MAJOR
 _GUP_FAST, _GUP_NOWAIT = GupVariant.FAST, GupVariant.NOWAIT
 _ON_MAPPING, _ON_WORKER = Own.MAPPING_MADE, Own.WORKER_DONE
-_READ = Op.READ
 _ERROR, _CHECKSUM = IoResult.ERROR, IoResult.CHECKSUM
 
 
@@ -127,7 +124,7 @@ class FaultPath:
         mm = self._mm
         key = self._key(vm, request.gfn)
         group, state = mm.groups[vm], mm.pages.state[key]
-        writes = request.access == _WRITE
+        writes = request.access is _WRITE
         write = writes or mm.backings[vm].map_frees_slot
         if writes and mm.read_only[key]:
             raise CoreError(f"VM {vm} writes to gfn {request.gfn:#x}, which its VMM has mapped read-only: -EFAULT")
@@ -140,9 +137,9 @@ class FaultPath:
             effects = self._killed(vm, vcpu, key, now_ns)
         elif key in mm.damage.pages:
             effects = self._not_uptodate(vm, vcpu, key, request, now_ns)
-        elif request.mode == _BLOCKING or self._gup_succeeds(vm, key):
+        elif request.mode is _BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
-            if request.mode == _NOWAIT and self._is_unheard(_reply_of(effects)):
+            if request.mode is _NOWAIT and self._is_unheard(_reply_of(effects)):
                 effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -204,7 +201,8 @@ class FaultPath:
 
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""
-        return self._mm.swap.is_zero(self._mm.pages.slot[key])
+        mm = self._mm
+        return mm.swap.zero[mm.pages.slot[key]] != 0
 
     def _not_uptodate(self, vm: int, vcpu: int, key: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
         """The page's read has failed, or will: VM_FAULT_SIGBUS, if not from this get_user_pages then from the worker's.
@@ -215,7 +213,7 @@ class FaultPath:
         mm = self._mm
         mm.damage.in_vain(key)
         known = key not in mm.reads
-        if request.mode == _BLOCKING or (known and mm.config.reports):
+        if request.mode is _BLOCKING or (known and mm.config.reports):
             return self._failed(vm, vcpu, key, now_ns + self._costs.ept_violation_ns, now_ns)
         mm.groups[vm].stat["page_error_again"] += known
         return self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -232,8 +230,7 @@ class FaultPath:
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
         state = self._mm.pages.state[key]
-        waits = state == READING
-        if waits or (state == SWAPPED and (self._mm.is_missing(key, vm) or not self._is_zero(key))):
+        if state == READING or (state == SWAPPED and (not self._is_zero(key) or self._mm.is_missing(key, vm))):
             return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
         mm, pages, costs = self._mm, self._mm.pages, self._costs
         stat = mm.groups[vm].stat
@@ -266,7 +263,7 @@ class FaultPath:
         """Wait for the page's read, which is submitted here if nobody has."""
         mm, stat = self._mm, self._mm.groups[vm].stat
         effects: list[HostEffect] = []
-        missing = mm.is_missing(key, vm)
+        missing = mm.starts_missing[vm] and mm.is_missing(key, vm)
         if missing:
             stat["userfault_event"] += 1
         if mm.pages.state[key] != SWAPPED:
@@ -291,7 +288,8 @@ class FaultPath:
                 return effects + self._failed(vm, vcpu, key, at_ns, now_ns)
         stat["pgfault"] += 1
         stall_ns = mm.reads[key] - at_ns
-        stall_ns = max(stall_ns, 0)
+        if stall_ns < 0:
+            stall_ns = 0
         if mm.pages.flags[key] & WORKINGSET:
             mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
         if stall_ns > HUNG_NS:
@@ -300,7 +298,7 @@ class FaultPath:
         effects.append(self._mapped(vm, vcpu, key, write, at_ns, stall_ns, now_ns))
         return effects
 
-    def _zero_fill(self, vm: int, key: int, event: PageEvent, now_ns: int) -> ZeroFrame:
+    def _zero_fill(self, vm: int, key: int, event: int, now_ns: int) -> ZeroFrame:
         """Give a page that was never touched, or that is all zeros in swap, its zeros; it has its frame."""
         pages, stat = self._mm.pages, self._mm.groups[vm].stat
         if pages.state[key] == NONE:
@@ -411,7 +409,8 @@ class FaultPath:
             return REFUSED
         pages = mm.pages
         pages.pfn[key] = mm.frames.take(key)
-        workingset.refault(pages, mm.groups[vm], key)
+        if pages.shadow[key] != workingset.NONE:
+            workingset.refault(pages, mm.groups[vm], key)
         return spared_ns + cost_ns
 
     def _take_back(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
@@ -428,7 +427,8 @@ class FaultPath:
         return cost_ns
 
     def _swap_fault(self, vm: int, vcpu: int, key: int) -> SwapFault:
-        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, *self._bounds[vm])
+        first, end = self._bounds[vm]
+        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, first, end)
 
     def _found(self, vm: int, vcpu: int, key: int) -> None:
         """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""
@@ -449,10 +449,10 @@ class FaultPath:
         mm, pages, cost_ns = self._mm, self._mm.pages, 0
         if not self._background:
             return [key], 0
-        wanted = list(mm.readahead.window(self._swap_fault(vm, vcpu, key)))
-        assert wanted.count(key) == 1, f"{type(mm.readahead).__name__}: {wanted} for a fault on {key}"
+        wanted = mm.readahead.window(self._swap_fault(vm, vcpu, key))
+        assert list(wanted).count(key) == 1, f"{type(mm.readahead).__name__}: {wanted} for a fault on {key}"
         if len(wanted) == 1:
-            return wanted, 0
+            return [key], 0
         ahead: list[int] = []
         refused = False
         for one in wanted:
@@ -493,7 +493,7 @@ class FaultPath:
         return effects
 
     def _submit_read(self, vm: int, key: int, arrival_ns: int, now_ns: int, what: str) -> list[HostEffect]:
-        result, pages = self._mm.submit(_READ, key, vm, arrival_ns, now_ns, what), self._mm.pages
+        result, pages = self._mm.submit_read(key, vm, arrival_ns, now_ns, what), self._mm.pages
         if result is _ERROR:  # the device moves nothing
             return []
         return [ReadSlot(pages.slot[key], pages.pfn[key], result is _CHECKSUM)]

@@ -16,9 +16,10 @@ runs is in force for I/Os submitted from then on, also a stop: the completion of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from apf.chance import Stream
+from apf.chance import events
 from apf.core import Kind
 from apf.io_faults import ANY, IoFault, IoFaultWish
 from apf.swapdevice import ERRORS_OF
@@ -110,35 +111,32 @@ class _Counted:
         return bool(failure.count) and self._seen >= failure.nth + failure.count - 1
 
 
-class Rates:
+Chances = tuple[Callable[[], bool], Callable[[], bool]]
+"""By Op: whether the next I/O of that kind fails."""
+
+
+def chances(errors: tuple[int, int], seed: int) -> Chances:
     """I/Os that fail by chance: of ``ERRORS_OF`` reads and writes ``errors``, by Op.
 
     Each I/O has a draw of its own, of the stream of its kind, so that of all others none is another for it.
     """
-
-    __slots__ = ("_chance", "_errors")
-
-    def __init__(self, errors: tuple[int, int], seed: int) -> None:
-        self._errors = errors
-        self._chance = (Stream(seed, "device.read_error"), Stream(seed, "device.write_error"))
-
-    def hits(self, op: Op) -> bool:
-        """Whether the next I/O of that kind fails."""
-        return bool(self._errors[op]) and self._chance[op].below(ERRORS_OF) < self._errors[op]
+    reads, writes = errors
+    return (
+        events(seed, "device.read_error", reads, ERRORS_OF),
+        events(seed, "device.write_error", writes, ERRORS_OF),
+    )
 
 
 class IoFaults:
-    """The failures of one device. ``end_ns``: when the run ends; what stops for ever goes on only after it.
+    """The failures of one device. ``end_ns``: when the run ends; what stops for ever goes on only after it."""
 
-    ``rates``: what fails by chance besides.
-    """
+    __slots__ = ("_counted", "_end_ns", "_full", "_slow", "_stops", "is_counting")
 
-    __slots__ = ("_counted", "_end_ns", "_full", "_rates", "_slow", "_stops")
-
-    def __init__(self, failures: tuple[Failure, ...], end_ns: int, rates: Rates | None = None) -> None:
+    def __init__(self, failures: tuple[Failure, ...], end_ns: int) -> None:
         self._end_ns = end_ns
-        self._rates = rates
         self._counted: list[_Counted] = []
+        self.is_counting = False
+        """Whether ``result`` has to be asked of every I/O."""
         self._slow: list[tuple[int, int, Failure]] = []
         self._stops: list[tuple[int, int]] = []  # ascending and apart
         self._full: list[tuple[int, int]] = []
@@ -149,6 +147,7 @@ class IoFaults:
         """One more."""
         if failure.what in _OF_IOS:
             self._counted.append(_Counted(failure))
+            self.is_counting = True
             return
         until_ns = failure.at_ns + failure.for_ns if failure.for_ns else self._end_ns + 1
         if failure.what == "slow":
@@ -159,21 +158,19 @@ class IoFaults:
             assert failure.what == "swap_full", failure
             self._full.append((failure.at_ns, until_ns))
 
-    def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> IoResult:
+    def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int, by_chance: bool = False) -> IoResult:
         """What becomes of an I/O that is submitted at ``now_ns``; all failures that are about it count it.
 
-        What is wanted comes before what chance has it.
+        What is wanted comes before what chance has it: that it fails ``by_chance``.
         """
-        by_chance = self._rates is not None and self._rates.hits(op)
-        if not self._counted:
-            return _ERROR if by_chance else _OK
         hit = [one for one in self._counted if one.hits(op, vm, gfn, slot, now_ns)]
         self._counted = [one for one in self._counted if not one.is_over]
+        self.is_counting = bool(self._counted)
         return hit[0].result if hit else _ERROR if by_chance else _OK
 
     def is_swap_full(self, now_ns: int) -> bool:
         """Whether no swap slot can be had."""
-        return any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
+        return bool(self._full) and any(from_ns <= now_ns < until_ns for from_ns, until_ns in self._full)
 
     def served(self, op: Op, start_ns: int, service_ns: int) -> tuple[int, int]:
         """When an I/O for which a server is free at ``start_ns`` starts and is done."""

@@ -1,8 +1,9 @@
 """Which page of a memory group goes next: what a reclaim policy is, and the kernel's.
 
-A policy keeps the pages that reclaim may take, in lists, and scans them from their tails (oldest). A page that it wants
-to give up it hands to ``evict``, which says whether it could be taken: not if it has no slot and the swap area is full
-(mm/swap.c:add_to_swap fails); it then stays, as an activated page.
+A policy keeps the pages that reclaim may take, in lists, and scans them from their tails (oldest). Those that it wants
+to give up it takes off its lists, a batch at a time (isolate_lru_folios), and hands them to ``evict``, which returns
+those that stay: a page without a slot does if the swap area is full (mm/swap.c:add_to_swap fails). The policy puts them
+back (move_folios_to_lru), the kernel's as activated pages.
 
 ``Kernel`` is the classic LRU of mm/vmscan.c. New pages enter the inactive list; at its tail folio_check_references gives
 a used page a second chance (first use: PG_referenced and once round again, next use: activate); while inactive_is_low,
@@ -25,7 +26,7 @@ from hostd.core.page import ACTIVE, LRU, REFERENCED, WORKINGSET, Pages
 SWAP_CLUSTER_MAX = 32
 _PAGES_PER_GIB_SHIFT = 18
 
-Evict = Callable[[int], bool]
+Evict = Callable[[list[int]], list[int]]
 
 
 @dataclass(slots=True)
@@ -42,7 +43,7 @@ class Scan:
 class Policy(ABC):
     """The pages of one group that reclaim may take, as a policy orders them.
 
-    A page that is put in is flagged LRU by the policy, and no longer when ``evict`` has taken it.
+    A page that is put in is flagged LRU by the policy; ``evict`` takes that flag, and REFERENCED, from what it takes.
     """
 
     __slots__ = ()
@@ -146,31 +147,33 @@ class Kernel(Policy):
             scan.refilled += 1
 
     def _shrink_inactive(self, scan: Scan, want: int, evict: Evict) -> None:
-        pages, flags, young, inactive = self._pages, self._pages.flags, self._young, self.inactive
-        pfns, pins, oldest = pages.pfn, pages.pins, inactive.popitem
-        for _ in range(min(SWAP_CLUSTER_MAX, len(inactive))):
-            if scan.taken == want:
-                return
+        flags, young, inactive = self._pages.flags, self._young, self.inactive
+        pfns, pins, oldest = self._pages.pfn, self._pages.pins, inactive.popitem
+        victims: list[int] = []
+        room, left = want - scan.taken, min(SWAP_CLUSTER_MAX, len(inactive))
+        scan.scanned += left
+        while left and room:
+            left -= 1
             key, _none = oldest(last=False)
-            scan.scanned += 1
-            pfn = pfns[key]
             if pins[key]:
                 inactive[key] = None
                 scan.rotated += 1
-            elif not young[pfn]:
-                if evict(key):
-                    flags[key] &= ~(LRU | REFERENCED)
-                    scan.taken += 1
-                else:
-                    self._activate(key, scan)
+            elif not young[pfns[key]]:
+                victims.append(key)
+                room -= 1
             elif flags[key] & REFERENCED:
-                young[pfn] = 0
+                young[pfns[key]] = 0
                 self._activate(key, scan)
             else:
-                young[pfn] = 0
+                young[pfns[key]] = 0
                 flags[key] |= REFERENCED
                 inactive[key] = None
                 scan.rotated += 1
+        scan.scanned -= left
+        staying = evict(victims)
+        scan.taken += len(victims) - len(staying)
+        for key in staying:
+            self._activate(key, scan)
 
     def _activate(self, key: int, scan: Scan) -> None:
         self._pages.flags[key] |= ACTIVE

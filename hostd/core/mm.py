@@ -11,7 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from enum import IntEnum
+from functools import partial
 from heapq import heappop, heappush
+from itertools import islice
 
 from apf.core import CoreError
 from apf.histogram import Histogram
@@ -24,7 +26,7 @@ from hostd.core.damage import Damage
 from hostd.core.device import Carry, Device, MeasuredDevice, Op
 from hostd.core.frames import Frames
 from hostd.core.group import MAX_RECLAIM_RETRIES, STAT, MemoryGroup, high_delay_ns
-from hostd.core.io_faults import Failure, IoFaults, IoResult, Rates
+from hostd.core.io_faults import Failure, IoFaults, IoResult, chances
 from hostd.core.kernel_log import KernelLog
 from hostd.core.lru import SWAP_CLUSTER_MAX
 from hostd.core.page import (
@@ -40,8 +42,8 @@ from hostd.core.page import (
     READ_DONE,
     READ_FAILED,
     READ_SUBMITTED,
-    READAHEAD,
     READING,
+    REFERENCED,
     RELEASED,
     RESIDENT,
     WRITE_DONE,
@@ -89,9 +91,10 @@ class Own(IntEnum):
 
 
 _RECLAIMABLE = (RESIDENT, CACHED)
+_LISTED_NO_MORE = 0xFF & ~(LRU | REFERENCED)
 # Bound once, as in ``page``.
 _ON_READ, _ON_WRITE, _ON_MAPPING, _ON_WORKER, _ON_KSWAPD, _ON_REFUSAL = Own
-_READ = Op.READ
+_READ, _WRITE = Op
 _OK, _ERROR = IoResult.OK, IoResult.ERROR
 
 
@@ -102,7 +105,8 @@ class Mm:
         *("_kswapd_naps_ns", "_order", "agenda", "config", "device", "evicting", "for_kswapd", "frames", "groups"),
         *("journal", "kswapd_ns", "left", "mapping_times", "pages", "pressure", "publish", "reads", "root_pressure"),
         *("backings", "damage", "failed_ios", "handlers", "hanging", "host_stat", "io", "io_faults", "log"),
-        *("read_only", "readahead", "swap", "watermarks", "window_ns", "write_failed"),
+        *("read_only", "readahead", "starts_missing", "swap", "swapping", "watermarks", "window_ns", "write_failed"),
+        *("_is_measured", "_read_fails", "_took_ns", "_write_fails"),
     )
 
     def __init__(self, config: HostConfig, journal: Journal, carry: Carry | None = None) -> None:
@@ -113,6 +117,9 @@ class Mm:
         self.pages = Pages(tuple(vm.guest_pages for vm in config.vms))
         self.frames = Frames(config.frames)
         self.backings = [vm.backing for vm in config.vms]
+        self.swapping = [backing.swaps for backing in self.backings]
+        """Whether the I/O of each VM is swapping in and out."""
+        self.starts_missing = [backing.starts_missing for backing in self.backings]
         self.swap = SwapArea(config.slots, self.pages.total)
         if config.profile.measured and carry is None:
             raise CoreError(f"device {config.profile.name!r} is a real one, and nobody carries its I/O out")
@@ -130,14 +137,15 @@ class Mm:
         """Missing pages that a dead handler has left, with the time of the event."""
         self.handlers = [Handlers(vm.userfault, config.end_ns + 1) for vm in config.vms]
         policy = config.reclaim
-        rates = Rates(config.profile.errors, config.seed) if any(config.profile.errors) else None
-        self.io_faults = IoFaults(config.failures, config.end_ns, rates)
+        self.io_faults = IoFaults(config.failures, config.end_ns)
+        self._read_fails, self._write_fails = chances(config.profile.errors, config.seed)
         served = self.io_faults.served if config.failures else None
         self.device: Device | MeasuredDevice
         if carry is not None:
             self.device = MeasuredDevice(carry, served)
         else:
             self.device = Device(config.profile, config.seed, served)
+        self._is_measured = carry is not None
         self.damage = Damage()
         self.write_failed: set[int] = set()
         """Pages whose write is under way and will fail."""
@@ -169,8 +177,9 @@ class Mm:
         self._kswapd_naps_ns = 0
         self.host_stat = dict.fromkeys(HOST_COUNTERS, 0)
         # Not journaled and never asked by the core: for whoever watches.
-        self.io = tuple(Histogram() for _ in Op)
-        """From arrival to completion of the I/Os submitted so far, by Op."""
+        self.io = Histogram(), Histogram()
+        """From arrival to completion of the I/Os submitted so far, by Op; without those that follow."""
+        self._took_ns: tuple[list[int], list[int]] = [], []
         self.pressure = [Pressure(vm.vcpus) for vm in config.vms]
         self.root_pressure = Pressure()
 
@@ -189,19 +198,28 @@ class Mm:
         if what is _ON_MAPPING:
             heappush(self.mapping_times, at_ns)
 
+    def settle_figures(self, now_ns: int) -> None:
+        """Bring what is for whoever watches up to date, at a border: not at each, for many cost hardly more than one."""
+        for pressure in (*self.pressure, self.root_pressure):
+            pressure.fold(now_ns)
+        for histogram, took_ns in zip(self.io, self._took_ns, strict=True):
+            if took_ns:
+                histogram.observe_all(took_ns)
+                took_ns.clear()
+
     def run_until(self, now_ns: int) -> None:
         """Carry out the own events up to and including ``now_ns``."""
         agenda = self.agenda
         if not agenda or agenda[0][0] > now_ns:
             return
-        pages, groups, backings, left = self.pages, self.groups, self.backings, self.left
+        pages, groups, left = self.pages, self.groups, self.left
         pins, state, flags = pages.pins, pages.state, pages.flags
         while agenda and agenda[0][0] <= now_ns:
             at_ns, _order, what, key, vm, write = heappop(agenda)
             if what is _ON_READ:
                 del self.reads[key]
                 pages.move(key, READ_FAILED if key in self.damage.pages else READ_DONE, at_ns)
-                if backings[vm].starts_missing and self.is_place(pages.slot[key]):
+                if self.starts_missing[vm] and self.is_place(pages.slot[key]):
                     self._fetched(key, vm, at_ns)
                 if not pins[key]:
                     self._settle(key, vm, at_ns)
@@ -304,7 +322,6 @@ class Mm:
         """Page ``key`` is in its slot only."""
         pages = self.pages
         workingset.eviction(pages, group, key)
-        pages.flags[key] &= ~READAHEAD
         if self.damage.pages:
             self.damage.forget(key)
         self.frames.release(pages.pfn[key])
@@ -318,7 +335,7 @@ class Mm:
         pages = self.pages
         if pages.state[key] != RESIDENT:
             pages.move(key, MAPPED, now_ns)
-            write = write or (self.swap.is_full and not self.backings[vm].fixed_place)
+            write = write or (self.swap.is_full and self.swapping[vm])
         if write and not pages.flags[key] & DIRTY:
             pages.flags[key] |= DIRTY
             # A slot that is being written stays (folio_free_swap refuses under writeback): _write_done frees it.
@@ -334,6 +351,7 @@ class Mm:
             self.release_frame(key)
             self.damage.forget(key)
         if pages.slot[key] >= 0:
+            self.damage.freed(pages.slot[key])  # also a place: what comes there next is another file
             self.free_slot(key, vm)
             pages.slot[key] = NO_SLOT
         pages.flags[key] = 0
@@ -346,21 +364,23 @@ class Mm:
 
     def is_missing(self, key: int, vm: int) -> bool:
         """Whether page ``key``, which is SWAPPED or READING, is fetched by a userfaultfd's handler."""
-        return self.backings[vm].starts_missing and self.is_place(self.pages.slot[key])
+        return self.starts_missing[vm] and self.is_place(self.pages.slot[key])
 
     def give_slot(self, key: int, vm: int, now_ns: int) -> bool:
         """Have a slot, or its place, for page ``key``, which has none; False if the swap area is full."""
-        if self.backings[vm].fixed_place:
+        if not self.swapping[vm]:
             slot = self.swap.total + key
         else:
             slot = NO_SLOT if self.io_faults.is_swap_full(now_ns) else self.swap.allocate(key)
-            self.groups[vm].stat["swap_full"] += slot == NO_SLOT
+            if slot == NO_SLOT:
+                self.groups[vm].stat["swap_full"] += 1
+                return False
         self.pages.slot[key] = slot
-        return slot != NO_SLOT
+        return True
 
     def free_slot(self, key: int, vm: int) -> None:
         """Take page ``key``'s slot away; a place of its own it keeps."""
-        if self.backings[vm].fixed_place:
+        if not self.swapping[vm]:
             return
         slots, swap = self.pages.slot, self.swap
         slot = slots[key]
@@ -413,27 +433,12 @@ class Mm:
         The others that were taken leave their frames at the border, or when they have been written.
         """
         group, costs = self.groups[vm], self.config.costs
-        pages, evicting = self.pages, self.evicting
-        state, flags, slot = pages.state, pages.flags, pages.slot
-        picked = freed = 0
-
-        def evict(key: int) -> bool:
-            nonlocal picked, freed
-            if state[key] == CACHED and not flags[key] & DIRTY:
-                self._release(key, group, now_ns)
-                freed += 1
-            else:
-                if slot[key] < 0 and not self.give_slot(key, vm, now_ns):
-                    return False
-                pages.move(key, PICKED, now_ns)
-                evicting[key] = vm
-                picked += 1
-                if kswapd:
-                    self.for_kswapd.add(key)
-            group.usage -= 1
-            return True
-
-        scan = group.lists.scan(want, evict)
+        before, usage = len(self.evicting), group.usage
+        scan = group.lists.scan(want, partial(self._shrink, vm, group, now_ns))
+        picked = len(self.evicting) - before
+        freed = usage - group.usage - picked
+        if kswapd:
+            self.for_kswapd.update(islice(reversed(self.evicting), picked))
         stat = group.stat
         stat["pgscan_kswapd" if kswapd else "pgscan_direct"] += scan.scanned
         stat["pgsteal_kswapd" if kswapd else "pgsteal_direct"] += freed
@@ -445,6 +450,27 @@ class Mm:
         self.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed)
         cost_ns = (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + scan.taken * costs.reclaim_unmap_ns
         return cost_ns, freed
+
+    def _shrink(self, vm: int, group: MemoryGroup, now_ns: int, victims: list[int]) -> list[int]:
+        """shrink_folio_list: uncharge ``victims``; those that are clean in the swap cache are free at once.
+
+        Returns those that stay, for they need a slot and there is none.
+        """
+        pages, evicting, staying = self.pages, self.evicting, []
+        state, flags, slot, move = pages.state, pages.flags, pages.slot, pages.move
+        for key in victims:
+            if state[key] == CACHED and not flags[key] & DIRTY:
+                move(key, RELEASED, now_ns)
+                self.forget_frame(key, group)
+            elif slot[key] >= 0 or self.give_slot(key, vm, now_ns):
+                move(key, PICKED, now_ns)
+                evicting[key] = vm
+            else:
+                staying.append(key)
+                continue
+            flags[key] &= _LISTED_NO_MORE
+        group.usage -= len(victims) - len(staying)
+        return staying
 
     def throttle_ns(self, vm: int, at_ns: int, now_ns: int) -> int:
         """For how long a task of ``vm`` reclaims and sleeps from ``at_ns`` on, before it enters the guest; mostly 0.
@@ -555,36 +581,59 @@ class Mm:
         self.journal.record(now_ns, "userfault", vm, gfn, pages.slot[key], pages.pfn[key], event_ns, done_ns)
         return done_ns
 
-    def submit(self, op: Op, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "") -> IoResult:
-        """Submit an I/O between page ``key``'s frame and slot, ``what`` in the journal; returns what it will come to."""
-        pages, device = self.pages, self.device
+    def submit_read(self, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "read") -> IoResult:
+        """Submit the read of page ``key``, ``what`` in the journal, to its frame; returns what it will come to."""
+        pages, damage = self.pages, self.damage
         slot, pfn, gfn = pages.slot[key], pages.pfn[key], key - pages.first_key[vm]
-        start_ns, done_ns = device.submit(op, slot, arrival_ns, pfn)
-        if isinstance(device, MeasuredDevice):
-            self.journal.record(now_ns, "measured", op.name.lower(), slot, device.took_ns)
-        self.io[op].observe(done_ns - arrival_ns)
-        stat = self.groups[vm].stat
-        result = self.io_faults.result(op, vm, gfn, slot, now_ns)
-        if op is _READ:
-            result = self.damage.read(key, slot, result, done_ns)
-            pages.move(key, READ_SUBMITTED, now_ns)
-            self.reads[key] = done_ns
-            self.schedule(done_ns, _ON_READ, key, vm)
-            stat["pswpin"] += self.backings[vm].swaps
-            self.journal.record(now_ns, what or "read", vm, gfn, slot, pfn, arrival_ns, start_ns, done_ns)
-        else:
-            self.damage.written(slot, result)
+        start_ns, done_ns = self.device.submit(_READ, slot, arrival_ns, pfn)
+        if self._is_measured:
+            self._note_measured(_READ, slot, now_ns)
+        self._took_ns[_READ].append(done_ns - arrival_ns)
+        result, by_chance = _OK, self._read_fails()
+        if by_chance or self.io_faults.is_counting:
+            result = self.io_faults.result(_READ, vm, gfn, slot, now_ns, by_chance)
+        if result is not _OK or damage.slots or damage.pages:
+            result = damage.read(key, slot, result, done_ns)
+        pages.move(key, READ_SUBMITTED, now_ns)
+        self.reads[key] = done_ns
+        self._order = order = self._order + 1
+        heappush(self.agenda, (done_ns, order, _ON_READ, key, vm, False))
+        if self.swapping[vm]:
+            self.groups[vm].stat["pswpin"] += 1
+        self.journal.record(now_ns, what, vm, gfn, slot, pfn, arrival_ns, start_ns, done_ns)
+        if result is not _OK:
+            self._note_failure(_READ, result, vm, gfn, slot, done_ns, now_ns)
+        return result
+
+    def submit_write(self, key: int, vm: int, now_ns: int) -> IoResult:
+        """Submit the write of page ``key``'s frame to its slot; returns what it will come to."""
+        pages, damage, stat = self.pages, self.damage, self.groups[vm].stat
+        slot, pfn, gfn = pages.slot[key], pages.pfn[key], key - pages.first_key[vm]
+        start_ns, done_ns = self.device.submit(_WRITE, slot, now_ns, pfn)
+        if self._is_measured:
+            self._note_measured(_WRITE, slot, now_ns)
+        self._took_ns[_WRITE].append(done_ns - now_ns)
+        result, by_chance = _OK, self._write_fails()
+        if by_chance or self.io_faults.is_counting:
+            result = self.io_faults.result(_WRITE, vm, gfn, slot, now_ns, by_chance)
+        if result is not _OK or damage.slots:
+            damage.written(slot, result)
             if result is _ERROR:
                 self.write_failed.add(key)
-            pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
-            self.swap.set_zero(slot, False)
-            self.schedule(done_ns, _ON_WRITE, key, vm)
-            stat["pswpout"] += self.backings[vm].swaps
-            stat["nr_vmscan_write"] += 1
-            self.journal.record(now_ns, "write", vm, gfn, slot, pfn, start_ns, done_ns)
+        pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
+        self.swap.zero[slot] = 0
+        self.schedule(done_ns, _ON_WRITE, key, vm)
+        if self.swapping[vm]:
+            stat["pswpout"] += 1
+        stat["nr_vmscan_write"] += 1
+        self.journal.record(now_ns, "write", vm, gfn, slot, pfn, start_ns, done_ns)
         if result is not _OK:
-            self._note_failure(op, result, vm, gfn, slot, done_ns, now_ns)
+            self._note_failure(_WRITE, result, vm, gfn, slot, done_ns, now_ns)
         return result
+
+    def _note_measured(self, op: Op, slot: int, now_ns: int) -> None:
+        assert isinstance(self.device, MeasuredDevice)
+        self.journal.record(now_ns, "measured", op.name.lower(), slot, self.device.took_ns)
 
     def _note_failure(
         self, op: Op, result: IoResult, vm: int, gfn: int, slot: int, done_ns: int, now_ns: int

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from hostd.core.lru import Evict, Policy, Scan
-from hostd.core.page import ACTIVE, LRU, REFERENCED, Pages
+from hostd.core.page import ACTIVE, LRU, Pages
 
 
 class Fifo(Policy):
@@ -49,17 +49,22 @@ class Fifo(Policy):
 
     def scan(self, want: int, evict: Evict) -> Scan:
         """Give up to ``want`` pages up; one that cannot go now goes to the end."""
-        scan, queue, pages = Scan(), self._queue, self._pages
+        scan, queue, pins = Scan(), self._queue, self._pages.pins
         budget = 2 * len(queue)
         while scan.taken < want and scan.scanned < budget and queue:
-            key, _none = queue.popitem(last=False)
-            scan.scanned += 1
-            if pages.pins[key] or self._spares(key) or not evict(key):
-                queue[key] = None
-                scan.rotated += 1
-            else:
-                pages.flags[key] &= ~(LRU | REFERENCED)
-                scan.taken += 1
+            victims: list[int] = []
+            while len(victims) < want - scan.taken and scan.scanned < budget and queue:
+                key, _none = queue.popitem(last=False)
+                scan.scanned += 1
+                if pins[key] or self._spares(key):
+                    queue[key] = None
+                    scan.rotated += 1
+                else:
+                    victims.append(key)
+            staying = evict(victims)
+            scan.taken += len(victims) - len(staying)
+            scan.rotated += len(staying)
+            queue.update(dict.fromkeys(staying))
         return scan
 
     def _spares(self, key: int) -> bool:

@@ -34,7 +34,7 @@ from operator import itemgetter
 
 from hostd.core.averages import PSI_PERIOD_NS, Averages
 
-_FOLD_AT = 4096
+_FOLD_AT = 1024
 """So many new changes are folded together."""
 
 

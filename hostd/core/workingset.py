@@ -11,30 +11,30 @@ the group, the active list alone.
 from __future__ import annotations
 
 from hostd.core.group import MemoryGroup
-from hostd.core.page import ACTIVE, WORKINGSET, Pages
+from hostd.core.page import ACTIVE, READAHEAD, WORKINGSET, Pages
 
-_NONE = -1
+_STAYS = 0xFF & ~(WORKINGSET | ACTIVE | READAHEAD)
+NONE = -1
+"""No shadow."""
 
 
 def eviction(pages: Pages, group: MemoryGroup, key: int) -> None:
-    """Page ``key`` loses its frame and leaves a shadow (workingset_eviction)."""
+    """Page ``key`` loses its frame, and what is known of its use, and leaves a shadow (workingset_eviction)."""
     flags = pages.flags
-    pages.shadow[key] = group.age << 1 | bool(flags[key] & WORKINGSET)
-    flags[key] &= ~(WORKINGSET | ACTIVE)
+    was = flags[key]
+    pages.shadow[key] = group.age << 1 | (was & WORKINGSET == WORKINGSET)
+    flags[key] = was & _STAYS
     group.age += 1
 
 
 def refault(pages: Pages, group: MemoryGroup, key: int) -> None:
-    """Page ``key`` gets a frame again (workingset_refault)."""
+    """Page ``key``, which has left a shadow, gets a frame again (workingset_refault)."""
     shadow = pages.shadow[key]
-    if shadow == _NONE:
-        return
-    pages.shadow[key] = _NONE
+    pages.shadow[key] = NONE
     stat = group.stat
     refaulted, activated, restored = group.refaults
     stat[refaulted] += 1
-    _inactive, active = group.lists.sizes()
-    if group.age - (shadow >> 1) > active:
+    if group.age - (shadow >> 1) > group.lists.sizes()[1]:
         return
     pages.flags[key] |= ACTIVE
     group.age += 1

@@ -6,7 +6,8 @@ process of its own, for who forks a cluster must not import gRPC. An answer that
 UNAVAILABLE) ends it with the input that did it.
 
 Nothing here may change the run, so what is valid is left out: a Shutdown, and a Kill, Spawn or access of the one process
-there is. Its number is 1 and its name is known; requests that happen to mean it are dropped.
+there is. Its number is 1 and its name is known; requests that happen to mean it are dropped. So are I/O failures that
+make sense, where an operator would be heard.
 """
 
 from __future__ import annotations
@@ -18,19 +19,21 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import grpc
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from apf import limits, roles
+from apf import limits, roles, wire
+from apf.io_faults import IoFaultName, IoName
 from apf.v1 import guest_pb2, host_pb2, load_pb2, types_pb2
 
 CALL_S = 20.0
 SOCKETS = (
     ("vcpu", "hostd"),
     ("guest", "hostd"),
+    ("operator", "hostd"),
     ("vcpu", "guestsched-0"),
     ("load", "guestsched-0"),
     ("operator", "guestsched-0"),
@@ -79,6 +82,21 @@ spawns = built(  # without a program or with memory that is no multiple of pages
 )
 
 
+io_faults = built(
+    host_pb2.InjectIoFaultRequest,
+    what=st.sampled_from(get_args(IoFaultName)) | st.text(max_size=20),
+    nth=u64,
+    count=u64,
+    vm=u32,
+    gfn=u64,
+    slot=u64,
+    for_ns=u64,
+    io=st.sampled_from(get_args(IoName)) | st.text(max_size=9),
+    factor=u64,
+    add_ns=u64,
+)
+
+
 def messages(digest: str) -> dict[str, st.SearchStrategy[Any]]:
     """Structured requests by method."""
     attach = attaches(digest)
@@ -99,6 +117,7 @@ def messages(digest: str) -> dict[str, st.SearchStrategy[Any]]:
     return {
         "/apf.v1.HostService/RunVcpu": host,
         "/apf.v1.HostService/LoadVm": built(host_pb2.LoadVmRequest, vm=u32, segments=st.lists(segments, max_size=4)),
+        "/apf.v1.HostService/InjectIoFault": io_faults,
         "/apf.v1.GuestService/TakeTraps": guest,
         "/apf.v1.LoadService/Access": accesses,
         "/apf.v1.LoadService/AccessStream": built(load_pb2.AccessStreamRequest, items=st.lists(item, max_size=70)),
@@ -128,11 +147,14 @@ def is_valid(method: str, data: bytes) -> bool:
             meant = [item.access for item in load_pb2.AccessStreamRequest.FromString(data).items]
         elif name in _MEANT:
             meant = [_MEANT[name].FromString(data)]
+        elif name == "InjectIoFault":
+            wire.io_fault_in(host_pb2.InjectIoFaultRequest.FromString(data))
+            return True
         elif name == "Spawn":
             return bool(load_pb2.SpawnRequest.FromString(data).access_threads)
         else:
             return False
-    except Exception:  # what does not parse here does not parse there
+    except Exception:  # what does not parse here, or makes no sense, does not there either
         return False
     return any(request.process == 1 or request.process_name == "bench" for request in meant)
 
@@ -201,9 +223,10 @@ class Hostile:
         for where, method in (
             (SOCKETS[0], "/apf.v1.HostService/RunVcpu"),
             (SOCKETS[1], "/apf.v1.HostService/LoadVm"),
-            (SOCKETS[2], "/apf.v1.GuestService/TakeTraps"),
-            (SOCKETS[3], "/apf.v1.LoadService/AccessStream"),
-            (SOCKETS[4], "/apf.v1.LoadService/Kill"),
+            (SOCKETS[2], "/apf.v1.HostService/InjectIoFault"),
+            (SOCKETS[3], "/apf.v1.GuestService/TakeTraps"),
+            (SOCKETS[4], "/apf.v1.LoadService/AccessStream"),
+            (SOCKETS[5], "/apf.v1.LoadService/Kill"),
         ):
             calls[method] = self.channels[where].stream_stream(method)(_never(), timeout=limits.FIRST_MESSAGE_S + 20)
         began_s, lived = time.monotonic(), {}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from apf.clockpage import _BORDER, ClockPage, Waited
+from apf.clockcells import BORDER, Waited
+from apf.clockpage import ClockPage
 from apf.messages import NEVER_NS
 
 WINDOW_NS = 20
@@ -18,7 +19,7 @@ WINDOW_NS = 20
 )
 def test_the_opener_asks_for_work_that_is_due_at_the_border(tmp_path: Path, due_ns: int | None, work: bool) -> None:
     clock = ClockPage.create(tmp_path / "clock", 1)
-    clock._cells[_BORDER] = 100
+    clock._cells[BORDER] = 100
     clock.publish(0, 113)
     clock.set_border_due(due_ns)
     assert clock.run_openings(WINDOW_NS) is (Waited.BORDER_WORK if work else Waited.LATER)

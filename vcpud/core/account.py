@@ -36,7 +36,8 @@ class TimeAccount:
 
     def spend(self, cause: Cause, until_ns: int) -> None:
         """The time since the last call, up to ``until_ns``, went to ``cause``; what lies past the end is cut off."""
-        until_ns = min(until_ns, self._end_ns)
+        if until_ns > self._end_ns:
+            until_ns = self._end_ns
         spent_ns = until_ns - self._at_ns
         if spent_ns > 0:
             self.spent_ns[cause] += spent_ns

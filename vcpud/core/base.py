@@ -37,6 +37,7 @@ from vcpud.core.state import ALLOWED, State, VcpuConfig, VcpuCounters
 from vcpud.core.thread import Thread, ThreadEvent, ThreadState
 
 _STORY = 32
+_COUNTING = Cause.COUNTING
 
 
 class Vcpu(ABC):
@@ -108,13 +109,15 @@ class Vcpu(ABC):
             raise AssertionError(
                 f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}"
             )
-        self._story.append((self.now_ns, state))
+        if __debug__:
+            self._story.append((self.now_ns, state))
         self.state = state
 
     def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
         """Let the clock go on to ``until_ns`` and book the time; if the guest kernel ran then, it was on ``path``."""
         self.account.spend(cause, until_ns)
-        self.now_ns = max(self.now_ns, until_ns)
+        if until_ns > self.now_ns:
+            self.now_ns = until_ns
         if path is not None and self._sampler.next_ns <= self.now_ns:
             self._sampler.in_kernel(self.now_ns, path)
             self._sampled()
@@ -151,7 +154,7 @@ class Vcpu(ABC):
             self._end_halt(ThreadEvent.DONE)
 
     def _ran_to(self, retired: int) -> None:
-        if self._cause is Cause.COUNTING:
+        if self._cause is _COUNTING:
             self.observed.work += retired - self.retired
         self.retired = retired
 

@@ -55,7 +55,6 @@ _MAJOR, _MINOR = FaultKind.MAJOR, FaultKind.MINOR
 _BLOCKING, _NOWAIT = FaultMode.BLOCKING, FaultMode.NOWAIT
 _RUNNING, _FAULT = State.RUNNING, State.FAULT
 _PREFAULT, _KERNEL_FAULT = State.PREFAULT, State.KERNEL_FAULT
-_T_IO_DONE, _T_MAPPED, _T_SLEPT = ThreadEvent.IO_DONE, ThreadEvent.MAPPED, ThreadEvent.SLEPT
 
 
 class Faults(MsrSteps):
@@ -63,16 +62,17 @@ class Faults(MsrSteps):
 
     def _page_fault(self, gfn: int, access: Access) -> list[Effect]:
         """A fault of the task's own: kvm_mmu_page_fault."""
+        mode: FaultMode | None = _BLOCKING
         if self._config.mode is _OFF:
             self.observed.sync_disabled += 1
-        mode = self._try_async(gfn, USER)
+        else:
+            mode = self._try_async(gfn, USER)
         if mode is None:
             return self._go_back_halted()
         work = self.async_pf.next_token() if mode is _NOWAIT else 0
-        self.observed.raised(gfn, self._dispatch.task, self.retired, self.now_ns)
-        place = (self._dispatch.task, self.retired)
-        how = (_ACCESSES[access], _MODES[mode])
-        self.journal.record(self.now_ns, "page_fault", gfn, *how, work, *place)
+        now_ns, task, retired = self.now_ns, self._dispatch.task, self.retired
+        self.observed.raised(gfn, task, retired, now_ns)
+        self.journal.record(now_ns, "page_fault", gfn, _ACCESSES[access], _MODES[mode], work, task, retired)
         self._fault_gfn = gfn
         self._move(_FAULT)
         return [self._ask_host(gfn, access, mode, work)]
@@ -129,9 +129,9 @@ class Faults(MsrSteps):
         return self._enter()
 
     def _host_replied(self, reply: HostReply) -> list[Effect]:
+        if isinstance(reply, Mapped):
+            return self._mapped(reply)
         match reply:
-            case Mapped():
-                return self._mapped(reply)
             case Retry(at_ns=at_ns):
                 self.counters.retries += 1
                 self._resume = State.RUNNING if self.state is State.FAULT else self._announcing()
@@ -148,8 +148,7 @@ class Faults(MsrSteps):
         """kvm_handle_error_pfn: the page cannot be had."""
         if reply.stall_ns:
             self.counters.stall_ns += reply.stall_ns
-            self.thread.move(ThreadEvent.SLEPT)
-            self.thread.move(ThreadEvent.IO_DONE)
+            self.thread.slept()
         self.thread.move(ThreadEvent.FAILED)
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
@@ -237,10 +236,9 @@ class Faults(MsrSteps):
         major = reply.kind is _MAJOR
         if major:
             self.counters.stall_ns += reply.stall_ns
-            self.thread.move(_T_SLEPT)
-            self.thread.move(_T_IO_DONE)
+            self.thread.slept()
         else:
-            self.thread.move(_T_MAPPED)
+            self.thread.mapped()
         if prefault:
             self.counters.prefault_again += major
         elif major:
@@ -250,8 +248,9 @@ class Faults(MsrSteps):
         if self.state is _FAULT:
             self._task_faulted(reply.gfn, reply.kind)
             self.observed.mapped(reply.kind, reply.stall_ns, reply.at_ns)
-        self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
-        self._spend(self._fault_cause(), reply.at_ns)
+        if major:
+            self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
+        self._spend(self._cause if self.state is _FAULT else self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
         self.journal.record(self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns)
         if prefault:

@@ -32,6 +32,7 @@ from apf.stats import HISTOGRAMS
 
 _LATENCIES = ("latency_minor", "latency_major", "latency_async")
 """By FaultKind."""
+_SETTLE_AT = 256
 
 
 class Observed:
@@ -39,11 +40,12 @@ class Observed:
 
     __slots__ = (
         *("_began_ns", "_histograms", "_items", "_place", "_raised_ns", "sync_disabled", "work"),
-        *("_host", "_latency", "_wait"),
+        "_mapped",
     )
 
     def __init__(self, histograms: Mapping[str, Histogram] | None = None) -> None:
         self.share(histograms or {name: Histogram() for name in HISTOGRAMS})
+        self._mapped: list[tuple[FaultKind, int, int, int, int]] = []  # what ``settle`` counts: of faults, by stage
         self._place: tuple[int, int, int] | None = None  # gfn, task, retired of the fault that is under way
         self._began_ns = 0
         self._raised_ns = 0
@@ -55,9 +57,6 @@ class Observed:
     def share(self, histograms: Mapping[str, Histogram]) -> None:
         """Count into ``histograms`` from now on. Before the first fault."""
         self._histograms = dict(histograms)
-        # Of every fault:
-        self._latency = tuple(histograms[name] for name in _LATENCIES)
-        self._host, self._wait = histograms["stage_host"], histograms["stage_wait"]
 
     def raised(self, gfn: int, task: int, retired: int, now_ns: int) -> None:
         """An EPT violation of user code."""
@@ -69,14 +68,27 @@ class Observed:
     def mapped(self, kind: FaultKind, stall_ns: int, at_ns: int) -> None:
         """Hostd mapped the page; the vCPU goes on at ``at_ns``, having slept ``stall_ns``."""
         raised_ns, began_ns = self._raised_ns, self._began_ns
-        stall_ns = min(stall_ns, at_ns - raised_ns)
-        self._latency[kind].observe(at_ns - began_ns)
-        if raised_ns != began_ns:
-            self._retried(raised_ns - began_ns)
-        self._host.observe(at_ns - raised_ns - stall_ns)
-        if stall_ns:
-            self._wait.observe(stall_ns)
+        if stall_ns > at_ns - raised_ns:
+            stall_ns = at_ns - raised_ns
+        # Counted many at once: one after the other they would take 2 % of a fault's time in the twin.
+        mapped = self._mapped
+        mapped.append((kind, at_ns - began_ns, raised_ns - began_ns, at_ns - raised_ns - stall_ns, stall_ns))
+        if len(mapped) == _SETTLE_AT:
+            self.settle()
         self._place = None
+
+    def settle(self) -> None:
+        """Count in the histograms what is not yet: for whoever looks at them."""
+        if not self._mapped:
+            return
+        of = self._histograms
+        kinds, latencies, retries, hosts, waits = zip(*self._mapped, strict=True)
+        for kind, name in enumerate(_LATENCIES):
+            of[name].observe_all([took_ns for one, took_ns in zip(kinds, latencies, strict=True) if one == kind])
+        of["stage_retry"].observe_all([ns for ns in retries if ns])
+        of["stage_host"].observe_all(list(hosts))
+        of["stage_wait"].observe_all([ns for ns in waits if ns])
+        self._mapped.clear()
 
     def failed(self) -> None:
         """The page cannot be had: a fault that is in no histogram."""
@@ -124,6 +136,7 @@ class Observed:
 
     def document(self) -> dict[str, Any]:
         """For the JSON: number, sum in ns and buckets (``apf.histogram.BOUNDS_NS``) of each histogram."""
+        self.settle()
         return {
             name: {"count": one.count, "sum_ns": one.sum_ns, "buckets": one.buckets()}
             for name, one in self._histograms.items()

@@ -56,6 +56,9 @@ TABLE: Table[ThreadState, ThreadEvent] = Table(
 )
 
 _AFTER = TABLE.transitions
+_GUEST = ThreadState.GUEST
+assert _AFTER[_AFTER[_GUEST, ThreadEvent.SLEPT], ThreadEvent.IO_DONE] is _GUEST
+assert _AFTER[_GUEST, ThreadEvent.MAPPED] is _GUEST
 
 
 class Thread:
@@ -72,3 +75,14 @@ class Thread:
         if after is None:
             raise AssertionError(f"vCPU thread: {event} while {self.state}")
         self.state = after
+
+    def mapped(self) -> None:
+        """MAPPED, which every fault ends with that was no sleep."""
+        if self.state is not _GUEST:
+            self.move(ThreadEvent.MAPPED)
+
+    def slept(self) -> None:
+        """Two transitions at once, of a sleep that is over when it is heard of: SLEPT and IO_DONE."""
+        if self.state is not _GUEST:
+            self.move(ThreadEvent.SLEPT)
+            self.move(ThreadEvent.IO_DONE)

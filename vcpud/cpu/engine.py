@@ -104,6 +104,8 @@ class Engine:
         self._memory = memory
         self._ept = memory.epts[vm]
         self._overlay: npt.NDArray[np.uint64] = np.zeros(len(self._ept), np.uint64)
+        # What single entries are looked up in: an item of an array of numpy costs twice that of a memoryview.
+        self._entries, self._overlay_entries = self._ept.data, self._overlay.data
         self._overlaid: list[int] = []
         self._shadow = Shadow(len(self._ept)) if shadow else None
         self._bytes = memory.frames.data.cast("B")
@@ -205,18 +207,19 @@ class Engine:
 
     def open_window(self) -> None:
         """A window opens: the EPT may have been rewritten, private mappings end, use is noted afresh."""
-        self._flush_tlb()
-        for gfn in self._overlaid:
-            self._overlay[gfn] = 0
-        self._overlaid.clear()
+        self._words[_STALE_TLB] = 1
+        if self._overlaid:
+            for gfn in self._overlaid:
+                self._overlay_entries[gfn] = 0
+            self._overlaid.clear()
         if self._shadow is not None:
             self._shadow.zap(self._ept)
 
     def map_overlay(self, gfn: int, pfn: int, writable: bool) -> None:
         """Map ``gfn`` for this vCPU alone until the next window, at once and instead of any mapping it had."""
-        before = self._mapping(gfn)
+        before = self._overlay_entries[gfn] or self._entries[gfn]
         entry = ept_entry(pfn, writable)
-        self._overlay[gfn] = entry
+        self._overlay_entries[gfn] = entry
         self._overlaid.append(gfn)
         if self._shadow is not None and self._space is not None:
             before = self._shadow.install(self._space.asid, gfn, entry)
@@ -248,7 +251,7 @@ class Engine:
         self._words[_STALE_TLB] = 1
 
     def _mapping(self, gfn: int) -> int:
-        return int(self._overlay[gfn]) or int(self._ept[gfn])
+        return self._overlay_entries[gfn] or self._entries[gfn]
 
     # Running --------------------------------------------------------------------------------------------------------
 
@@ -268,7 +271,7 @@ class Engine:
         """
         words = self._words
         start = words[_RETIRED]
-        words[_STOP_AT] = start + (min(budget, NEVER_NS) if budget > 1 else 1)
+        words[_STOP_AT] = start + (1 if budget <= 1 else budget if budget < NEVER_NS else NEVER_NS)
         words[_BASE_NS] = base_ns
         while True:
             rip_before, retired_before = words[_RIP], words[_RETIRED]

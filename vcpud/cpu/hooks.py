@@ -34,7 +34,7 @@ import llvmlite.binding as llvm
 from numba import cfunc, njit, types
 from unicorn import unicorn_const, x86_const
 
-from apf.clockpage import publish
+from apf.clockcells import publish
 from vcpud.cpu.binding import TLB_FLUSH, uclib
 from vcpud.cpu.native import load32, load64, store8, store32, store64
 

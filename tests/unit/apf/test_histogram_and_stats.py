@@ -74,3 +74,15 @@ def test_a_worker_that_died_leaves_its_counts(tmp_path: Path) -> None:
     assert stats.total("faults_async") == 7
     summed = stats.summed("latency_async")
     assert (summed.count, summed.sum_ns) == (2, 40_000)
+
+
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 1000])
+def test_many_at_once_are_one_after_the_other(count: int) -> None:
+    values = [
+        random.Random(count + place).choice([0, 1, 1000, 1001, 10**9, 10**9 + 1, 777_777]) for place in range(count)
+    ]
+    together, apart = Histogram(), Histogram()
+    together.observe_all(values)
+    for value in values:
+        apart.observe(value)
+    assert together.cells == apart.cells and together.buckets() == naive(values)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apf import chance
-from apf.chance import Stream, mix64, stream_key
+from apf.chance import Stream, mix64, quantiles, stream_key
 from apf.journal import Journal, run_digest
 
 lines = st.tuples(st.integers(0, 1 << 62), st.sampled_from(["fault", "tick"]), st.integers(0, 9))
@@ -77,19 +78,43 @@ def test_a_draw_is_a_function_of_its_index() -> None:
     assert stream_key(7, "device.read") != stream_key(7, "device.write") != stream_key(8, "device.write")
 
 
+words = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=8)
+
+
+@given(records=st.lists(st.lists(st.integers(-(1 << 62), (1 << 64) - 1) | words, min_size=1, max_size=6), min_size=1))
+def test_a_line_is_its_fields_whatever_words_they_are(records: list[list[int | str]]) -> None:
+    """Also those with commas, quotation marks and brackets, which JSON would write otherwise."""
+    sink = io.StringIO()
+    journal = Journal(sink)
+    for record in records:
+        journal.record(*record)
+    journal.flush()
+    assert sink.getvalue() == "".join(" ".join(map(str, record)) + "\n" for record in records)
+
+
 @given(seed=st.integers(0, 1 << 62), bound=st.integers(1, 1 << 62))
 def test_below(seed: int, bound: int) -> None:
     assert 0 <= Stream(seed, "x").below(bound) < bound
 
 
-@given(seed=st.integers(0, 1 << 62), table=st.lists(st.integers(0, 1 << 40), min_size=2, max_size=50).map(sorted))
-def test_quantile_stays_in_its_table(seed: int, table: list[int]) -> None:
-    value = Stream(seed, "x").quantile(table)
-    assert table[0] <= value <= table[-1]
-    assert isinstance(value, int)
+@given(seed=st.integers(0, 1 << 62), table=st.lists(st.integers(0, 1 << 46), min_size=2, max_size=50).map(sorted))
+def test_quantiles_are_those_of_the_stream_in_exact_arithmetic(seed: int, table: list[int]) -> None:
+    words, draw = Stream(seed, "x"), quantiles(seed, "x", table)
+    for _ in range(600):  # into the third block
+        position = words.next_u64() * (len(table) - 1)
+        index, fraction = position >> 64, (position & (1 << 64) - 1) >> 32
+        value = draw()
+        assert value == table[index] + ((table[index + 1] - table[index]) * fraction >> 32)
+        assert isinstance(value, int) and table[0] <= value <= table[-1]
+
+
+@pytest.mark.parametrize("table", [(3, 2), (-1, 2), (0, 1 << 47)])
+def test_quantiles_of_a_table_that_is_none(table: tuple[int, int]) -> None:
+    with pytest.raises(AssertionError):
+        quantiles(1, "x", table)
 
 
 @pytest.mark.parametrize(("word", "value"), [(0, 0), (1 << 63, 500), ((1 << 64) - 1, 999)])
-def test_quantile_is_linear(word: int, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chance.Stream, "next_u64", lambda self: word)
-    assert Stream(1, "x").quantile((0, 500, 1000)) == value
+def test_quantiles_are_linear(word: int, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chance, "_mix_block", lambda key, block: np.full(4, word, np.uint64))
+    assert quantiles(1, "x", (0, 500, 1000))() == value

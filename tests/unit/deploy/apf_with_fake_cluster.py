@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import Any
 
 from apf import process
 from apf.process import Failure
 from apf.rundir import RunDir
 from apf.scenario import Scenario
-from deploy import bench, cli, supervisor
+from deploy import cli
 from deploy.result import CAUSES
 
 FAULT = os.environ.get("APF_FAKE", "")
@@ -89,7 +90,15 @@ def serve(run: RunDir, api: str) -> None:
     asyncio.run(fake_guest.serve_until_over(tell, api, Guest))
 
 
-if __name__ == "__main__":
+def play() -> None:
+    """Only ``apf up`` starts a cluster; the others do without the engine, as the real ones do."""
+    from deploy import bench, supervisor
+
     supervisor.LocalCluster = FakeCluster  # type: ignore[assignment,misc]
     bench.prepare = lambda scenario, **_: None
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["up"]:
+        play()
     cli.main()

@@ -6,10 +6,10 @@ is shared, the memoryless station sends its customers to the device as a Poisson
 there: the device is an M/D/1/N queue, whose lengths the embedded chain at departures gives exactly (Kleinrock, Queueing
 Systems I, 5; Cooper, Introduction to Queueing Theory, 5.9).
 
-So the formula has no idealisation, and what a run's mean is off by is chance: few wait at a low load, and some of them
-for long. Two things keep that to a quarter of the tolerance and less. The lower the load, the more faults there are. And
-tasks take turns at the vCPU in their order (``rr``): with one that preempts whoever computes (``cfs``) the mean is the
-same and spreads twice as far, for which it would take four times the faults.
+So the formula has no idealisation, and what a run's mean is off by is nearly all chance: few wait at a low load, and
+some of them for long. Two things keep its standard deviation over seeds at about a quarter of the tolerance, or less.
+The lower the load, the more faults there are. And tasks take turns at the vCPU in their order (``rr``): with one that
+preempts whoever computes (``cfs``) the mean spreads twice as far, for which it would take four times the faults.
 
 Reclaim writes a page for each that is read. So that there is one class of customers, a write takes 1 ns; and so that
 computing is all that the vCPU does, exits, handlers and switches take none, or 1 ns.

@@ -51,22 +51,20 @@ class Traced:
     journals: dict[str, Path]
     data: bytes
     trace: Imported
+    end_ns: int
+    """When the last record was made: the vCPUs go on for what their last trap costs."""
 
     @property
     def faults(self) -> list[Fault]:
         return list(faults(events(self.journals)))
-
-    @property
-    def end_ns(self) -> int:
-        """When the last record was made: the vCPUs go on for what their last trap costs."""
-        return max(event.record.time_ns for event in events(self.journals))
 
 
 def traced(scenario: Scenario, directory: Path) -> Traced:
     result = twin.run(scenario, journals=directory)
     journals = {path.stem: path for path in directory.glob("*.journal")}
     data, _ = traced_again(journals)
-    return Traced(result, journals, data, read(data))
+    end_ns = max(event.record.time_ns for event in events(journals))
+    return Traced(result, journals, data, read(data), end_ns)
 
 
 def traced_again(journals: dict[str, Path], limit: int = 1 << 30) -> tuple[bytes, TraceFile]:

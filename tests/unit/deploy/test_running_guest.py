@@ -46,7 +46,7 @@ class Apf:
         return out + errors
 
     def files(self) -> list[str]:
-        return sorted(path.name for path in (self.directory / "apf").iterdir())
+        return sorted(path.name for path in (self.directory / "apf").glob("*"))
 
     def pid(self) -> int:
         (told,) = json.loads(self("status", "--json"))
@@ -57,14 +57,18 @@ class Apf:
 def apf(tmp_path: Path) -> Iterator[Apf]:
     command = Apf(tmp_path)
     yield command
-    for name in json.loads(command("status", "--json", code=0) or "[]"):
-        command("down", "--name", name["name"], code=0)
+    if command.files():  # it runs, or was left behind
+        for name in json.loads(command("status", "--json", code=0)):
+            command("down", "--name", name["name"], code=0)
 
 
-@pytest.fixture
-def running(apf: Apf) -> Apf:
-    apf("up")
-    return apf
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apf]:
+    """One cluster for all that leave it as it is."""
+    command = Apf(tmp_path_factory.mktemp("running"))
+    command("up")
+    yield command
+    command("down")
 
 
 def test_up_status_down(apf: Apf) -> None:

@@ -14,7 +14,8 @@ from deploy.faults import Faults, latencies
 from deploy.journals import events
 from deploy.waiting import Looping, Waiting, looping, waiting
 
-SHORT_S, LONG_S = "0.0165", "0.05"
+SHORT_S, LONG_S = "0.0165", "0.035"
+"""What is injected is over 5 ms before the long run ends, and a read takes 0.1."""
 RUN = {
     "seed": 2,
     "swap.device": "nvme",

@@ -16,7 +16,7 @@ from deploy.faults import faults
 from deploy.journals import events
 from deploy.result import RunResult
 from hostd.core.device import Op
-from hostd.core.io_faults import Rates
+from hostd.core.io_faults import chances
 
 THREADS = {"program": "zipfian", "count": 3}
 BIG = {"memory": "16MiB", "thread": [{"program": "sequential", "count": 3}]}
@@ -283,9 +283,9 @@ SSD = {"servers": 8, "read_ns": [60_000, 90_000, 200_000], "write_ns": [20_000, 
 def test_what_fails_by_chance_is_what_a_scenario_that_names_those_very_ios_lets_fail(apf: str, errors: str) -> None:
     """To the digest."""
     rates, first = (ERRORS_OF // 12, ERRORS_OF // 8), range(1, 1001)
-    chance = Rates(rates, 1)
-    named = [{"what": "read_error", "nth": nth} for nth in first if chance.hits(Op.READ)]
-    named += [{"what": "write_error", "nth": nth} for nth in first if chance.hits(Op.WRITE)]
+    read_fails, write_fails = chances(rates, 1)
+    named = [{"what": "read_error", "nth": nth} for nth in first if read_fails()]
+    named += [{"what": "write_error", "nth": nth} for nth in first if write_fails()]
     spoilt = SSD | {"read_errors": rates[Op.READ], "write_errors": rates[Op.WRITE]}
     by_chance = run(apf, swap__device=spoilt, swap__errors=errors)
     wanted = run(apf, swap__device=SSD, swap__errors=errors, swap__fault=named)

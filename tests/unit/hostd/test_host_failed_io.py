@@ -227,6 +227,18 @@ def test_what_is_asked_for_while_the_host_runs_is_in_force_from_then_on() -> Non
     assert isinstance(made.fault(7, 100 * WINDOW_NS), Failed)
 
 
+def test_a_stop_that_an_operator_asks_for_moves_no_promise_and_one_that_was_known_did() -> None:
+    asked, known = rig(), rig(Failure("stop", 3 * WINDOW_NS, for_ns=10**9))
+    promised, later = asked.in_progress(OUT, 0), known.in_progress(OUT, 0)
+    assert later.ready_at_ns == promised.ready_at_ns + 10**9
+    asked.core.step(IoFaultArrived(IoFaultWish(what="stop", for_ns=10**9)), 3 * WINDOW_NS)
+    behind = asked.in_progress(OUT + 1, 3 * WINDOW_NS + 1, vcpu=1)
+    assert behind.ready_at_ns > 3 * WINDOW_NS + 10**9
+    asked.border(promised.ready_at_ns // WINDOW_NS * WINDOW_NS)
+    assert isinstance(asked.prefault(OUT, promised.ready_at_ns), Mapped)
+    asked.core.check()
+
+
 def test_who_sleeps_for_more_than_two_minutes_is_told_of() -> None:
     made = rig(Failure("stop", 0, for_ns=121 * 10**9))
     reply = made.fault(OUT, 1000)

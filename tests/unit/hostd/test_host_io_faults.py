@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from apf.swapdevice import ERRORS_OF
 from hostd.core.device import Op
-from hostd.core.io_faults import Failure, IoFaults, IoResult, Rates
+from hostd.core.io_faults import Failure, IoFaults, IoResult, chances
 
 END_NS = 1_000_000
 
@@ -19,15 +19,26 @@ def plan(*failures: Failure) -> IoFaults:
     return IoFaults(failures, END_NS)
 
 
-def reads(faults: IoFaults, times_ns: list[int], vm: int = 0, gfn: int = 0, slot: int = 0) -> list[IoResult]:
+class Spoilt:
+    """A device some of whose I/Os fail by chance too."""
+
+    def __init__(self, faults: IoFaults, errors: tuple[int, int], seed: int) -> None:
+        self._faults = faults
+        self._fails = chances(errors, seed)
+
+    def result(self, op: Op, vm: int, gfn: int, slot: int, now_ns: int) -> IoResult:
+        return self._faults.result(op, vm, gfn, slot, now_ns, self._fails[op]())
+
+
+def reads(faults: IoFaults | Spoilt, times_ns: list[int], vm: int = 0, gfn: int = 0, slot: int = 0) -> list[IoResult]:
     return [faults.result(Op.READ, vm, gfn, slot, now_ns) for now_ns in times_ns]
 
 
 OK, ERROR = IoResult.OK, IoResult.ERROR
 
 
-def by_chance(read_errors: int, write_errors: int = 0, *failures: Failure, seed: int = 1) -> IoFaults:
-    return IoFaults(failures, END_NS, Rates((read_errors, write_errors), seed))
+def by_chance(read_errors: int, write_errors: int = 0, *failures: Failure, seed: int = 1) -> Spoilt:
+    return Spoilt(IoFaults(failures, END_NS), (read_errors, write_errors), seed)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.5])

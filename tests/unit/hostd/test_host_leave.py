@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apf.core import CoreError
-from apf.messages import Segment
-from hostd.core.events import ClearVm, SegmentsLoaded, VmLeft
+from apf.messages import FaultKind, Segment
+from hostd.core.events import ClearVm, ReadSlot, SegmentsLoaded, VmLeft
 from hostd.core.page import PageState
 from tests.unit.hostd.rig import READ, READ_NS, WINDOW_NS, WRITE, Rig
 
@@ -74,6 +74,26 @@ def test_the_next_vm_finds_its_place_as_new(new_rig: NewRig) -> None:
     assert rig.state(0) is PageState.SWAPPED and rig.state(199) is PageState.RESIDENT
     assert rig.core.resident_pages(0) == 64 and rig.core.swap_pages == 136
     assert rig.mapped(0, at_ns + 10).stall_ns > 0
+
+
+def test_slots_that_stood_for_zeros_hold_what_the_next_vm_is_loaded_with(new_rig: NewRig) -> None:
+    """swap_free takes a slot's bit out of the zeromap (mm/swapfile.c:swap_range_free, swap_zeromap_folio_clear)."""
+    rig = new_rig(swap_slots=140)
+    rig.load(64)
+    rig.core._mm.reclaim(0, 32, 0)
+    rig.border(WINDOW_NS, zero=rig.core.writes_ahead())
+    swap, slots = rig.core._mm.swap, range(140)
+    of_zeros = [slot for slot in slots if swap.is_zero(slot)]
+    assert len(of_zeros) == 32
+    leave(rig, 10 * WINDOW_NS)
+    at_ns = (rig.core.gone_ns(0) // WINDOW_NS + 1) * WINDOW_NS
+    rig.border(at_ns)
+    rig.core.step(SegmentsLoaded(0, (Segment(0, 200),)), at_ns)
+    again = [gfn for gfn in range(200) if rig.slot(gfn) in of_zeros]
+    assert len(again) > 20, "the test does not test what it says"
+    for gfn in again:
+        reply = rig.mapped(gfn, at_ns + 1000 * WINDOW_NS * (1 + gfn))
+        assert rig.seen(ReadSlot) and reply.kind is FaultKind.MAJOR
 
 
 def test_who_is_not_there_cannot_leave(new_rig: NewRig) -> None:

@@ -93,4 +93,5 @@ def test_it_counts_into_what_it_is_given() -> None:
     observed.share(given)
     observed.raised(1, 1, 10, 1_000)
     observed.mapped(FaultKind.MINOR, 0, 3_500)
+    observed.settle()
     assert given["latency_minor"].count == 1

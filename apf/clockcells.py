@@ -1,0 +1,367 @@
+"""The cells of the clock page, and what is done with them natively (see ``clockpage`` for what it is all about).
+
+Every function takes the address of the page; times are guest ns.
+"""
+
+# numba's decorators are untyped; what they decorate is typed here by signature strings instead.
+# mypy: disable-error-code="no-untyped-def,no-untyped-call,untyped-decorator,misc"
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from numba import njit
+
+from apf.messages import FOREVER_NS, NEVER_NS
+from apf.native import add_i64, futex_wait, futex_wake, load_i64, replace_i64, store_i64, write_fd
+
+
+class Waited(IntEnum):
+    """How a wait ended."""
+
+    DONE = 0
+    LATER = 1  # nothing yet: look around and wait again
+    ABORTED = 2
+    BORDER_WORK = 3  # run_openings only: all are at the border and hostd has work there
+    FINISHED = 4  # run_openings only: no participant will ever ask again
+    PARKED = 5  # run_openings only: all wait for an interrupt, none is posted
+    AHEAD = 6  # run_openings only: the next window lies beyond the limit (``set_limit``)
+    ARRIVALS = 7  # run_openings only: all are at the border and a server has arrivals
+    ENDED = 8  # run_openings only: all are at the border, and a participant has ended since ``note_ended``
+
+
+# Cells are int64, a cache line (8 cells) for each thing that is stored by somebody else.
+PARTICIPANTS: Final = 0
+BORDER: Final = 8
+WINDOWS: Final = 9
+ABORT: Final = 16
+BORDER_WORK: Final = 24
+ENDED_KNOWN: Final = 25
+_OPENER: Final = 32
+WAITERS: Final = 40
+LIMIT: Final = 48
+BEATS: Final = 49
+SLOTS: Final = 56
+LINE: Final = 8
+# A slot line: time, futex, whether it can be interrupted, the two newest posts, the newest post it has taken.
+# A want line: time, participant, futex, whether there are arrivals, the time granted for them.
+_TIME: Final = 0
+_SLOT_FUTEX: Final = 1
+INTERRUPTIBLE: Final = 2
+_POST: Final = 3
+TAKEN: Final = 5
+_WANT_WHO: Final = 1
+_WANT_FUTEX: Final = 2
+WANT_ARRIVALS: Final = 3
+WANT_GRANTED: Final = 4
+
+_NEVER: Final = NEVER_NS
+_FOREVER: Final = FOREVER_NS
+_DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS, _ENDED = (int(w) for w in Waited)
+_WAIT_SECONDS: Final = 0
+_WAIT_NANOSECONDS: Final = 200_000_000
+
+SERVERS: Final = 2
+"""Kinds of servers, which have want entries of their own: hostd and guestsched. A server uses its first vCPU's."""
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True, inline="always")
+def _cell(page, index):
+    return page + 8 * index
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _slot(page, participant):
+    return page + 8 * (SLOTS + LINE * participant)
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _want(page, entry):
+    return page + 8 * (SLOTS + LINE * (load_i64(page) + entry))
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def _posted(slot, before):
+    """The newest post that takes effect before ``before`` and was not taken yet, 0 if there is none."""
+    taken = load_i64(slot + 8 * TAKEN)
+    newest = 0
+    for cell in range(2):
+        post = load_i64(slot + 8 * (_POST + cell))
+        if taken < post < before and post > newest:
+            newest = post
+    return newest
+
+
+@njit("int64(int64)", cache=True, nogil=True)
+def _bound(slot):
+    """What the slot stands for: its time, or a post that will interrupt its wait."""
+    time_ns = load_i64(slot)
+    if load_i64(slot + 8 * INTERRUPTIBLE) != 0:
+        post = _posted(slot, time_ns)
+        if post != 0:
+            # Of two untaken posts the older one: the newer is of the window that is open now.
+            other = _posted(slot, post)
+            return other if other != 0 else post
+    return time_ns
+
+
+@njit("boolean(int64, int64)", cache=True, nogil=True)
+def _all_reached(page, border):
+    # A loop, not all(): numba has no generators in nopython mode.
+    for participant in range(load_i64(page)):
+        if _bound(_slot(page, participant)) < border:
+            return False
+    return True
+
+
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def post_interrupt(page, participant, at_ns):
+    """Post an interrupt of ``participant`` at ``at_ns``, unless a later one is posted."""
+    slot = _slot(page, participant)
+    first, second = load_i64(slot + 8 * _POST), load_i64(slot + 8 * (_POST + 1))
+    if at_ns > max(first, second):
+        store_i64(slot + 8 * (_POST if first < second else _POST + 1), at_ns)
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def take_interrupt(page, participant, border):
+    """``participant`` enters the window that ends at ``border``: the post it takes, 0 if none."""
+    slot = _slot(page, participant)
+    post = _posted(slot, border)
+    if load_i64(slot + 8 * INTERRUPTIBLE) != 0:
+        # The slot first: it holds the others back from here on, as the post has done so far.
+        if post != 0 and post < load_i64(slot):
+            store_i64(slot, post)
+        store_i64(slot + 8 * INTERRUPTIBLE, 0)
+    if post != 0:
+        store_i64(slot + 8 * TAKEN, post)
+    return post
+
+
+@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
+def _wake_passed(page, participant, before, time_ns):
+    if load_i64(_cell(page, WAITERS)) > 0:
+        for entry in range(SERVERS * load_i64(page)):
+            want = _want(page, entry)
+            wanted = load_i64(want)
+            who = load_i64(want + 8 * _WANT_WHO)
+            held_back = before < wanted or (before == wanted and participant < who)
+            passes = time_ns > wanted or (time_ns == wanted and participant > who)
+            if held_back and passes:
+                futex_wake(want + 8 * _WANT_FUTEX, 1)
+    border = load_i64(_cell(page, BORDER))
+    if time_ns >= border and _all_reached(page, border):
+        futex_wake(_cell(page, _OPENER), 1)
+
+
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def publish(page, participant, time_ns):
+    """Store a slot and wake whoever this lets pass: a server waiting for its turn, or the opener."""
+    slot = _slot(page, participant)
+    before = load_i64(slot)
+    store_i64(slot, time_ns)
+    _wake_passed(page, participant, before, time_ns)
+
+
+@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
+def settle(page, participant, asked_ns, time_ns):
+    """Publish ``time_ns`` if the slot still holds ``asked_ns``."""
+    if replace_i64(_slot(page, participant), asked_ns, time_ns):
+        _wake_passed(page, participant, asked_ns, time_ns)
+
+
+@njit("boolean(int64, int64, int64)", cache=True, nogil=True)
+def has_turn(page, time_ns, participant):
+    """Whether nobody else can still issue a request before ``(time_ns, participant)``."""
+    for other in range(load_i64(page)):
+        if other != participant:
+            bound = _bound(_slot(page, other))
+            if bound < time_ns or (bound == time_ns and other < participant):
+                return False
+    return True
+
+
+@njit("boolean(int64, int64, int64, int64)", cache=True, nogil=True)
+def announce(page, entry, participant, time_ns):
+    """Make that request the want of ``entry``; whether it has its turn."""
+    want = _want(page, entry)
+    before = load_i64(want)
+    store_i64(want + 8 * _WANT_WHO, participant)
+    store_i64(want, time_ns)
+    if before == _NEVER:
+        add_i64(_cell(page, WAITERS), 1)
+    return has_turn(page, time_ns, participant)
+
+
+@njit("void(int64, int64)", cache=True, nogil=True)
+def withdraw(page, entry):
+    """``entry`` wants nothing."""
+    want = _want(page, entry)
+    if load_i64(want) != _NEVER:
+        store_i64(want, _NEVER)
+        add_i64(_cell(page, WAITERS), -1)
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
+def wait_passed(page, entry, seen, descriptor):
+    """Write to eventfd ``descriptor`` as often as ``entry``'s futex moves on from ``seen``; its value once it rests."""
+    futex = _want(page, entry) + 8 * _WANT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    one = np.ones(1, np.int64)
+    while True:
+        now = load_i64(futex)
+        if now != seen:
+            seen = now
+            write_fd(descriptor, one.ctypes.data, 8)
+        elif futex_wait(futex, seen, timespec.ctypes.data) != 0 and load_i64(futex) == seen:
+            return seen
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def wait_want(page, entry, seen):
+    """Wait until ``entry``'s futex has moved on from ``seen``, or for a while; its value."""
+    futex = _want(page, entry) + 8 * _WANT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    if load_i64(futex) == seen:
+        futex_wait(futex, seen, timespec.ctypes.data)
+    return load_i64(futex)
+
+
+@njit("boolean(int64, int64, int64)", cache=True, nogil=True)
+def _may_go_on(page, slot, time_ns):
+    border = load_i64(_cell(page, BORDER))
+    if border > time_ns:
+        return True
+    return load_i64(slot + 8 * INTERRUPTIBLE) != 0 and _posted(slot, border) != 0
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def wait_window(page, participant, time_ns):
+    """Wait once until ``participant`` may go on at ``time_ns``: DONE, LATER or ABORTED."""
+    slot = _slot(page, participant)
+    if _may_go_on(page, slot, time_ns):
+        return _DONE
+    futex = slot + 8 * _SLOT_FUTEX
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    seen = load_i64(futex)
+    if _may_go_on(page, slot, time_ns):
+        return _DONE
+    if load_i64(_cell(page, ABORT)) != 0:
+        return _ABORTED
+    futex_wait(futex, seen, timespec.ctypes.data)
+    if _may_go_on(page, slot, time_ns):
+        return _DONE
+    return _LATER
+
+
+@njit("boolean(int64)", cache=True, nogil=True)
+def _has_arrivals(page):
+    for entry in range(SERVERS * load_i64(page)):
+        if load_i64(_want(page, entry) + 8 * WANT_ARRIVALS) != 0:
+            return True
+    return False
+
+
+@njit("int64(int64)", cache=True, nogil=True)
+def earliest(page):
+    """The earliest bound of all participants."""
+    first = _NEVER
+    for participant in range(load_i64(page)):
+        first = min(first, _bound(_slot(page, participant)))
+    return first
+
+
+@njit("int64(int64)", cache=True, nogil=True)
+def ended(page):
+    """How many participants have ended."""
+    number = 0
+    for participant in range(load_i64(page)):
+        if load_i64(_slot(page, participant)) == _NEVER:
+            number += 1
+    return number
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def run_openings(page, window_ns):
+    """Open windows until there is a reason not to, a ``Waited``."""
+    opener = _cell(page, _OPENER)
+    border_cell = _cell(page, BORDER)
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    while True:
+        border = load_i64(border_cell)
+        seen = load_i64(opener)
+        if load_i64(_cell(page, ABORT)) != 0:
+            return _ABORTED
+        if not _all_reached(page, border):
+            futex_wait(opener, seen, timespec.ctypes.data)
+            if not _all_reached(page, border):
+                return _LATER
+        first = earliest(page)
+        if first >= _NEVER:
+            return _FINISHED
+        if ended(page) != load_i64(_cell(page, ENDED_KNOWN)):
+            return _ENDED
+        if load_i64(_cell(page, BORDER_WORK)) <= border:
+            return _WORK
+        if _has_arrivals(page):
+            return _ARRIVALS
+        if first >= _FOREVER:
+            return _PARKED
+        if first // window_ns * window_ns > load_i64(_cell(page, LIMIT)):
+            return _AHEAD
+        opened = (first // window_ns + 1) * window_ns
+        add_i64(_cell(page, WINDOWS), 1)
+        store_i64(border_cell, opened)
+        for participant in range(load_i64(page)):
+            slot = _slot(page, participant)
+            if _bound(slot) < opened:
+                futex_wake(slot + 8 * _SLOT_FUTEX, 1)
+
+
+@njit("void(int64, int64)", cache=True, nogil=True)
+def grant(page, time_ns):
+    """Give ``time_ns`` to the entries that have arrivals and no time for them yet."""
+    for entry in range(SERVERS * load_i64(page)):
+        want = _want(page, entry)
+        if load_i64(want + 8 * WANT_ARRIVALS) != 0 and load_i64(want + 8 * WANT_GRANTED) == _NEVER:
+            store_i64(want + 8 * WANT_GRANTED, time_ns)
+            futex_wake(want + 8 * _WANT_FUTEX, 1)
+
+
+@njit("void(int64, int64, int64)", cache=True, nogil=True)
+def set_arrivals(page, entry, there):
+    """Whether ``entry`` has arrivals; without, no time for them either."""
+    want = _want(page, entry)
+    if there == 0:
+        store_i64(want + 8 * WANT_GRANTED, _NEVER)
+    if load_i64(want + 8 * WANT_ARRIVALS) != there:
+        store_i64(want + 8 * WANT_ARRIVALS, there)
+        futex_wake(_cell(page, _OPENER), 1)
+
+
+@njit("void(int64, int64, boolean)", cache=True, nogil=True)
+def wait_arrivals(page, wait_ns, there):
+    """Wait once, for ``wait_ns`` at most, until whether there are arrivals is ``there``."""
+    opener = _cell(page, _OPENER)
+    timespec = np.empty(2, np.int64)
+    timespec[0], timespec[1] = 0, wait_ns
+    seen = load_i64(opener)
+    if load_i64(_cell(page, ABORT)) == 0 and _has_arrivals(page) != there:
+        futex_wait(opener, seen, timespec.ctypes.data)
+
+
+@njit("void(int64)", cache=True, nogil=True)
+def wake_everybody(page):
+    """Wake all that sleep on the page."""
+    participants = load_i64(page)
+    futex_wake(_cell(page, _OPENER), 1)
+    for participant in range(participants):
+        futex_wake(_slot(page, participant) + 8 * _SLOT_FUTEX, 1)
+    for entry in range(SERVERS * participants):
+        futex_wake(_want(page, entry) + 8 * _WANT_FUTEX, 1)
