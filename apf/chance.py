@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
-_BLOCK_SHIFT = 8
+_BLOCK_SHIFT = 10
 _BLOCK = 1 << _BLOCK_SHIFT
 """Draws that a stream makes at once: then one costs a look into a list, not a dozen operations on long integers."""
 

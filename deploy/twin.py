@@ -191,7 +191,9 @@ class Twin:
         if self._ended == len(self._needs):
             return False
         self._border_work()
-        earliest_ns = self._take_arrivals()
+        if self._joins or self.io_faults or any(self.arrivals):
+            self._take_arrivals()
+        earliest_ns = self._earliest_ns()
         if earliest_ns >= FOREVER_NS:
             raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
         border_ns = self.border_ns = next_border_ns(earliest_ns, self.window_ns)
@@ -240,12 +242,10 @@ class Twin:
             earliest_ns = min(earliest_ns, self._posts[participant].earliest_ns)
         return earliest_ns
 
-    def _take_arrivals(self) -> int:
-        """At the border, let arrive what did before the next window; returns the earliest bound of all vCPUs then."""
+    def _take_arrivals(self) -> None:
+        """At the border, let arrive what did before the next window, which begins with the earliest bound."""
         while True:
             earliest_ns = self._earliest_ns()
-            if not (self._joins or self.io_faults or any(self.arrivals)):
-                return earliest_ns
             latest_ns = earliest_ns // self.window_ns * self.window_ns if earliest_ns < FOREVER_NS else NEVER_NS
             behind = not self.io_faults or self._joined < self.io_faults[0].joins
             if behind and self._joins and self._joins[0][0] <= latest_ns:
@@ -262,11 +262,11 @@ class Twin:
                 self.host.fail_ios(asked.wish, asked.at_ns)
                 continue
             if not waiting:
-                return earliest_ns
+                return
             vm = min(waiting, key=lambda vm: (self.arrivals[vm][0][0], vm))
             at_ns, arrivals = self.arrivals[vm][0]
             if at_ns > latest_ns:
-                return earliest_ns
+                return
             self.arrivals[vm].popleft()
             self._guests[vm].arrive(arrivals, at_ns)
 

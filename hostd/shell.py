@@ -104,8 +104,10 @@ class HostShell:
         dirty: Pfns = found[used:both].tolist() if written <= FEW else found[used:both].copy()
         if self.on_use is not None:
             self.on_use(now_ns, np.asarray(accessed, np.int64))
-        frames = self._address
-        zero = [pfn for pfn in self.core.writes_ahead() if _is_zero(frames + pfn * PAGE_SIZE)]
+        zero: list[int] = []
+        if ahead := self.core.writes_ahead():
+            frames = self._address
+            zero = [pfn for pfn in ahead if _is_zero(frames + pfn * PAGE_SIZE)]
         self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 
     def audit(self) -> Audit:

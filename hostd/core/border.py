@@ -12,6 +12,8 @@ bytes do; they are kept as a second, independent witness: a byte too many only c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from apf.hostmem import ept_entry
@@ -31,7 +33,7 @@ from hostd.core.page import (
 
 _MAPPABLE = [state in (RESIDENT, EVICTING, CACHED) for state in PageState]
 _ERROR = IoResult.ERROR
-_SETTLE_EVERY = 16
+_SETTLE_EVERY = 64
 
 
 class Border:
@@ -56,7 +58,7 @@ class Border:
             self._mark_dirty(event.dirty, now_ns)
         mm.host_stat["border"] += 1
         mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
-        effects = self._evict(frozenset(event.zero), now_ns) if mm.evicting else []
+        effects = self._evict(event.zero, now_ns) if mm.evicting else []
         if mm.publish:
             self._publish(effects)
         if not mm.host_stat["border"] % _SETTLE_EVERY:
@@ -83,10 +85,11 @@ class Border:
             end = first + mm.config.vms[vm].guest_pages
             group.lists.used([key for key in used if first <= key < end])
 
-    def _evict(self, zero: frozenset[int], now_ns: int) -> list[HostEffect]:
+    def _evict(self, zeros: Sequence[int], now_ns: int) -> list[HostEffect]:
         mm, pages = self._mm, self._mm.pages
         cleared: list[HostEffect] = []
         writes: list[HostEffect] = []
+        zero = frozenset(zeros) if zeros else ()
         ept, pfns, flags, slots, young = pages.ept, pages.pfn, pages.flags, pages.slot, mm.frames.young
         first_key = pages.first_key
         for key, vm in mm.evicting.items():

@@ -124,7 +124,7 @@ class FaultPath:
         mm = self._mm
         key = self._key(vm, request.gfn)
         group, state = mm.groups[vm], mm.pages.state[key]
-        writes = request.access == _WRITE
+        writes = request.access is _WRITE
         write = writes or mm.backings[vm].map_frees_slot
         if writes and mm.read_only[key]:
             raise CoreError(f"VM {vm} writes to gfn {request.gfn:#x}, which its VMM has mapped read-only: -EFAULT")
@@ -137,9 +137,9 @@ class FaultPath:
             effects = self._killed(vm, vcpu, key, now_ns)
         elif key in mm.damage.pages:
             effects = self._not_uptodate(vm, vcpu, key, request, now_ns)
-        elif request.mode == _BLOCKING or self._gup_succeeds(vm, key):
+        elif request.mode is _BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
-            if request.mode == _NOWAIT and self._is_unheard(_reply_of(effects)):
+            if request.mode is _NOWAIT and self._is_unheard(_reply_of(effects)):
                 effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -201,7 +201,8 @@ class FaultPath:
 
     def _is_zero(self, key: int) -> bool:
         """Whether a page that is SWAPPED needs no I/O, being all zeros."""
-        return self._mm.swap.is_zero(self._mm.pages.slot[key])
+        mm = self._mm
+        return mm.swap.zero[mm.pages.slot[key]] != 0
 
     def _not_uptodate(self, vm: int, vcpu: int, key: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
         """The page's read has failed, or will: VM_FAULT_SIGBUS, if not from this get_user_pages then from the worker's.
@@ -212,7 +213,7 @@ class FaultPath:
         mm = self._mm
         mm.damage.in_vain(key)
         known = key not in mm.reads
-        if request.mode == _BLOCKING or (known and mm.config.reports):
+        if request.mode is _BLOCKING or (known and mm.config.reports):
             return self._failed(vm, vcpu, key, now_ns + self._costs.ept_violation_ns, now_ns)
         mm.groups[vm].stat["page_error_again"] += known
         return self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -426,7 +427,8 @@ class FaultPath:
         return cost_ns
 
     def _swap_fault(self, vm: int, vcpu: int, key: int) -> SwapFault:
-        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, *self._bounds[vm])
+        first, end = self._bounds[vm]
+        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, first, end)
 
     def _found(self, vm: int, vcpu: int, key: int) -> None:
         """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""

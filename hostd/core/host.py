@@ -116,7 +116,7 @@ class HostCore:
     def writes_ahead(self) -> list[int]:
         """Frames that the next border is going to have written, as things stand, in that order."""
         mm, pages = self._mm, self._mm.pages
-        return [pages.pfn[key] for key in mm.evicting if pages.flags[key] & DIRTY]
+        return [pages.pfn[key] for key in mm.evicting if pages.flags[key] & DIRTY] if mm.evicting else []
 
     def gone_ns(self, vm: int) -> int:
         """When the place of ``vm``, which has left, is free for a VM to join; the core's time if it is already."""

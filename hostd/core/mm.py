@@ -621,7 +621,7 @@ class Mm:
             if result is _ERROR:
                 self.write_failed.add(key)
         pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
-        self.swap.set_zero(slot, False)
+        self.swap.zero[slot] = 0
         self.schedule(done_ns, _ON_WRITE, key, vm)
         if self.swapping[vm]:
             stat["pswpout"] += 1

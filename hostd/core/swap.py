@@ -22,14 +22,15 @@ NO_SLOT = -1
 class SwapArea:
     """``total`` slots, numbered from 0, and behind them ``places``."""
 
-    __slots__ = ("_cursor", "_page", "_used", "_zero", "in_use", "total")
+    __slots__ = ("_cursor", "_page", "_used", "in_use", "total", "zero")
 
     def __init__(self, total: int, places: int = 0) -> None:
         self.total = total
         self.in_use = 0
         self._used = bytearray(total)
         self._page = array("q", [-1]) * total
-        self._zero = bytearray(total + places)
+        self.zero = bytearray(total + places)
+        """Which numbers stand for a page of zeros; not 0: that one does."""
         self._cursor = 0
 
     @property
@@ -67,7 +68,7 @@ class SwapArea:
         assert self._used[slot], f"slot {slot} freed twice"
         self._used[slot] = 0
         self._page[slot] = -1
-        self._zero[slot] = 0
+        self.zero[slot] = 0
         self.in_use -= 1
 
     def page_in(self, slot: int) -> int:
@@ -76,19 +77,19 @@ class SwapArea:
 
     def set_zero(self, slot: int, zero: bool) -> None:
         """Note whether ``slot`` stands for a page of zeros."""
-        self._zero[slot] = zero
+        self.zero[slot] = zero
 
     def set_zeros(self, first: int, count: int, zero: bool) -> None:
         """``set_zero`` of ``count`` numbers from ``first`` on."""
-        np.frombuffer(self._zero, dtype=np.uint8)[first : first + count] = zero
+        np.frombuffer(self.zero, dtype=np.uint8)[first : first + count] = zero
 
     def is_zero(self, slot: int) -> bool:
         """Whether ``slot`` stands for a page of zeros."""
-        return bool(self._zero[slot])
+        return bool(self.zero[slot])
 
     def are_zero(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """``is_zero`` of many; False for numbers below 0."""
-        zero: npt.NDArray[np.bool_] = np.frombuffer(self._zero, dtype=np.bool_)[slots]
+        zero: npt.NDArray[np.bool_] = np.frombuffer(self.zero, dtype=np.bool_)[slots]
         return zero & (slots >= 0)
 
     def is_used(self, slot: int) -> bool:

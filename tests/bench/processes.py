@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import os
 import statistics
-import tempfile
-import time
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 from apf.scenario import load
 from deploy.local import LocalCluster
 from deploy.result import RunResult
-from deploy.twin import Twin, few_collections
 from tests.bench.bare_stream import ping_pong
 from tests.bench.figure import Figure, Target
+from tests.bench.twin_rate import rate
 
 _SMALL: dict[str, Any] = {
     "vm.guest_memory": "96MiB",
@@ -139,32 +135,29 @@ def cluster_faults() -> list[Figure]:
 
 
 def twin_faults() -> list[Figure]:
-    """The twin on nvme, where every fault is a major one: nothing but faults, and with as many counting threads.
+    """The twin on nvme, where every fault is a major one: without its assertions, with them, and while others count.
 
     The fastest of some runs: what others do on the machine only makes them slower. CPU time, and wall time beside it.
     """
     figures = []
-    for name, overrides in (("faults alone", FAULTS_ONLY), ("and counting threads", _NVME)):
-        scenario = load(None, {**overrides, "duration_s": "0.3", "apf": ["off"]})
-        spent: list[tuple[float, float]] = []
-        faults = 0
-        for _ in range(_TWIN_RUNS):
-            with tempfile.TemporaryDirectory() as scratch, closing(Twin(scenario, Path(scratch) / "swap")) as twin:
-                twin.start()
-                cpu_s, wall_s = time.process_time(), time.perf_counter()
-                with few_collections():
-                    while twin.run_window():
-                        pass
-                spent.append((time.process_time() - cpu_s, time.perf_counter() - wall_s))
-                faults = twin.result(0).counter("faults_major")
-        cpu_s, wall_s = (min(of) for of in zip(*spent, strict=True))
+    for name, overrides, flags in (
+        ("no assertions", FAULTS_ONLY, ("-O",)),
+        (
+            f"no assertions, windows of {_LONG_WINDOW_NS // 1000} us",
+            {**FAULTS_ONLY, "window_ns": _LONG_WINDOW_NS},
+            ("-O",),
+        ),
+        ("with assertions", FAULTS_ONLY, ()),
+        ("with assertions, and counting threads", _NVME, ()),
+    ):
+        cpu_s, wall_s, faults = rate({**overrides, "duration_s": "0.3", "apf": ["off"]}, _TWIN_RUNS, *flags)
         figures.append(
             Figure(
                 f"twin, major faults on nvme, {name}",
                 f"{faults / cpu_s:,.0f} a second of CPU time, {faults / wall_s:,.0f}/s",
-                faults / cpu_s / _TWIN_WANTED if overrides is FAULTS_ONLY else None,
+                faults / cpu_s / _TWIN_WANTED,
                 f"{_TWIN_WANTED:,}",
-                Target(1, ">=") if overrides is FAULTS_ONLY else None,
+                Target(1, ">=") if flags else None,
             )
         )
     return figures

@@ -62,16 +62,17 @@ class Faults(MsrSteps):
 
     def _page_fault(self, gfn: int, access: Access) -> list[Effect]:
         """A fault of the task's own: kvm_mmu_page_fault."""
+        mode: FaultMode | None = _BLOCKING
         if self._config.mode is _OFF:
             self.observed.sync_disabled += 1
-        mode = self._try_async(gfn, USER)
+        else:
+            mode = self._try_async(gfn, USER)
         if mode is None:
             return self._go_back_halted()
         work = self.async_pf.next_token() if mode is _NOWAIT else 0
-        self.observed.raised(gfn, self._dispatch.task, self.retired, self.now_ns)
-        place = (self._dispatch.task, self.retired)
-        how = (_ACCESSES[access], _MODES[mode])
-        self.journal.record(self.now_ns, "page_fault", gfn, *how, work, *place)
+        now_ns, task, retired = self.now_ns, self._dispatch.task, self.retired
+        self.observed.raised(gfn, task, retired, now_ns)
+        self.journal.record(now_ns, "page_fault", gfn, _ACCESSES[access], _MODES[mode], work, task, retired)
         self._fault_gfn = gfn
         self._move(_FAULT)
         return [self._ask_host(gfn, access, mode, work)]
@@ -249,7 +250,7 @@ class Faults(MsrSteps):
             self.observed.mapped(reply.kind, reply.stall_ns, reply.at_ns)
         if major:
             self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
-        self._spend(self._fault_cause(), reply.at_ns)
+        self._spend(self._cause if self.state is _FAULT else self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
         self.journal.record(self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns)
         if prefault:

@@ -211,7 +211,7 @@ class VcpuCore(Faults):
         now_ns = self.now_ns
         if now_ns >= self._end_ns:
             return self._ask_guest(Stopped(), State.STOPPING)
-        if (what := self._injections.due(now_ns)) is not None:
+        if self._injections.next_ns <= now_ns and (what := self._injections.due(now_ns)) is not None:
             return self._inject_fault(what)
         if self.async_pf.next_ns <= now_ns:
             self._advance()
@@ -244,7 +244,13 @@ class VcpuCore(Faults):
     def _run(self) -> list[Effect]:
         """Nothing is due: guest mode, HLT, or the APF halt."""
         done_ns = self.async_pf.next_ns
-        until_ns = min(self._next_tick_ns, self._dispatch.timer_ns, self._end_ns, self._injections.next_ns)
+        until_ns, timer_ns, injection_ns = self._next_tick_ns, self._dispatch.timer_ns, self._injections.next_ns
+        if timer_ns < until_ns:
+            until_ns = timer_ns
+        if self._end_ns < until_ns:
+            until_ns = self._end_ns
+        if injection_ns < until_ns:
+            until_ns = injection_ns
         if self._halted or self._at is _IDLE:
             until_ns = min(until_ns, done_ns)  # __kvm_vcpu_wake_up
         elif done_ns < until_ns and not self.async_pf.done and not self.msrs.pageready_pending:

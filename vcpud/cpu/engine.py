@@ -271,7 +271,7 @@ class Engine:
         """
         words = self._words
         start = words[_RETIRED]
-        words[_STOP_AT] = start + (min(budget, NEVER_NS) if budget > 1 else 1)
+        words[_STOP_AT] = start + (1 if budget <= 1 else budget if budget < NEVER_NS else NEVER_NS)
         words[_BASE_NS] = base_ns
         while True:
             rip_before, retired_before = words[_RIP], words[_RETIRED]
