@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from operator import index
 from typing import TextIO
 
 import msgspec
 
 _FLUSH_RECORDS = 256
-_ENCODER = msgspec.json.Encoder()
+_ENCODER = msgspec.json.Encoder(enc_hook=index)
 _SPACES = bytes.maketrans(b",", b" ")
 
 Record = tuple[int | str, ...]

@@ -78,6 +78,12 @@ def test_a_draw_is_a_function_of_its_index() -> None:
     assert stream_key(7, "device.read") != stream_key(7, "device.write") != stream_key(8, "device.write")
 
 
+def test_an_integer_of_numpy_is_an_integer_and_a_fraction_is_none() -> None:
+    assert digest([(1, "x", np.int64(7))]) == digest([(1, "x", 7)])
+    with pytest.raises(TypeError):
+        digest([(1, "x", np.float32(7))])
+
+
 words = st.text(st.characters(codec="utf-8", exclude_categories=("Z", "C")), min_size=1, max_size=8)
 
 
