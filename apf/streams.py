@@ -46,21 +46,16 @@ class Peer:
         self._call = call
         self._code: grpc.StatusCode | None = None
         self._next = _Receive(_NO_FLAGS)
+        self._close = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
+        self._is_closed = self._is_told = False
         self._handler: Handler | None = None
+        self._over: Callable[[Peer], None]
 
     def open(self, handler: Handler, over: Callable[[Peer], None]) -> None:
         """Let messages come to ``handler``; ``over`` is called at the end. By the server."""
-        close = cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)
-
-        def closed(_: Any) -> None:
-            over(self)
-            code = self._code or grpc.StatusCode.OK
-            if code is grpc.StatusCode.OK and close.cancelled():
-                code = grpc.StatusCode.CANCELLED
-            handler.ended(code)
-
         self._handler = handler
-        self._call.start_server_batch((close,), closed)
+        self._over = over
+        self._call.start_server_batch((self._close,), self._closed)
         begin = cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)
         self._call.start_server_batch((begin, self._next), self._received)
 
@@ -73,11 +68,31 @@ class Peer:
         """End the stream with a status; the first one stays."""
         if self._code is None:
             self._code = code
-            self._call.start_server_batch((_status(code, text),), _nothing)
+            self._call.start_server_batch((_status(code, text),), self._told)
+
+    def _told(self, _: Any) -> None:
+        self._is_told = True
+        if self._is_closed:
+            self._ended()
+
+    def _closed(self, _: Any) -> None:
+        self._is_closed = True
+        if self._code is None or self._is_told:  # else its status is still on its way
+            self._ended()
+
+    def _ended(self) -> None:
+        if self._handler is None:
+            return
+        handler, self._handler = self._handler, None
+        self._over(self)
+        code = self._code or grpc.StatusCode.OK
+        if code is grpc.StatusCode.OK and self._close.cancelled():
+            code = grpc.StatusCode.CANCELLED
+        handler.ended(code)
 
     def _received(self, _: Any) -> None:
-        assert self._handler is not None
-        self._handler.received(self._next.message())
+        if self._handler is not None:
+            self._handler.received(self._next.message())
 
 
 def _status(code: grpc.StatusCode, text: str) -> Any:
