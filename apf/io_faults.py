@@ -26,9 +26,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from apf import refusal
+from apf.fields import Seconds, Section
 
 IoFaultName = Literal["read_error", "write_error", "torn_write", "lost_write", "slow", "stop", "swap_full"]
 IoName = Literal["any", "read", "write"]
@@ -39,17 +40,10 @@ _NS_PER_S = 1_000_000_000
 _LONGEST_S = 100_000
 
 
-def _decimal(value: object) -> object:
-    return Decimal(str(value)) if isinstance(value, float) else value
-
-
-_Seconds = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=_LONGEST_S)]
 _Number = Annotated[int, Field(ge=ANY, le=1 << 40)]
 
 
-class _IoFault(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class _IoFault(Section):
     what: IoFaultName
     # Of the I/Os it is about, which is the first it happens to, from 1, and to how many in a row (0: all from then on).
     nth: Annotated[int, Field(ge=1, le=1 << 32)] = 1
@@ -86,11 +80,11 @@ class _IoFault(BaseModel):
 class IoFault(_IoFault):
     """One in a scenario; times in guest seconds, ``at_s`` from the start of the run."""
 
-    at_s: _Seconds = Decimal(0)
+    at_s: Seconds = Decimal(0)
     # How long; 0: to the end of the run.
-    for_s: _Seconds = Decimal(0)
+    for_s: Seconds = Decimal(0)
     # slow: so much longer.
-    add_s: _Seconds = Decimal(0)
+    add_s: Seconds = Decimal(0)
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

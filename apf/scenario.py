@@ -7,34 +7,25 @@ with what it held and what is allowed (``ScenarioError``).
 from __future__ import annotations
 
 import hashlib
-import re
 import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from apf import refusal, swapdevice
+from apf.costs import Costs
+from apf.fields import PluginName, Seconds, Section, Size, SizeOrNone, decimal
 from apf.io_faults import IoFault, endless_stop
 from apf.messages import FOREVER_NS, PAGE_SIZE, ApfMode, GupVariant
+from apf.protocol_faults import Inject
 from apf.swapdevice import CarriedProfile, DeviceName
+from apf.workload import Bench, Process, Sched
 
 ApfName = Literal["off", "halt", "pv2010", "pv"]
 GupName = Literal["fast", "noio", "nowait"]
-
-_UNITS = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
 
 RESERVE_FRAMES_MIN = 64
 WINDOW_NS_MIN, WINDOW_NS_MAX = 20_000, 1_000_000
@@ -44,66 +35,7 @@ class ScenarioError(Exception):
     """A scenario that cannot be run; the message names field, value and what is allowed, a line each."""
 
 
-def parse_size(value: object) -> object:
-    """Bytes from ``4096`` or ``"512MiB"``; anything else is left for the validator to refuse."""
-    if isinstance(value, str):
-        match = _SIZE.fullmatch(value.strip())
-        if match is None:
-            raise ValueError("expected a number of bytes, or a number with B, KiB, MiB or GiB, as in '512MiB'")
-        return int(match[1]) * _UNITS[match[2] or ""]
-    return value
-
-
-def _decimal(value: object) -> object:
-    return Decimal(str(value)) if isinstance(value, float) else value
-
-
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=PAGE_SIZE, le=1 << 40)]
-SizeOrNone = Annotated[int, BeforeValidator(parse_size), Field(ge=0, le=1 << 40)]
-"""0 where there is none, or where it follows from others."""
-Cost = Annotated[int, Field(ge=0, le=1_000_000_000)]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Costs(_Model):
-    """Modelled costs in guest ns. Every default with where it comes from."""
-
-    # EPT violation: exit, walk, map, entry. Commonly 1-2 us; no citable figure was found.
-    ept_violation_ns: Annotated[int, Field(ge=1, le=1_000_000_000)] = 1_500
-    # Zero-fill of a page: less than half of the 1.2 us a whole anonymous minor fault was measured to take on a host.
-    zero_fill_ns: Cost = 500
-    # Host page-table fault that needs no I/O (swap-cache lookup, set the PTE): the rest of those 1.2 us.
-    host_fault_ns: Cost = 700
-    # Allocate a bio and submit one read: chosen, the order of a block-layer submission.
-    swap_submit_ns: Cost = 1_000
-    # Reclaim, per page scanned and per page unmapped (rmap walk and EPT entry): chosen, 0.2 and 1 us.
-    reclaim_scan_ns: Cost = 200
-    reclaim_unmap_ns: Cost = 1_000
-    # From queueing the work item to the fault-in worker's get_user_pages: chosen, one kworker wake-up.
-    fault_in_worker_ns: Cost = 2_000
-    # The APF protocol. In sum 9,500 ns a fault (two injections, two handlers, the exit for page ready, two context
-    # switches); the arm64 APF cover letter of 2021 puts 0.42-0.55 s on 55,000 APFs: 8,000-10,000 ns each.
-    apf_inject_ns: Cost = 1_500
-    apf_handler_ns: Cost = 1_000
-    apf_ready_exit_ns: Cost = 1_500
-    # The exit of the guest's write to MSR_KVM_ASYNC_PF_ACK (pv only): chosen, an exit without a walk or a mapping.
-    apf_ack_exit_ns: Cost = 1_000
-    # Guest context switch: chosen, lmbench's lat_ctx for small processes is 1-2 us on servers.
-    context_switch_ns: Cost = 1_500
-    # Timer tick: interrupt exit, injection, update_process_times: chosen.
-    tick_ns: Cost = 1_000
-    # Any other interrupt of the guest (timer, reschedule), exit to return: chosen, as a tick.
-    interrupt_ns: Cost = 1_000
-    # One sample of the profile, interrupt included: chosen, as a tick.
-    profile_sample_ns: Cost = 1_000
-    # A system call of the guest, entry to exit: chosen, below the 0.1-0.3 us usually measured with mitigations.
-    syscall_ns: Annotated[int, Field(ge=1, le=1_000_000_000)] = 100
-
-
-class Vm(_Model):
+class Vm(Section):
     """One virtual machine and the memory group it lives in."""
 
     vcpus: Annotated[int, Field(ge=1, le=64)] = 4
@@ -121,7 +53,7 @@ class Vm(_Model):
     hz: Literal[100, 250, 1000] = 250
 
 
-class Userfault(_Model):
+class Userfault(Section):
     """Who fetches missing pages of a VM with ``vm.backing = "userfault"``, one such for each VM."""
 
     # Threads that serve faults.
@@ -129,7 +61,7 @@ class Userfault(_Model):
     # From reading the event to UFFDIO_COPY being over: chosen, two system calls, two wake-ups and a page from memory.
     handler_ns: Annotated[int, Field(ge=1, le=60_000_000_000)] = 25_000
     # Guest second of the run at which they die, which leaves faults for ever; 0: they do not.
-    dies_at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
+    dies_at_s: Seconds = Decimal(0)
 
     @property
     def dies_ns(self) -> int | None:
@@ -137,87 +69,7 @@ class Userfault(_Model):
         return int(self.dies_at_s * 1_000_000_000) or None
 
 
-class Bench(_Model):
-    """The published benchmark's guest: threads that fault and threads that count."""
-
-    fault_threads: Annotated[int, Field(ge=0, le=256)] = 4
-    work_threads: Annotated[int, Field(ge=0, le=256)] = 4
-    buffer: Size = 1 << 30
-    # False: the run starts with an untouched buffer, whose pages are demand-zero (apf walk shows their first touch).
-    populate: bool = True
-
-
-PluginName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)]
-
-
-class Sched(_Model):
-    """The guest's scheduler: ``cfs``, ``eevdf``, ``rr``, or an entry point of group ``apf.schedulers``."""
-
-    policy: PluginName = "cfs"
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=64)]
-
-
-class Thread(_Model):
-    """Tasks of a process that run one program: a built-in by its name, or a static ELF64 file; or a page-access trace.
-
-    File names are relative to the scenario's file. ``sha256`` is filled in when the scenario is loaded.
-    """
-
-    program: Annotated[str, Field(max_length=4096)] = ""
-    trace: Annotated[str, Field(max_length=4096)] = ""
-    count: Annotated[int, Field(ge=1, le=256)] = 1
-    nice: Annotated[int, Field(ge=-20, le=19)] = 0
-    # vCPUs the tasks may run on; empty: all.
-    vcpus: tuple[Annotated[int, Field(ge=0, le=63)], ...] = ()
-    # Parameters of a built-in program.
-    parameters: dict[str, Annotated[int, Field(ge=0, lt=1 << 63)]] = {}
-    # The two arguments of an ELF program's _start after the instance's number.
-    args: Annotated[tuple[Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)], ...], Field(max_length=2)] = ()
-    start_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
-    # Guest seconds from the start after which the tasks are killed; 0: they are not.
-    lifetime_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
-    sha256: str = ""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if bool(self.program) is bool(self.trace):
-            raise ValueError(f"program = {self.program!r}, trace = {self.trace!r}: one of the two")
-        if self.trace and (self.parameters or self.args):
-            raise ValueError(f"parameters = {self.parameters}, args = {self.args}: a trace takes none")
-        return self
-
-    @property
-    def elf(self) -> Path | None:
-        """The ELF file, if the program is one: its name has a suffix or a directory."""
-        path = Path(self.program)
-        return path if self.program and (path.suffix or len(path.parts) > 1) else None
-
-
-class Process(_Model):
-    """A guest process: an address space, and tasks. ``memory`` is what built-in programs, traces and accesses use."""
-
-    name: Name = "process"
-    count: Annotated[int, Field(ge=1, le=256)] = 1
-    memory: Size = 16 << 20
-    # False: the memory is demand-zero. True: it was all written once before the run, as far as the group's limit allows
-    # it is resident, and what its programs use of it is stamped.
-    populate: bool = True
-    # Tasks that perform accesses from outside (the API for load generators).
-    access_threads: Annotated[int, Field(ge=0, le=64)] = 0
-    thread: Annotated[tuple[Thread, ...], Field(max_length=256)] = ()
-
-    @model_validator(mode="after")
-    def _has_tasks(self) -> Self:
-        if self.memory % PAGE_SIZE:
-            raise ValueError(f"memory = {self.memory}: must be a multiple of the page size, {PAGE_SIZE}")
-        if not self.thread and not self.access_threads:
-            raise ValueError("thread = [] and access_threads = 0: at least one task")
-        return self
-
-
-class Kvm(_Model):
+class Kvm(Section):
     """What KVM and the guest have agreed on about page faults."""
 
     # The guest of "pv" sets KVM_ASYNC_PF_SEND_ALWAYS, as none does since 5.8: not-present comes in kernel mode too, and
@@ -229,67 +81,6 @@ class Kvm(_Model):
     mmu: Literal["nested", "shadow"] = "nested"
 
 
-InjectName = Literal[
-    "lost_ready",
-    "duplicate_ready",
-    "dropped_ack",
-    "alloc_failure",
-    "token_left",
-    "msr_lost",
-    "restore",
-    "restore_without_int",
-    "restore_int_late",
-    "lapic_off",
-    "paging_off",
-]
-_OF_EVENTS = ("lost_ready", "duplicate_ready", "dropped_ack", "alloc_failure")
-_WITH_LENGTH = ("lapic_off", "paging_off")
-
-
-def check_inject(what: InjectName, nth: int, count: int, field: str, length: Decimal | int) -> None:
-    """ValueError unless such a fault has an ``nth`` and a length (in ``field``) only where that means something."""
-    if what not in _OF_EVENTS and (nth != 1 or count != 1):
-        raise ValueError(f"nth = {nth}, count = {count}: {what} happens once; allowed: 1")
-    if (what in _WITH_LENGTH) is not (length > 0):
-        raise ValueError(f"{field} = {length}: {' and '.join(_WITH_LENGTH)} have a length, nothing else does")
-
-
-class Inject(_Model):
-    """A fault of the protocol itself, on one vCPU: at a time, or in the nth event of its kind.
-
-    lost_ready, duplicate_ready: that page ready. dropped_ack: that write of MSR_KVM_ASYNC_PF_ACK. alloc_failure: that
-    work item. token_left: the token word is found set. msr_lost: the APF MSRs are found clear. restore: the vCPU is
-    restored elsewhere, MSRs in the right order; _without_int: the vector is forgotten; _int_late: written after the
-    vCPU has been entered. lapic_off: the local APIC is software-disabled for ``for_s``. paging_off: CR0.PG is clear for
-    ``for_s``, as in an SMI.
-    """
-
-    what: InjectName
-    vm: Annotated[int, Field(ge=0, le=15)] = 0
-    vcpu: Annotated[int, Field(ge=0, le=63)] = 0
-    # Seconds after its VM's start: at that time or, for those that happen to an event, in the first one after it.
-    at_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
-    # Which of the events from ``at_s`` on, from 1, and how many in a row.
-    nth: Annotated[int, Field(ge=1, le=1 << 32)] = 1
-    count: Annotated[int, Field(ge=1, le=1 << 32)] = 1
-    for_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(0)
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> Self:
-        check_inject(self.what, self.nth, self.count, "for_s", self.for_s)
-        return self
-
-    @property
-    def at_ns(self) -> int:
-        """When, in guest ns."""
-        return int(self.at_s * 1_000_000_000)
-
-    @property
-    def for_ns(self) -> int:
-        """How long, in guest ns."""
-        return int(self.for_s * 1_000_000_000)
-
-
 def _shipped(value: object) -> object:
     if value not in (*swapdevice.NAMES, swapdevice.MEASURED):
         raise ValueError(
@@ -299,7 +90,7 @@ def _shipped(value: object) -> object:
     return value
 
 
-class Swap(_Model):
+class Swap(Section):
     """The swap device: a profile that ships, by name, or a TOML file with a profile (``apf.swapdevice``).
 
     The file's name is relative to the scenario's file. Once loaded, the scenario has the profile itself in its place.
@@ -320,7 +111,7 @@ class Swap(_Model):
     # Device "file": a file that does not exist yet, on what is to be measured. The run makes and removes it.
     file: Annotated[str, Field(max_length=4096)] = ""
     # What is read besides the page that faults: "kernel", "none", "stride", or an entry point of group apf.readahead.
-    readahead: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$", max_length=64)] = "kernel"
+    readahead: PluginName = "kernel"
     # vm.page-cluster: at most 2 to the power of this pages at a time.
     page_cluster: Annotated[int, Field(ge=0, le=9)] = 3
 
@@ -344,7 +135,7 @@ class Swap(_Model):
         return self.device if isinstance(self.device, str) else self.device.name
 
 
-class Host(_Model):
+class Host(Section):
     """The host: its VMs, frames beyond the groups' limits (for pages between two owners), and patience with peers."""
 
     # VMs of the scenario's kind, each with guests and a memory group of its own, on this host's memory and swap device.
@@ -370,15 +161,15 @@ class Host(_Model):
         return self.max_vms or self.vms
 
 
-class Scenario(_Model):
+class Scenario(Section):
     """A whole run, or a row of runs that differ in ``apf`` only."""
 
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
-    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=100_000)] = Decimal(10)
+    duration_s: Seconds = Decimal(10)
     apf: Annotated[tuple[ApfName, ...], Field(min_length=1)] = ("off", "pv2010")
     gup: GupName = "noio"
     # Guest seconds a wall second that are not exceeded; 0: as fast as it goes. Changes nothing of a run's course.
-    pace: Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=1000)] = Decimal(0)
+    pace: Annotated[Decimal, BeforeValidator(decimal), Field(ge=0, le=1000)] = Decimal(0)
     # Samples of the guest's profile a second of guest time; 0: none.
     profile_hz: Annotated[int, Field(ge=0, le=10_000)] = 0
     # 0: a twentieth of the device's median read latency, clamped to 20 us..1 ms.

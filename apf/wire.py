@@ -7,7 +7,7 @@ from typing import TypeVar, assert_never, get_args
 from apf import messages as m
 from apf import registers
 from apf.io_faults import IoFaultWish
-from apf.scenario import InjectName
+from apf.protocol_faults import InjectName
 from apf.v1 import guest_pb2 as guest
 from apf.v1 import host_pb2 as host
 from apf.v1 import types_pb2 as types

@@ -16,7 +16,8 @@ from rich.table import Table
 from apf.histogram import Histogram
 from apf.scenario import ScenarioError
 from apf.stats import FAULT_KINDS, STAGES
-from deploy.faults import Fault, Faults, latencies
+from deploy.fault import Fault
+from deploy.faults import Faults, latencies
 from deploy.journals import events
 from deploy.recording import RecordedRun
 from deploy.steps import Step, render

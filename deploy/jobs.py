@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from apf.fields import Section, decimal, parse_size
 from apf.messages import PAGE_SIZE
-from apf.scenario import parse_size
 from deploy.clusters import BadInput
 
 IN_FLIGHT_MAX = 1024
@@ -46,15 +46,7 @@ Pattern = Literal["random", "sequential", "zipf"]
 Arrivals = Literal["poisson", "constant"]
 
 
-def _decimal(value: object) -> object:
-    return Decimal(str(value)) if isinstance(value, float) else value
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Job(_Model):
+class Job(Section):
     """One stream of accesses. Times are wall seconds, unless the name says otherwise."""
 
     name: str = "job"
@@ -75,12 +67,12 @@ class Job(_Model):
     rate: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
     arrivals: Arrivals = "poisson"
     # Until whichever comes first.
-    duration_s: Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=1_000_000)] | None = None
+    duration_s: Annotated[Decimal, BeforeValidator(decimal), Field(gt=0, le=1_000_000)] | None = None
     number: Annotated[int, Field(ge=1, le=1 << 53)] | None = None
     # Accesses a message. In an open loop so many arrive at the same time.
     batch: Annotated[int, Field(ge=1, le=BATCH_MAX)] = 1
     # After so long without an answer while some are awaited, the job gives up.
-    timeout_s: Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0, le=100_000)] = Decimal(60)
+    timeout_s: Annotated[Decimal, BeforeValidator(decimal), Field(gt=0, le=100_000)] = Decimal(60)
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 1
 
     @field_validator("process", mode="before")

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from apf.scenario import parse_size
+from apf.fields import parse_size
 from apf.v1 import host_pb2, load_pb2
 from deploy import client
 from deploy.clusters import BadInput

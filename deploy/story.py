@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.faults import Fault, faults
+from deploy.fault import Fault
+from deploy.faults import faults
 from deploy.journals import KINDS_OF_VCPU, Record, events, records
 from deploy.result import RunResult
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from apf.messages import APF_TOKEN_OFFSET, PageError
-from deploy.faults import Fault
+from deploy.fault import Fault
 from deploy.steps import Step
 from guestsched.core.kvm import reason_gpa
 

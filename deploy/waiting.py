@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from apf.messages import PageError
 from apf.scenario import Scenario
-from deploy.faults import LEFT, RESTORES, WAKE_ALL, Fault, Faults, Slot
+from deploy.fault import Fault
+from deploy.faults import LEFT, RESTORES, WAKE_ALL, Faults, Slot
 
 _FIRST_VECTOR = 16
 """Vectors below are exceptions, which no local APIC delivers as interrupts."""

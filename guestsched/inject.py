@@ -8,7 +8,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from apf.messages import ProtocolFault
-from apf.scenario import InjectName, ScenarioError, check_inject
+from apf.protocol_faults import InjectName, check_inject
+from apf.scenario import ScenarioError
 from guestsched.spawn import explain
 
 

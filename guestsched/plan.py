@@ -25,8 +25,8 @@ from pathlib import Path
 from apf import registers as register_file
 from apf.chance import stream_key
 from apf.messages import CHECK_MULTIPLIER, NEVER_NS, PAGE_SHIFT, PAGE_SIZE, Account, Stamp
-from apf.scenario import Process as ProcessTable
 from apf.scenario import Scenario, ScenarioError
+from apf.workload import Process as ProcessTable
 from guestsched.core.process import ProcessPlan, Region, Symbol
 from guestsched.core.task import AccessList, TaskSpec
 from guestsched.elf import ElfProgram, load_elf

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apf import listen, logs
+from apf.fields import parse_size
 from apf.listen import Security
-from apf.scenario import ScenarioError, parse_size
+from apf.scenario import ScenarioError
 from deploy.clusters import BadInput
 
 if TYPE_CHECKING:

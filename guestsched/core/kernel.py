@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apf.costs import Costs
 from apf.journal import Journal
 from apf.messages import Dispatch
-from apf.scenario import Costs
 from guestsched.core.access import Work
 from guestsched.core.apf_wait import WaitTable
 from guestsched.core.arrivals import Answer, ProcessEnded, Refusal, Refused

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apf.core import CoreError
+from apf.costs import Costs
 from apf.messages import FOREVER_NS, PAGE_SIZE, GupVariant
-from apf.scenario import Costs, Scenario
+from apf.scenario import Scenario
 from hostd.core.backing import ANON, BACKINGS, Backing
 from hostd.core.device import DeviceProfile, default_window_ns
 from hostd.core.io_faults import Failure

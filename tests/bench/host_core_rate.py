@@ -11,6 +11,7 @@ import sys
 import time
 
 from apf.chance import Stream
+from apf.costs import Costs
 from apf.messages import (
     Access,
     FaultMode,
@@ -22,7 +23,6 @@ from apf.messages import (
     PrefaultRaised,
     Segment,
 )
-from apf.scenario import Costs
 from hostd import device_profiles
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import default_window_ns

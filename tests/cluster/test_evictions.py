@@ -53,11 +53,12 @@ class Witness(Twin):
         machine.proceed = watched
         return machine
 
-    def _answer(self, vcpu: int) -> None:
+    def _answer(self, vcpu: int) -> int:
         before = set(self.host.core._mm.evicting)
-        super()._answer(vcpu)
+        goes_on_ns = super()._answer(vcpu)
         for key in self.host.core._mm.evicting.keys() - before:
             self._picked_by[key] = vcpu
+        return goes_on_ns
 
     def run_window(self) -> bool:
         mm = self.host.core._mm

@@ -11,9 +11,10 @@ from cluster_runs import on_processes, small
 
 from apf import messages as m
 from apf.core import CoreError
+from apf.costs import Costs
 from apf.journal import Journal
 from apf.process import Failure
-from apf.scenario import Costs, Scenario
+from apf.scenario import Scenario
 from deploy import twin
 from guestsched.shell import GuestShell
 from hostd.core.events import BorderReached, SetEpt

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from apf import messages as m
 from apf import registers as register_file
+from apf.costs import Costs
 from apf.journal import Journal
-from apf.scenario import Costs, load
+from apf.scenario import load
 from guestsched import schedulers
 from guestsched.core.core import GuestCore, Post, Reply, TrapTaken
 from guestsched.core.process import ProcessPlan, Region

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from apf.chance import Stream
+from apf.costs import Costs
 from apf.io_faults import OF_IOS, IoFaultWish
 from apf.messages import GupVariant
-from apf.scenario import Costs
 from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile

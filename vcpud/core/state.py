@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from apf.core import Kind
+from apf.costs import Costs
 from apf.messages import ApfMode
-from apf.scenario import Costs
 from vcpud.core.injected import Injection
 
 

@@ -12,7 +12,7 @@ from apf import messages as m
 from apf import registers as register_file
 from apf import wire
 from apf.io_faults import IoFaultWish
-from apf.scenario import InjectName
+from apf.protocol_faults import InjectName
 from apf.v1 import guest_pb2, host_pb2
 
 u32 = st.integers(0, (1 << 32) - 1)

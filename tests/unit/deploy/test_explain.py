@@ -20,7 +20,8 @@ from apf.scenario import ApfName, ScenarioError, load
 from deploy import explain, recording, twin
 from deploy.cli import app
 from deploy.explain import Choice
-from deploy.faults import Fault, Faults
+from deploy.fault import Fault
+from deploy.faults import Faults
 from deploy.journals import events
 from deploy.recording import RecordedRun, Recorder
 from deploy.steps import Step

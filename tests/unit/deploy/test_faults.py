@@ -11,7 +11,8 @@ import pytest
 from apf.scenario import load
 from apf.stats import HISTOGRAMS
 from deploy import twin
-from deploy.faults import Fault, faults, latencies
+from deploy.fault import Fault
+from deploy.faults import faults, latencies
 from deploy.journals import Core, Event, Record, events
 from deploy.result import RunResult
 

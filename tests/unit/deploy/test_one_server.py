@@ -27,7 +27,8 @@ import numpy as np
 import pytest
 
 from apf.chance import Stream
-from apf.scenario import Costs, load
+from apf.costs import Costs
+from apf.scenario import load
 from deploy.twin import Twin
 from hostd.core.device import Op
 

@@ -17,7 +17,8 @@ from perfetto_import import Imported, Slice, read
 
 from apf.scenario import Scenario, load
 from deploy import trace, twin
-from deploy.faults import WAKE_ALL, Fault, faults
+from deploy.fault import Fault
+from deploy.faults import WAKE_ALL, faults
 from deploy.journals import events
 from deploy.result import RunResult
 from deploy.tracefile import TraceFile

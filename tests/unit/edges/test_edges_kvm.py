@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from apf import messages as m
-from apf.scenario import Costs
+from apf.costs import Costs
 from tests.unit.vcpud.vcpu_fakes import (
     ENABLE,
     READY_HANDLER,

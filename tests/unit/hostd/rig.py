@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from apf.costs import Costs
 from apf.messages import (
     Access,
     FaultMode,
@@ -15,7 +16,6 @@ from apf.messages import (
     PrefaultRaised,
     Segment,
 )
-from apf.scenario import Costs
 from hostd.core.backing import ANON, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile

@@ -6,7 +6,7 @@ import pytest
 from vcpu_fakes import REASON_GPA, REGISTERS, Vcpu, core
 
 from apf import messages as m
-from apf.scenario import Costs
+from apf.costs import Costs
 from vcpud.core.account import Cause
 from vcpud.core.async_pf import ASYNC_PF_PER_VCPU
 from vcpud.core.effects import (

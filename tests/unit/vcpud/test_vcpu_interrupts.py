@@ -8,7 +8,7 @@ import pytest
 from vcpu_fakes import REGISTERS, Vcpu, core
 
 from apf import messages as m
-from apf.scenario import Costs
+from apf.costs import Costs
 from vcpud.core.account import Cause
 from vcpud.core.effects import EnterGuest, ExitCause, Finish, HostReplied, WaitUntil
 from vcpud.core.vcpu import State

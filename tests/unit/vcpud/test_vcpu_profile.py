@@ -8,8 +8,8 @@ import pytest
 from vcpu_fakes import Vcpu, core
 
 from apf import messages as m
+from apf.costs import Costs
 from apf.messages import KernelPath, Sample
-from apf.scenario import Costs
 from vcpud.core.account import Cause
 from vcpud.core.effects import EnterGuest, ExitCause
 from vcpud.core.sampler import Sampler

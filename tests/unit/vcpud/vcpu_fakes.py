@@ -8,8 +8,8 @@ from typing import Any
 
 from apf import messages as m
 from apf import registers as register_file
+from apf.costs import Costs
 from apf.journal import Journal
-from apf.scenario import Costs
 from vcpud.core.effects import (
     AskGuest,
     AskHost,
