@@ -176,7 +176,8 @@ class TurnServer:
     def finish(self) -> None:
         """The run has ended for this server."""
         self.is_over = True
-        self._loop.call_soon_threadsafe(self._over.set)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: this process ends, and nobody waits
+            self._loop.call_soon_threadsafe(self._over.set)
 
     def fail(self, failure: Failure) -> None:
         """End the run for everybody; the first reason stays."""

@@ -104,11 +104,11 @@ def _failure(config: VcpudConfig, workers: list[ForkProcess], first: ForkProcess
         ClockPage.attach(config.run.clock).abort()
     deadline_s = time.monotonic() + _AFTERMATH_S
     while True:
+        alive = [item.sentinel for item in workers if item.is_alive()]  # before one looks at those that are not
         for ended in workers:
             if ended.exitcode and not _is_secondary(config, ended):
                 return Failure(_why(config, ended))
         left_s = deadline_s - time.monotonic()
-        alive = [item.sentinel for item in workers if item.is_alive()]
         if left_s <= 0 or not alive:
             return PeerLost(_why(config, first))
         connection.wait(alive, left_s)

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _CONNECT_S = 60
 _WATCH_S = 1.0
-_COUNT_NS = 2_000_000
+_COUNT_NS = 10_000_000
 """Between two refreshes of the shared counters; a vCPU that goes to sleep for long refreshes them before."""
+_RETIRED = FIELDS.index("retired")
 _FIELDS = struct.Struct(f"{len(FIELDS)}q")
 _OTHER_CAUSES = tuple(cause for cause in Cause if cause is not Cause.COUNTING)
 _ROUND_TRIPS = 4096
@@ -247,6 +248,7 @@ class _Worker:
         self._guest.cancel()
 
     def _count_now_and_then(self) -> None:
+        self._fields[_RETIRED] = self._machine.engine.retired  # how far it is, always; all else now and then
         if time.monotonic_ns() - self._counted_ns > _COUNT_NS:
             self._count()
 
