@@ -63,8 +63,7 @@ class Sizes:
 def _sizes(mm: Mm, vm: int, states: tuple[int, ...]) -> Sizes:
     """Of the pages of ``vm`` that are in one of ``states``; ``slots`` are all."""
     pages, backing = mm.pages, mm.backings[vm]
-    first = pages.first_key[vm]
-    own = slice(first, first + mm.config.vms[vm].guest_pages)
+    own = slice(*pages.bounds[vm])
     state, slot = pages.view_u8(pages.state)[own], pages.view_i64(pages.slot)[own]
     flags = pages.view_u8(pages.flags)[own]
     there = np.isin(state, states)

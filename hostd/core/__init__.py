@@ -2,6 +2,8 @@
 
 Where to read first: ``events`` (what goes in and out, and in which order), ``page`` (the life of a guest page),
 ``fault`` (what an EPT violation does), ``border`` (what happens between two windows), ``host`` (the core itself).
+What the kernel has in a file of mm/ is in the one of that name: ``vmscan``, ``memcontrol``, ``page_io``, ``swap_state``,
+``workingset``; ``state`` is what they work on, and ``mm`` puts them together.
 
 Transitions, drawn from the tables by ``poe diagrams``:
 

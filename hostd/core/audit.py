@@ -6,8 +6,9 @@ import numpy as np
 
 from apf.hostmem import EPT_WRITE
 from apf.messages import PAGE_SHIFT
-from hostd.core.mm import Mm, Own
+from hostd.core.mm import Mm
 from hostd.core.page import CHARGED, DIRTY, FRAMED, LRU, READAHEAD, WRITING, PageState
+from hostd.core.state import Own
 
 
 def check(mm: Mm) -> None:
@@ -61,8 +62,7 @@ def _check_groups(mm: Mm) -> None:
     charged = np.isin(state, CHARGED)
     listed = np.zeros(pages.total, dtype=np.int64)
     for vm, group in enumerate(mm.groups):
-        first, count = pages.first_key[vm], mm.config.vms[vm].guest_pages
-        own = slice(first, first + count)
+        own = slice(*pages.bounds[vm])
         assert charged[own].sum() == group.usage <= group.limit, f"group {vm}: charge {group.usage} is wrong"
         assert pins[own].sum() == group.pinned, f"group {vm}: pins"
         for keys in group.lists.lists():
@@ -73,7 +73,7 @@ def _check_groups(mm: Mm) -> None:
     assert listable[listed == 1].all(), "a page on an LRU list is neither resident nor in the swap cache"
     assert (listed[listable & (pins == 0)] == 1).all(), "a page that nobody needs where it is is on no list"
     for vm in mm.left:
-        own = slice(pages.first_key[vm], pages.first_key[vm] + mm.config.vms[vm].guest_pages)
+        own = slice(*pages.bounds[vm])
         kept = (state[own] == PageState.NONE) | (pins[own] > 0) | (state[own] == PageState.READING)
         assert kept.all(), f"VM {vm} has left, and pages of it are in nobody's hands"
     evicting = np.flatnonzero(state == PageState.EVICTING)
@@ -109,7 +109,9 @@ def _check_damage(mm: Mm) -> None:
         assert pages.slot[key] >= 0 and not pages.flags[key] & DIRTY, f"page {key} is not uptodate, and nowhere else"
         assert not pages.ept[key], f"page {key} is mapped, and not uptodate"
     assert all(mm.swap.is_used(slot) and not mm.swap.is_zero(slot) for slot in damage.slots), "a damaged slot is free"
-    assert all(pages.flags[key] & WRITING for key in mm.write_failed), "a write that will fail is not under way"
+    assert all(pages.flags[key] & WRITING for key in mm.page_io.write_failed), (
+        "a write that will fail is not under way"
+    )
 
 
 def _check_agenda(mm: Mm) -> None:
@@ -117,7 +119,7 @@ def _check_agenda(mm: Mm) -> None:
     state, flags = pages.view_u8(pages.state), pages.view_u8(pages.flags)
     kinds = [what for _at, _order, what, _key, _vm, _write in mm.agenda]
     unpinned = kinds.count(Own.READ_DONE) + kinds.count(Own.KSWAPD)
-    assert kinds.count(Own.KSWAPD) == (mm.kswapd_ns is not None), "kswapd runs twice, or has been forgotten"
+    assert kinds.count(Own.KSWAPD) == (mm.vmscan.kswapd_ns is not None), "kswapd runs twice, or has been forgotten"
     assert len(kinds) - unpinned == sum(pages.pins), "pins and events under way differ"
     assert sorted(mm.reads) == np.flatnonzero(state == PageState.READING).tolist(), "reads and READING pages differ"
     writing = np.flatnonzero((flags & WRITING) != 0)

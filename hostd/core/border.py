@@ -81,8 +81,7 @@ class Border:
         """Tell the groups' policies which of their pages were used, in the order of frames."""
         mm, used = self._mm, [self._mm.frames.owner[pfn] for pfn in accessed]
         for vm, group in enumerate(mm.groups):
-            first = mm.pages.first_key[vm]
-            end = first + mm.config.vms[vm].guest_pages
+            first, end = mm.pages.bounds[vm]
             group.lists.used([key for key in used if first <= key < end])
 
     def _evict(self, zeros: Sequence[int], now_ns: int) -> list[HostEffect]:
@@ -101,9 +100,9 @@ class Border:
             if flags[key] & DIRTY:
                 pages.move(key, WRITE_SUBMITTED, now_ns)
                 if pfn in zero and mm.swapping[vm]:
-                    mm.write_zeros(key, vm, now_ns)
+                    mm.page_io.write_zeros(key, vm, now_ns)
                 else:
-                    result = mm.submit_write(key, vm, now_ns)
+                    result = mm.page_io.submit_write(key, vm, now_ns)
                     if result is not _ERROR:
                         writes.append(WriteSlot(slots[key], pfn, result))
             else:
@@ -112,9 +111,9 @@ class Border:
                 mm.journal.record(now_ns, "drop", vm, key - first_key[vm], slots[key], pfn)
                 mm.forget_frame(key, group)
                 group.stat["swap_dropped_clean"] += 1
-                group.stat["pgsteal_kswapd" if key in mm.for_kswapd else "pgsteal_direct"] += 1
+                group.stat["pgsteal_kswapd" if key in mm.vmscan.for_kswapd else "pgsteal_direct"] += 1
         mm.evicting.clear()
-        mm.for_kswapd.clear()
+        mm.vmscan.for_kswapd.clear()
         cleared.extend(writes)
         return cleared
 

@@ -18,9 +18,6 @@ where that fails, the dedicated worker does the blocking one, always as a write 
 | SWAPPED, missing   | worker     | worker | worker                          | queues an event, waits   |
 | not uptodate       | worker     | worker | worker                          | fails                    |
 
-The worker may not write to a page that its VMM may not write (``vm.read_only``), and returns at once, so that the
-prefault waits for the page; a read that the vCPU has started goes on meanwhile.
-
 A device is synchronous (``background = false``) if whoever faults reads the page itself before do_swap_page goes on:
 zram and zswap decompress it (mm/page_io.c:swap_read_folio, SWP_SYNCHRONOUS_IO). There is no I/O to wait for, so both
 NOWAIT and NOIO get the page, unless another thread holds it locked at the time, which is READING (E13). FAST does not:
@@ -28,22 +25,16 @@ get_user_pages_fast walks the page tables and never enters handle_mm_fault, so t
 page of zeros is the worker's.
 
 MEMFD memory sleeps in the NOWAIT column where others start a read or leave it to the worker (``hostd.core.backing``). A
-page is missing if a userfaultfd's handler is to fetch it. Who starts a read reads ahead too (``readahead``): it
-allocates and submits those pages before it goes on; a page under such a read is READING like any other (E10), so an
-asynchronous fault on it neither reads nor counts a major fault. A page that cannot be charged ends the readahead, and
-nobody is told.
+page is missing if a userfaultfd's handler is to fetch it. What is read, and what with it, is ``swap_state``'s; what
+cannot be had, ``error_pfn``'s.
 
-Charging may reclaim; whoever charges pays: the vCPU, or the worker for what FAST and NOIO leave to it. If no frame is
-free or nothing can be reclaimed, the answer is Retry at the next border. A vCPU whose group is above memory.high is
-held back before it enters the guest again; a worker never is.
+Charging may reclaim; whoever charges pays: the vCPU, or the worker for what FAST and NOIO leave to it. A vCPU whose
+group is above memory.high is held back before it enters the guest again; a worker never is (``memcontrol``).
 
 Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the worker
 will do it a little later (the arrival at the device is the worker's): so the time of completion is settled at once. A
 mapping present but read-only is fixed up in all variants. NOIO is taken at its word: the proposal of 2010 was for "no
-major fault" (FAULT_FLAG_MINOR), which a page that the faulting thread decompresses counts as too. Synchronous devices
-read nothing ahead (the kernel reads ahead on zswap, whose pages it decompresses one by one). pgmajfault counts who
-starts a read, not who waits for another's. The page that faults is charged before those read ahead, so that they never
-cost it its place; the kernel goes on behind a page that it cannot charge. A page of zeros starts no readahead.
+major fault" (FAULT_FLAG_MINOR), which a page that the faulting thread decompresses counts as too.
 """
 
 from __future__ import annotations
@@ -61,13 +52,12 @@ from apf.messages import (
     Mapped,
     PageError,
     PrefaultRaised,
-    Retry,
 )
-from hostd.core import workingset
+from hostd.core.error_pfn import ErrorPfn
 from hostd.core.events import HostEffect, ReadSlot, Reply, ZeroFrame
-from hostd.core.io_faults import IoResult
 from hostd.core.kernel_log import HUNG_NS
-from hostd.core.mm import KILLED, REFUSED, Mm, Own
+from hostd.core.memcontrol import REFUSED
+from hostd.core.mm import Mm
 from hostd.core.page import (
     CACHED,
     DIRTY,
@@ -76,7 +66,6 @@ from hostd.core.page import (
     NONE,
     READ_DONE,
     READ_SUBMITTED,
-    READAHEAD,
     READING,
     RESIDENT,
     SWAPPED,
@@ -85,7 +74,8 @@ from hostd.core.page import (
     ZERO_FILLED,
     ZERO_FILLED_BY_WORKER,
 )
-from hostd.core.readahead import SwapFault
+from hostd.core.state import Own
+from hostd.core.swap_state import SwapState
 
 _IN_CACHE = (READING, CACHED, WRITEBACK)
 _NOWHERE = (NONE, SWAPPED)
@@ -98,24 +88,26 @@ _BLOCKING, _NOWAIT = FaultMode.BLOCKING, FaultMode.NOWAIT
 _MINOR, _MAJOR = FaultKind.MINOR, FaultKind.MAJOR
 _GUP_FAST, _GUP_NOWAIT = GupVariant.FAST, GupVariant.NOWAIT
 _ON_MAPPING, _ON_WORKER = Own.MAPPING_MADE, Own.WORKER_DONE
-_ERROR, _CHECKSUM = IoResult.ERROR, IoResult.CHECKSUM
 
 
 class FaultPath:
     """Handles the requests of all vCPUs."""
 
-    __slots__ = ("_background", "_bounds", "_costs", "_guest_pages", "_gup", "_mm", "_works")
+    __slots__ = (
+        *("_background", "_bounds", "_costs", "_error_pfn", "_guest_pages", "_gup", "_memcontrol", "_mm"),
+        *("_swap_state", "_works"),
+    )
 
     def __init__(self, mm: Mm) -> None:
         self._mm = mm
+        self._memcontrol = mm.memcontrol
+        self._swap_state = SwapState(mm)
+        self._error_pfn = ErrorPfn(mm)
         self._gup = mm.config.gup
         self._costs = mm.config.costs
         self._background = mm.config.profile.background
         self._guest_pages = [vm.guest_pages for vm in mm.config.vms]
-        self._bounds = [
-            (first, first + pages) for first, pages in zip(mm.pages.first_key, self._guest_pages, strict=True)
-        ]
-        """Keys of each VM's first page, and behind its last one."""
+        self._bounds = mm.pages.bounds
         self._works: dict[tuple[int, int, int], tuple[int, int, bool]] = {}
         """(vm, vcpu, work) -> (gfn, ready_ns, write) of work items not yet prefaulted."""
 
@@ -132,14 +124,15 @@ class FaultPath:
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
         if state in _IN_CACHE and mm.pages.slot[key] >= 0:
-            self._found(vm, vcpu, key)
+            self._swap_state.found(vm, vcpu, key)
         if group.killed:
-            effects = self._killed(vm, vcpu, key, now_ns)
+            effects = self._error_pfn.killed(vm, vcpu, key, now_ns)
         elif key in mm.damage.pages:
-            effects = self._not_uptodate(vm, vcpu, key, request, now_ns)
+            failed = self._error_pfn.not_uptodate(vm, vcpu, key, request, now_ns)
+            effects = failed or self._start_work(vm, vcpu, key, request.work, now_ns)
         elif request.mode is _BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
-            if request.mode is _NOWAIT and self._is_unheard(_reply_of(effects)):
+            if request.mode is _NOWAIT and self._error_pfn.is_unheard(_reply_of(effects)):
                 effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
@@ -161,9 +154,9 @@ class FaultPath:
         mm.groups[vm].stat["prefault"] += 1
         at_ns = now_ns + max(1, self._costs.host_fault_ns)
         if mm.groups[vm].killed:
-            effects = self._killed(vm, vcpu, key, now_ns)
+            effects = self._error_pfn.killed(vm, vcpu, key, now_ns)
         elif key in mm.damage.pages:
-            effects = self._failed(vm, vcpu, key, at_ns, now_ns)
+            effects = self._error_pfn.failed(vm, vcpu, key, at_ns, now_ns)
         else:
             effects = self._map(vm, vcpu, key, work[2], now_ns, at_ns)
         reply = _reply_of(effects)
@@ -204,29 +197,6 @@ class FaultPath:
         mm = self._mm
         return mm.swap.zero[mm.pages.slot[key]] != 0
 
-    def _not_uptodate(self, vm: int, vcpu: int, key: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
-        """The page's read has failed, or will: VM_FAULT_SIGBUS, if not from this get_user_pages then from the worker's.
-
-        To a vCPU that would leave it to the worker that looks like any page that needs I/O (hva_to_pfn); with
-        ``swap.errors = "report"`` it hears at once of what is known already.
-        """
-        mm = self._mm
-        mm.damage.in_vain(key)
-        known = key not in mm.reads
-        if request.mode is _BLOCKING or (known and mm.config.reports):
-            return self._failed(vm, vcpu, key, now_ns + self._costs.ept_violation_ns, now_ns)
-        mm.groups[vm].stat["page_error_again"] += known
-        return self._start_work(vm, vcpu, key, request.work, now_ns)
-
-    def _failed(self, vm: int, vcpu: int, key: int, at_ns: int, now_ns: int) -> list[HostEffect]:
-        """-EFAULT at ``at_ns``, or when the page's read is done."""
-        mm = self._mm
-        stall_ns = max(0, mm.reads.get(key, 0) - at_ns)
-        mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
-        mm.log.sleeps(vm, vcpu, at_ns, at_ns + stall_ns, mm.config.end_ns)
-        gfn = key - mm.pages.first_key[vm]
-        return [Reply(vm, vcpu, Failed(at_ns + stall_ns, gfn, mm.damage.pages[key], stall_ns))]
-
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
         state = self._mm.pages.state[key]
@@ -236,17 +206,17 @@ class FaultPath:
         stat = mm.groups[vm].stat
         effects: list[HostEffect] = []
         if state in _NOWHERE:
-            cost_ns = self._allocate(vm, key, now_ns, True)
+            cost_ns = self._memcontrol.allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, key, now_ns)
+                return self._error_pfn.retry(vm, vcpu, key, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.zero_fill_ns + costs.host_fault_ns
             effects.append(self._zero_fill(vm, key, ZERO_FILLED, now_ns))
             stat["pgfault"] += 1
         elif state != RESIDENT:
-            cost_ns = self._take_back(vm, key, now_ns, True)
+            cost_ns = self._memcontrol.take_back(vm, key, now_ns, True)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, key, now_ns)
+                return self._error_pfn.retry(vm, vcpu, key, now_ns)
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + costs.host_fault_ns
             stat["swap_cache_hit"] += mm.backings[vm].swaps
@@ -269,23 +239,23 @@ class FaultPath:
         if mm.pages.state[key] != SWAPPED:
             stat["read_wait"] += 1
         elif missing:
-            cost_ns = self._allocate(vm, key, now_ns, False)
+            cost_ns = self._memcontrol.allocate(vm, key, now_ns, False)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, key, now_ns)
+                return self._error_pfn.retry(vm, vcpu, key, now_ns)
             effects.append(self._fetch(vm, key, at_ns, cost_ns, now_ns))
         else:
-            cost_ns = self._allocate(vm, key, now_ns, True)
+            cost_ns = self._memcontrol.allocate(vm, key, now_ns, True)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, key, now_ns)
-            ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, True)
+                return self._error_pfn.retry(vm, vcpu, key, now_ns)
+            ahead, ahead_ns = self._swap_state.allocate_ahead(vm, vcpu, key, now_ns, True)
             cost_ns += ahead_ns
             if cost_ns:
                 mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + len(ahead) * self._costs.swap_submit_ns
-            effects = self._read(vm, key, ahead, at_ns, now_ns)
+            effects = self._swap_state.read(vm, key, ahead, at_ns, now_ns)
             if key in mm.damage.pages:
                 mm.damage.in_vain(key)
-                return effects + self._failed(vm, vcpu, key, at_ns, now_ns)
+                return effects + self._error_pfn.failed(vm, vcpu, key, at_ns, now_ns)
         stat["pgfault"] += 1
         stall_ns = mm.reads[key] - at_ns
         if stall_ns < 0:
@@ -317,7 +287,7 @@ class FaultPath:
         mm, pages, group = self._mm, self._mm.pages, self._mm.groups[vm]
         if group.over_high:
             pages.pins[key] += 1
-            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
+            at_ns += self._memcontrol.throttle_ns(vm, at_ns, now_ns)
             pages.pins[key] -= 1
         mm.schedule(at_ns, _ON_MAPPING, key, vm, write)
         group.stat["pf_fixed"] += 1
@@ -328,33 +298,34 @@ class FaultPath:
 
     def _start_work(self, vm: int, vcpu: int, key: int, work: int, now_ns: int) -> list[HostEffect]:
         """Leave the page to the fault-in worker (kvm_setup_async_pf) and settle when it will be done."""
-        mm, costs, state = self._mm, self._costs, self._mm.pages.state[key]
+        mm, memcontrol, costs = self._mm, self._memcontrol, self._costs
+        state = mm.pages.state[key]
         at_ns = now_ns + costs.ept_violation_ns
         cost_ns = 0
         missing = mm.is_missing(key, vm)
         zeros = state == NONE or (state == SWAPPED and not missing and self._is_zero(key))
         by_vcpu = self._gup is _GUP_NOWAIT and not zeros and not missing
         if mm.read_only[key] and (not by_vcpu or state == READING):
-            return self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
+            return self._error_pfn.refused_work(vm, vcpu, key, work, at_ns, now_ns)
         if state != READING:
-            get = self._take_back if mm.pages.pfn[key] >= 0 else self._allocate
+            get = memcontrol.take_back if mm.pages.pfn[key] >= 0 else memcontrol.allocate
             cost_ns = get(vm, key, now_ns, by_vcpu)
             if cost_ns == REFUSED:
-                return self._retry(vm, vcpu, key, now_ns)
+                return self._error_pfn.retry(vm, vcpu, key, now_ns)
         effects: list[HostEffect] = []
         reclaims_ns = 0  # of the worker
         ahead = [key]
         if state == SWAPPED and not zeros and not missing:
-            ahead, ahead_ns = self._allocate_ahead(vm, vcpu, key, now_ns, by_vcpu)
+            ahead, ahead_ns = self._swap_state.allocate_ahead(vm, vcpu, key, now_ns, by_vcpu)
             cost_ns += ahead_ns
         submits_ns = len(ahead) * costs.swap_submit_ns
         if state == SWAPPED and by_vcpu:
             mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
             at_ns += cost_ns + submits_ns
-            effects += self._read(vm, key, ahead, at_ns, now_ns)
+            effects += self._swap_state.read(vm, key, ahead, at_ns, now_ns)
             ready_ns = at_ns + costs.fault_in_worker_ns
             if mm.read_only[key]:
-                return effects + self._refused_work(vm, vcpu, key, work, at_ns, now_ns)
+                return effects + self._error_pfn.refused_work(vm, vcpu, key, work, at_ns, now_ns)
         elif missing:
             ready_ns = at_ns + costs.fault_in_worker_ns
             mm.groups[vm].stat["userfault_event"] += 1
@@ -368,7 +339,7 @@ class FaultPath:
                 effects.append(self._zero_fill(vm, key, ZERO_FILLED_BY_WORKER, now_ns))
             elif state == SWAPPED:
                 ready_ns += submits_ns
-                effects += self._read(vm, key, ahead, ready_ns, now_ns)
+                effects += self._swap_state.read(vm, key, ahead, ready_ns, now_ns)
             elif state in (EVICTING, WRITEBACK):
                 mm.pages.move(key, FOUND_BY_WORKER, now_ns)
         read_ns = max(ready_ns, mm.reads.get(key, 0))
@@ -381,122 +352,9 @@ class FaultPath:
         mm.schedule(ready_ns, _ON_WORKER, key, vm)
         mm.groups[vm].stat["kvm_try_async_get_page"] += 1
         if mm.groups[vm].over_high:
-            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
+            at_ns += self._memcontrol.throttle_ns(vm, at_ns, now_ns)
         effects.append(Reply(vm, vcpu, InProgress(at_ns, work, ready_ns)))
         return effects
-
-    def _refused_work(self, vm: int, vcpu: int, key: int, work: int, at_ns: int, now_ns: int) -> list[HostEffect]:
-        """The worker may not write the page, and returns at once (check_vma_flags); the prefault waits (E40)."""
-        mm = self._mm
-        comes_ns = at_ns + self._costs.fault_in_worker_ns
-        ready_ns = comes_ns + max(1, self._costs.host_fault_ns)
-        mm.root_pressure.comes_and_waits((), comes_ns, ready_ns)
-        mm.schedule(ready_ns, Own.WORKER_REFUSED, key, vm)
-        mm.groups[vm].stat["kvm_try_async_get_page"] += 1
-        if mm.groups[vm].over_high:
-            at_ns += mm.throttle_ns(vm, at_ns, now_ns)
-        return [Reply(vm, vcpu, InProgress(at_ns, work, ready_ns))]
-
-    def _allocate(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
-        """Charge and take a frame for a page that has none; the ns that took, or REFUSED."""
-        mm = self._mm
-        free = mm.frames.free
-        spared_ns = 0 if len(free) >= mm.watermarks.low else mm.spare(now_ns)
-        if not free:
-            return REFUSED
-        cost_ns = mm.charge(vm, now_ns, by_vcpu)
-        if cost_ns == REFUSED:
-            return REFUSED
-        pages = mm.pages
-        pages.pfn[key] = mm.frames.take(key)
-        if pages.shadow[key] != workingset.NONE:
-            workingset.refault(pages, mm.groups[vm], key)
-        return spared_ns + cost_ns
-
-    def _take_back(self, vm: int, key: int, now_ns: int, by_vcpu: bool) -> int:
-        """Charge a page that was picked or is being written again; the ns that took, or REFUSED."""
-        mm, pages = self._mm, self._mm.pages
-        if pages.state[key] == CACHED:
-            return 0
-        cost_ns = mm.charge(vm, now_ns, by_vcpu)
-        if cost_ns != REFUSED and pages.state[key] == EVICTING:
-            del mm.evicting[key]
-            if pages.flags[key] & DIRTY and pages.slot[key] >= 0:
-                mm.free_slot(key, vm)
-            mm.groups[vm].stat["eviction_cancelled"] += 1
-        return cost_ns
-
-    def _swap_fault(self, vm: int, vcpu: int, key: int) -> SwapFault:
-        first, end = self._bounds[vm]
-        return SwapFault(key, self._mm.pages.slot[key], vm, vcpu, first, end)
-
-    def _found(self, vm: int, vcpu: int, key: int) -> None:
-        """The host has found page ``key`` in the swap cache or the page cache (swap_update_readahead)."""
-        mm = self._mm
-        if mm.is_missing(key, vm):
-            return
-        first_hit = bool(mm.pages.flags[key] & READAHEAD)
-        if first_hit:
-            mm.pages.flags[key] &= ~READAHEAD
-            mm.groups[vm].stat["swap_ra_hit"] += mm.backings[vm].swaps
-        mm.readahead.found(self._swap_fault(vm, vcpu, key), first_hit)
-
-    def _allocate_ahead(self, vm: int, vcpu: int, key: int, now_ns: int, by_vcpu: bool) -> tuple[list[int], int]:
-        """The pages to read with page ``key``, which has its frame, in order and itself among them, with frames too.
-
-        And the ns that took.
-        """
-        mm, pages, cost_ns = self._mm, self._mm.pages, 0
-        if not self._background:
-            return [key], 0
-        wanted = mm.readahead.window(self._swap_fault(vm, vcpu, key))
-        assert list(wanted).count(key) == 1, f"{type(mm.readahead).__name__}: {wanted} for a fault on {key}"
-        if len(wanted) == 1:
-            return [key], 0
-        ahead: list[int] = []
-        refused = False
-        for one in wanted:
-            if one == key:
-                ahead.append(one)
-                continue
-            if refused or not 0 <= one < pages.total or pages.state[one] != SWAPPED or pages.pfn[one] >= 0:
-                continue
-            whose = mm.vm_of(one)
-            if mm.is_missing(one, whose) or whose in mm.left:
-                continue
-            took_ns = self._allocate(whose, one, now_ns, by_vcpu and whose == vm)
-            refused = took_ns == REFUSED
-            if not refused:
-                cost_ns += took_ns
-                ahead.append(one)
-        return ahead, cost_ns
-
-    def _read(self, vm: int, key: int, ahead: list[int], arrival_ns: int, now_ns: int) -> list[HostEffect]:
-        """Submit the reads of ``ahead``, which all have their frames, page ``key`` among them."""
-        mm, pages = self._mm, self._mm.pages
-        mm.groups[vm].stat["pgmajfault"] += 1
-        if len(ahead) == 1:
-            return self._submit_read(vm, key, arrival_ns, now_ns, "read")
-        effects: list[HostEffect] = []
-        for one in ahead:
-            if one == key:
-                effects += self._submit_read(vm, one, arrival_ns, now_ns, "read")
-                continue
-            whose = mm.vm_of(one)
-            pages.flags[one] |= READAHEAD
-            mm.groups[whose].stat["swap_ra"] += mm.backings[whose].swaps
-            if self._is_zero(one):
-                effects.append(ZeroFrame(pages.pfn[one]))
-                mm.find_zeros(one, whose, now_ns)
-            else:
-                effects += self._submit_read(whose, one, arrival_ns, now_ns, "readahead")
-        return effects
-
-    def _submit_read(self, vm: int, key: int, arrival_ns: int, now_ns: int, what: str) -> list[HostEffect]:
-        result, pages = self._mm.submit_read(key, vm, arrival_ns, now_ns, what), self._mm.pages
-        if result is _ERROR:  # the device moves nothing
-            return []
-        return [ReadSlot(pages.slot[key], pages.pfn[key], result is _CHECKSUM)]
 
     def _fetch(self, vm: int, key: int, event_ns: int, reclaim_ns: int, now_ns: int) -> HostEffect:
         """Have a missing page, which has its frame, fetched; a handler pays for the frame."""
@@ -504,24 +362,6 @@ class FaultPath:
         pfn, place = pages.pfn[key], pages.slot[key]
         mm.fetch(key, vm, event_ns, reclaim_ns, now_ns)
         return ZeroFrame(pfn) if mm.swap.is_zero(place) else ReadSlot(place, pfn)
-
-    def _retry(self, vm: int, vcpu: int, key: int, now_ns: int) -> list[HostEffect]:
-        at_ns = self._mm.retry_ns(vm, now_ns)
-        if at_ns == KILLED:
-            return self._killed(vm, vcpu, key, now_ns)
-        self._mm.pressure[vm].waits(now_ns, at_ns)
-        return [Reply(vm, vcpu, Retry(at_ns))]
-
-    def _killed(self, vm: int, vcpu: int, key: int, now_ns: int) -> list[HostEffect]:
-        """No page for a vCPU whose VMM has been killed: KVM_RUN is left (fatal_signal_pending)."""
-        gfn = key - self._mm.pages.first_key[vm]
-        at_ns = now_ns + self._costs.ept_violation_ns
-        return [Reply(vm, vcpu, Failed(at_ns, gfn, PageError.OUT_OF_MEMORY, 0))]
-
-    def _is_unheard(self, reply: HostReply) -> bool:
-        """Whether a page that cannot be had looks to KVM like any that needs I/O (hva_to_pfn)."""
-        failed = isinstance(reply, Failed) and reply.error is not PageError.OUT_OF_MEMORY
-        return failed and not self._mm.config.reports
 
     def _record(self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, reply: HostReply, now_ns: int) -> None:
         record = self._mm.journal.record

@@ -1,8 +1,6 @@
 """A memory group (memcg): its limits, what is charged to it, what happened to it, and the pages reclaim may take.
 
-Follows mm/memcontrol.c: at ``limit`` (memory.max) whoever charges reclaims at least SWAP_CLUSTER_MAX pages itself
-(try_charge_memcg); above ``high`` (memory.high) a task reclaims and then sleeps when it goes back to user mode or into
-the guest (__mem_cgroup_handle_over_high), which a kworker never does. Refaults by mm/workingset.c, see ``workingset``.
+What charging a page to it does: ``memcontrol``. Refaults: ``workingset``.
 
 Departures: a charge is checked against ``high`` once every MEMCG_CHARGE_BATCH charges of the group, where the kernel
 keeps a stock of so many for each CPU.
@@ -13,12 +11,6 @@ from __future__ import annotations
 from hostd.core.lru import Policy
 
 MEMCG_CHARGE_BATCH = 64
-MAX_RECLAIM_RETRIES = 16
-_HZ = 250
-_JIFFY_NS = 1_000_000_000 // _HZ
-_MAX_HIGH_DELAY_JIFFIES = 2 * _HZ
-_PRECISION_SHIFT = 20
-_SCALING_SHIFT = 14
 
 STAT = (
     *("pf_taken", "pf_fixed", "pgfault", "pgmajfault", "pswpin", "pswpout", "swpin_zero", "swpout_zero"),
@@ -41,20 +33,8 @@ class MemoryGroup:
     """One group. ``usage`` (memory.current), ``limit`` and ``high`` in pages; ``high`` 0: none."""
 
     __slots__ = (
-        *(
-            "age",
-            "events",
-            "fruitless",
-            "high",
-            "killed",
-            "limit",
-            "lists",
-            "over_high",
-            "pinned",
-            "retry_ns",
-            "stat",
-        ),
-        *("_stock", "refaults", "unwritten", "usage"),
+        *("_stock", "age", "events", "fruitless", "high", "killed", "limit", "lists", "over_high", "pinned"),
+        *("refaults", "retry_ns", "stat", "unwritten", "usage"),
     )
 
     def __init__(self, limit: int, high: int, lists: Policy, kind: str = "anon") -> None:
@@ -88,16 +68,3 @@ class MemoryGroup:
         self._stock = MEMCG_CHARGE_BATCH - 1
         if self.usage > self.high:
             self.over_high += MEMCG_CHARGE_BATCH
-
-
-def high_delay_ns(usage: int, high: int, charged: int) -> int:
-    """How long to sleep for ``charged`` pages at ``usage`` above ``high`` (calculate_high_delay, calculate_overage).
-
-    Grows with the square of the overage's share; nothing up to a hundredth of a second, and 2 s at most.
-    """
-    if usage <= high:
-        return 0
-    overage = ((usage - high) << _PRECISION_SHIFT) // max(high, 1)
-    jiffies = overage * overage * _HZ >> _PRECISION_SHIFT >> _SCALING_SHIFT
-    jiffies = min(jiffies * charged // MEMCG_CHARGE_BATCH, _MAX_HIGH_DELAY_JIFFIES)
-    return jiffies * _JIFFY_NS if jiffies > _HZ // 100 else 0

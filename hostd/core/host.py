@@ -8,7 +8,6 @@ moment at which the core learns what was used and written, so all shells must fo
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import assert_never
 
 import numpy as np
@@ -76,7 +75,7 @@ class HostCore:
             case SegmentsLoaded():
                 return populate(self._mm, event, now_ns)
             case IoFaultArrived(wish=wish):
-                self._mm.fail_ios(wish, now_ns)
+                self._mm.page_io.fail_ios(wish, now_ns)
                 return []
             case VmLeft(vm=vm):
                 self._fault_path.forget(vm)
@@ -109,8 +108,9 @@ class HostCore:
         if self.every_border:
             return self._border_ns + 1
         due_ns = mm.mapping_times[0] if mm.mapping_times else None
-        if mm.kswapd_ns is not None and (due_ns is None or mm.kswapd_ns < due_ns):
-            return mm.kswapd_ns
+        kswapd_ns = mm.vmscan.kswapd_ns
+        if kswapd_ns is not None and (due_ns is None or kswapd_ns < due_ns):
+            return kswapd_ns
         return due_ns
 
     def writes_ahead(self) -> list[int]:
@@ -162,9 +162,8 @@ class HostCore:
         return self._place(self._mm.frames.owner[pfn])
 
     def _place(self, key: int) -> tuple[int, int]:
-        first_key = self._mm.pages.first_key
-        vm = bisect_right(first_key, key) - 1
-        return vm, key - first_key[vm]
+        vm = self._mm.vm_of(key)
+        return vm, key - self._mm.pages.first_key[vm]
 
     def zero_slots(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of ``slots`` stand for a page of zeros, and have never been written as such."""

@@ -137,17 +137,21 @@ for (_state, _event), _next in TABLE.transitions.items():
 class Pages:
     """All guest pages of a host as parallel arrays, indexed by ``key`` = first key of the VM + gfn.
 
+    ``bounds`` are the keys of each VM's first page, and behind its last one.
+
     ``slot`` and ``pfn`` are -1 where there is none; ``ept`` is the shadow copy of the EPT entry, 0 if not present;
     ``shadow`` is what an evicted page left behind (``hostd.core.workingset``), -1 if none.
     """
 
-    __slots__ = ("_past", "ept", "first_key", "flags", "pfn", "pins", "shadow", "slot", "state", "total")
+    __slots__ = ("_past", "bounds", "ept", "first_key", "flags", "pfn", "pins", "shadow", "slot", "state", "total")
 
     def __init__(self, guest_pages: tuple[int, ...]) -> None:
         self.first_key: list[int] = []
         self.total = 0
+        self.bounds: list[tuple[int, int]] = []
         for pages in guest_pages:
             self.first_key.append(self.total)
+            self.bounds.append((self.total, self.total + pages))
             self.total += pages
         self.state = bytearray(self.total)
         self.flags = bytearray(self.total)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
@@ -76,11 +77,22 @@ class Told:
     faults: list[Fault]
 
 
+@pytest.fixture(scope="module")
+def told_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Told]:
+    """Each of ``RUNS`` by its name, run once."""
+
+    @cache
+    def run(name: str) -> Told:
+        directory = tmp_path_factory.mktemp("journals")
+        result = twin.run(load(None, SMALL | RUNS[name]), journals=directory)
+        return Told(result, list(faults(events({path.stem: path for path in directory.glob("*.journal")}))))
+
+    return run
+
+
 @pytest.fixture(scope="module", params=RUNS)
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Told:
-    directory = tmp_path_factory.mktemp("journals")
-    result = twin.run(load(None, SMALL | RUNS[request.param]), journals=directory)
-    return Told(result, list(faults(events({path.stem: path for path in directory.glob("*.journal")}))))
+def told(request: pytest.FixtureRequest, told_of: Callable[[str], Told]) -> Told:
+    return told_of(request.param)
 
 
 def test_the_same_histograms_as_the_vcpus_counted(told: Told) -> None:
@@ -112,13 +124,10 @@ def test_every_violation_is_one_fault_s(told: Told) -> None:
     assert len(set(tokens)) == len(tokens)
 
 
-def test_what_makes_these_runs_hard_is_in_them(tmp_path: Path) -> None:
+def test_what_makes_these_runs_hard_is_in_them(told_of: Callable[[str], Told]) -> None:
     seen: dict[str, int] = dict.fromkeys(("retry", "abandoned", "repeated", "of another", "kernel"), 0)
     for name in ("thrash", "retries"):
-        directory = tmp_path / name
-        directory.mkdir()
-        twin.run(load(None, SMALL | RUNS[name]), journals=directory)
-        for fault in faults(events({path.stem: path for path in directory.glob("*.journal")})):
+        for fault in told_of(name).faults:
             seen["retry"] += len(fault.retries)
             seen["abandoned"] += fault.kind == "abandoned"
             seen["repeated"] += len(fault.repeated)

@@ -27,7 +27,7 @@ def evict(rig: Rig, at_ns: int) -> int:
     mm = rig.core._mm
     rig.border(at_ns)
     for _ in range(2):
-        mm.reclaim(0, 256, at_ns)
+        mm.vmscan.reclaim(0, 256, at_ns)
         rig.border((at_ns // WINDOW_NS + 1) * WINDOW_NS)
         at_ns = (at_ns // WINDOW_NS + 100 + 256 * WRITE_NS // WINDOW_NS) * WINDOW_NS
         rig.border(at_ns)
@@ -73,7 +73,7 @@ def test_clean_pages_of_a_file_are_dropped_and_dirty_ones_written_to_their_place
     rig.mapped(1, 10 * READ_NS, WRITE)
     rig.border(LATE_NS)
     mm = rig.core._mm
-    mm.reclaim(0, 2, LATE_NS)
+    mm.vmscan.reclaim(0, 2, LATE_NS)
     rig.border(LATE_NS + WINDOW_NS)
     writes = [effect.slot for effect in rig.seen(WriteSlot) if isinstance(effect, WriteSlot)]
     assert writes == [place(rig, 1)]
@@ -83,7 +83,7 @@ def test_clean_pages_of_a_file_are_dropped_and_dirty_ones_written_to_their_place
 def test_a_page_of_zeros_of_a_file_is_written_like_any_other(new_rig: NewRig) -> None:
     rig = new_rig(backing=FILE, limit=2)
     rig.load(8)
-    rig.core._mm.reclaim(0, 2, 0)
+    rig.core._mm.vmscan.reclaim(0, 2, 0)
     ahead = rig.core.writes_ahead()
     rig.border(WINDOW_NS, zero=ahead)
     assert len(rig.seen(WriteSlot)) == len(ahead) == 2
@@ -148,7 +148,7 @@ def test_e14_swapping_shared_memory_in_frees_the_slot_even_for_a_read(new_rig: N
     assert rig.mapped(0, 0).writable
     rig.border(LATE_NS)
     assert rig.slot(0) == -1 and rig.core._mm.pages.flags[0] & DIRTY
-    rig.core._mm.reclaim(0, 1, LATE_NS)
+    rig.core._mm.vmscan.reclaim(0, 1, LATE_NS)
     rig.border(LATE_NS + WINDOW_NS)
     assert len(rig.seen(WriteSlot)) == 1
 

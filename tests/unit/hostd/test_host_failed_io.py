@@ -110,7 +110,7 @@ def test_when_reclaim_has_taken_the_page_the_next_fault_reads_it_anew() -> None:
     assert made.state(OUT) is PageState.CACHED
     while made.state(OUT) is PageState.CACHED:
         at_ns += WINDOW_NS
-        mm.reclaim(0, 32, at_ns)
+        mm.vmscan.reclaim(0, 32, at_ns)
         made.border(at_ns)
     assert made.state(OUT) is PageState.SWAPPED and not mm.damage.pages
     made.core.check()
@@ -178,7 +178,7 @@ def test_a_write_that_only_seems_done_is_found_when_the_page_is_read(what: str, 
     at_ns = border_ns + len(picked) * WRITE_NS + WINDOW_NS
     while made.state(damaged) is not PageState.SWAPPED or made.state(well) is not PageState.SWAPPED:
         at_ns += WINDOW_NS
-        made.core._mm.reclaim(0, 32, at_ns)
+        made.core._mm.vmscan.reclaim(0, 32, at_ns)
         made.border(at_ns)
     slot = made.slot(damaged)
     reply = made.fault(damaged, at_ns + 1000)

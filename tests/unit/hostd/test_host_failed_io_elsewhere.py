@@ -44,7 +44,7 @@ def evicted(rig: Rig, at_ns: int) -> int:
     """Throw all that can go out of memory, in two rounds; returns when that is done."""
     at_ns = settled(rig, at_ns)
     for _ in range(2):
-        rig.core._mm.reclaim(0, 256, at_ns)
+        rig.core._mm.vmscan.reclaim(0, 256, at_ns)
         rig.border(at_ns + WINDOW_NS)
         at_ns = settled(rig, at_ns + 256 * WRITE_NS)
     return at_ns
@@ -162,7 +162,7 @@ def test_a_page_whose_write_failed_is_dirty_in_its_place_or_slot_and_is_written_
     pages = rig.core._mm.pages
     at_ns = 0
     while not rig.core.counters["swap_write_error"]:
-        rig.core._mm.reclaim(0, 32, at_ns)
+        rig.core._mm.vmscan.reclaim(0, 32, at_ns)
         rig.border(at_ns + WINDOW_NS)
         at_ns = settled(rig, at_ns)
     rig.core.check()
@@ -264,7 +264,7 @@ def test_once_fetched_it_swaps_and_fails_as_anonymous_memory_does(new_rig: NewRi
 def test_a_fetched_page_whose_write_fails_stays_and_its_handler_is_not_asked_again(new_rig: NewRig) -> None:
     rig = failing(new_rig, Failure(WRITE_FAILS, 0), backing=USERFAULT)
     at_ns = settled(rig, rig.mapped(0, 0, WRITE).at_ns)
-    rig.core._mm.reclaim(0, 32, at_ns)
+    rig.core._mm.vmscan.reclaim(0, 32, at_ns)
     rig.border(at_ns + WINDOW_NS)
     assert not rig.seen(WriteSlot)
     at_ns = settled(rig, at_ns + WINDOW_NS)

@@ -80,7 +80,7 @@ def test_slots_that_stood_for_zeros_hold_what_the_next_vm_is_loaded_with(new_rig
     """swap_free takes a slot's bit out of the zeromap (mm/swapfile.c:swap_range_free, swap_zeromap_folio_clear)."""
     rig = new_rig(swap_slots=140)
     rig.load(64)
-    rig.core._mm.reclaim(0, 32, 0)
+    rig.core._mm.vmscan.reclaim(0, 32, 0)
     rig.border(WINDOW_NS, zero=rig.core.writes_ahead())
     swap, slots = rig.core._mm.swap, range(140)
     of_zeros = [slot for slot in slots if swap.is_zero(slot)]

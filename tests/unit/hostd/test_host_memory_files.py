@@ -136,9 +136,9 @@ def test_kswapd_picks_nothing_whose_mapping_takes_effect_at_that_very_moment(new
     mm = rig.core.watched()
     reply = rig.mapped(0, WINDOW_NS - took_ns)
     assert reply.at_ns == WINDOW_NS
-    mm._kswapd_goes_on(WINDOW_NS)
+    mm.vmscan._kswapd_goes_on(WINDOW_NS)
     mm.groups[0].usage += 100  # as if so much were in use that kswapd takes what it can
     rig.border(WINDOW_NS)
     mm.groups[0].usage -= 100
     assert rig.state(0) is PageState.RESIDENT and not mm.evicting
-    assert mm.kswapd_ns is None, "it ran"
+    assert mm.vmscan.kswapd_ns is None, "it ran"

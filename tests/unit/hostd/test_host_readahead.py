@@ -139,7 +139,7 @@ def test_what_nobody_uses_is_dropped_without_io_and_is_no_hit_when_it_comes_back
     rig = kernel(new_rig)
     late_ns = settled(rig, rig.mapped(20, 0).at_ns)
     mm = rig.core._mm
-    mm.reclaim(0, 64, late_ns)
+    mm.vmscan.reclaim(0, 64, late_ns)
     rig.border(late_ns + WINDOW_NS)
     assert rig.state(21) is PageState.SWAPPED
     assert not [effect for effect in rig.seen(WriteSlot) if isinstance(effect, WriteSlot) and effect.slot == 21]

@@ -8,7 +8,8 @@ import pytest
 
 from apf.messages import Failed, FaultKind, GupVariant, InProgress, Mapped, PageError, Retry
 from hostd.core.events import ReadSlot, WriteSlot, ZeroFrame
-from hostd.core.group import MAX_RECLAIM_RETRIES, MEMCG_CHARGE_BATCH, high_delay_ns
+from hostd.core.group import MEMCG_CHARGE_BATCH
+from hostd.core.memcontrol import MAX_RECLAIM_RETRIES, high_delay_ns
 from hostd.core.page import ACTIVE, DIRTY, WORKINGSET, PageState
 from hostd.core.watermarks import Watermarks
 from tests.unit.hostd.rig import COSTS, READ_NS, WINDOW_NS, WRITE, Rig
@@ -29,7 +30,7 @@ def zeros_in_swap(new_rig: NewRig, gup: GupVariant = GupVariant.NOIO) -> Rig:
     rig.border(WINDOW_NS, zero=[pfn])
     assert rig.state(0) is PageState.CACHED and rig.state(1) is PageState.WRITEBACK
     assert not [one for one in rig.seen(WriteSlot) if isinstance(one, WriteSlot) and one.pfn == pfn]
-    rig.core._mm.reclaim(0, 1, WINDOW_NS)
+    rig.core._mm.vmscan.reclaim(0, 1, WINDOW_NS)
     assert rig.state(0) is PageState.SWAPPED
     rig.core.check()
     return rig
@@ -204,18 +205,18 @@ def test_kswapd_is_woken_below_low_and_reclaims_until_high(new_rig: NewRig) -> N
     rig = crowded(new_rig)
     mm, at_ns = rig.core._mm, 0
     gfn = 600
-    while mm.kswapd_ns is None:
+    while mm.vmscan.kswapd_ns is None:
         at_ns = rig.mapped(gfn, at_ns, WRITE).at_ns + 1
         gfn += 1
     assert mm.watermarks.min < rig.core.free_frames < mm.watermarks.low
     assert rig.core.border_due_ns() is not None
     assert rig.core.counters["pgscan_direct"] == 0
-    border_ns = (mm.kswapd_ns // WINDOW_NS + 2) * WINDOW_NS
+    border_ns = (mm.vmscan.kswapd_ns // WINDOW_NS + 2) * WINDOW_NS
     rig.border(border_ns)
     rig.border(border_ns + 1000 * WINDOW_NS)
     counters = rig.core.counters
     assert counters["pgscan_kswapd"] >= 32 and counters["pgscan_direct"] == 0 and counters["kswapd_wake"] == 1
-    assert rig.core.free_frames >= mm.watermarks.high and mm.kswapd_ns is None
+    assert rig.core.free_frames >= mm.watermarks.high and mm.vmscan.kswapd_ns is None
     rig.core.check()
 
 

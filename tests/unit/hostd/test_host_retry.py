@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from apf.messages import Failed, Mapped, PageError, Retry
-from hostd.core.group import MAX_RECLAIM_RETRIES
+from hostd.core.memcontrol import MAX_RECLAIM_RETRIES
 from tests.unit.hostd.rig import WINDOW_NS, WRITE_NS, Rig
 
 NewRig = Callable[..., Rig]
