@@ -178,7 +178,7 @@ def _io(mm: Mm) -> Iterator[Metric]:
     took = HistogramMetricFamily("apf_swap_io_seconds", "From arrival at the device to completion.", labels=labels)
     device = mm.config.profile.name
     for op, kind in _OP.items():
-        histogram = mm.page_io.io[op]
+        histogram = mm.page_io.times(op)
         failed = {result: mm.page_io.failed_ios[op, result] for result in _RESULTS[op]}
         done.add_metric([device, kind, "ok"], histogram.count - sum(failed.values()))
         for result, count in failed.items():

@@ -49,8 +49,8 @@ class PageIo:
     """The device of one host, and its I/O."""
 
     __slots__ = (
-        *("_device", "_is_measured", "_mm", "_read_fails", "_took_ns", "_write_fails"),
-        *("failed_ios", "io", "write_failed"),
+        *("_device", "_is_measured", "_mm", "_read_fails", "_times", "_write_fails"),
+        *("failed_ios", "write_failed"),
     )
 
     def __init__(self, mm: MmState, carry: Carry | None = None) -> None:
@@ -71,16 +71,24 @@ class PageIo:
         self.failed_ios: Counter[tuple[Op, IoResult]] = Counter()
         """I/Os submitted so far that come to anything but OK."""
         # Not journaled and never asked by the core: for whoever watches.
-        self.io = Histogram(), Histogram()
-        """From arrival to completion of the I/Os submitted so far, by Op; without those that follow."""
-        self._took_ns: tuple[list[int], list[int]] = [], []
+        self._times: list[tuple[Histogram, list[int]]] = [(Histogram(), []) for _ in Op]
+        """By Op: how long I/Os took, and what is not counted yet. Pairs are replaced, not changed: see ``times``."""
 
     def settle_figures(self) -> None:
-        """Bring ``io`` up to date."""
-        for histogram, took_ns in zip(self.io, self._took_ns, strict=True):
-            if took_ns:
-                histogram.observe_all(took_ns)
-                took_ns.clear()
+        """Count what has been submitted since this was called last."""
+        for op in Op:
+            if self._times[op][1]:
+                self._times[op] = (self.times(op), [])
+
+    def times(self, op: Op) -> Histogram:
+        """From arrival to completion, of all I/Os submitted so far.
+
+        Another thread may ask at any moment: it counts in a copy and changes nothing.
+        """
+        counted, took_ns = self._times[op]
+        histogram = Histogram(list(counted.cells))
+        histogram.observe_all(took_ns.copy())
+        return histogram
 
     def submit_read(self, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "read") -> IoResult:
         """Submit the read of page ``key``, ``what`` in the journal, to its frame; returns what it will come to."""
@@ -90,7 +98,7 @@ class PageIo:
         start_ns, done_ns = self._device.submit(_READ, slot, arrival_ns, pfn)
         if self._is_measured:
             self._note_measured(_READ, slot, now_ns)
-        self._took_ns[_READ].append(done_ns - arrival_ns)
+        self._times[_READ][1].append(done_ns - arrival_ns)
         result, by_chance = _OK, self._read_fails()
         if by_chance or mm.io_faults.is_counting:
             result = mm.io_faults.result(_READ, vm, gfn, slot, now_ns, by_chance)
@@ -123,7 +131,7 @@ class PageIo:
         start_ns, done_ns = self._device.submit(_WRITE, slot, now_ns, pfn)
         if self._is_measured:
             self._note_measured(_WRITE, slot, now_ns)
-        self._took_ns[_WRITE].append(done_ns - now_ns)
+        self._times[_WRITE][1].append(done_ns - now_ns)
         result, by_chance = _OK, self._write_fails()
         if by_chance or mm.io_faults.is_counting:
             result = mm.io_faults.result(_WRITE, vm, gfn, slot, now_ns, by_chance)

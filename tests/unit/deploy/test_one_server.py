@@ -141,7 +141,7 @@ def measured(path: Path, swap: Path, service_ns: int, faults: int) -> tuple[floa
         twin.start()
         while twin.run_window():
             pass
-        result, reads = twin.result(0.0), twin.host.core.watched().page_io.io[Op.READ]
+        result, reads = twin.result(0.0), twin.host.core.watched().page_io.times(Op.READ)
     finally:
         twin.close()
     counts, host = result.counter("faults_async"), result.host_counters
