@@ -8,6 +8,10 @@ together, so a frame is taken here too, with what that costs if the host is shor
 If nothing could be reclaimed, or no frame is free, the vCPU asks again at the next border: where the kernel tries again
 it waits a little too (mm/vmscan.c:reclaim_throttle). When MAX_RECLAIM_RETRIES borders in a row have brought nothing, and
 nothing under way could help, the group's only process is killed, the VMM (mem_cgroup_out_of_memory).
+
+Departures: above ``high`` the kernel tries MAX_RECLAIM_RETRIES times more where reclaim frees nothing, before the task
+sleeps, and counts ``high`` in memory.events each time; here it sleeps at once, since what was picked stays in its frames
+until the border, and counts once.
 """
 
 from __future__ import annotations

@@ -156,7 +156,11 @@ class PageIo:
         pages.flags[key] &= ~DIRTY
         mm.swap.set_zero(pages.slot[key], True)
         mm.damage.written(pages.slot[key], IoResult.OK)
-        mm.groups[vm].stat["swpout_zero"] += 1
+        stat = mm.groups[vm].stat
+        stat["swpout_zero"] += 1
+        stat["nr_vmscan_write"] += (
+            1  # mm/vmscan.c:pageout counts what swap_writeout took, whether there was I/O or not
+        )
         mm.journal.record(now_ns, "write_zeros", vm, key - pages.first_key[vm], pages.slot[key])
         self.write_done(key, vm, now_ns)
 

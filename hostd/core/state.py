@@ -179,7 +179,7 @@ class MmState:
             write = write or (self.swap.is_full and self.swapping[vm])
         if write and not pages.flags[key] & DIRTY:
             pages.flags[key] |= DIRTY
-            # A slot that is being written stays (folio_free_swap refuses under writeback): _write_done frees it.
+            # A slot that is being written stays (folio_free_swap refuses under writeback): ``write_done`` frees it.
             if not pages.flags[key] & WRITING:
                 self.free_slot(key, vm)
 

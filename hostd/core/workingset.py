@@ -5,7 +5,7 @@ age advances with each eviction and activation. If it comes back within a distan
 have spared it (workingset_test_recent), it is active at once, and part of the working set again if it had been before.
 
 Which lists that distance is measured against depends on the kind of page: for anonymous memory, with no file pages in
-the group, the active list alone.
+the group, the active list alone. Departure: the kernel leaves it out while no swap slot is free, and activates nothing.
 """
 
 from __future__ import annotations

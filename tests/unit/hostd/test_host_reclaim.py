@@ -39,7 +39,7 @@ def zeros_in_swap(new_rig: NewRig, gup: GupVariant = GupVariant.NOIO) -> Rig:
 def test_a_page_of_zeros_is_neither_written_nor_read(new_rig: NewRig) -> None:
     rig = zeros_in_swap(new_rig)
     counters = rig.core.counters
-    assert (counters["pswpout"], counters["swpout_zero"]) == (31, 1)
+    assert (counters["pswpout"], counters["swpout_zero"], counters["nr_vmscan_write"]) == (31, 1, 32)
     hit = rig.mapped(0, WINDOW_NS + 1)
     assert hit.kind is FaultKind.MINOR and rig.effects[0] == ZeroFrame(hit.pfn) and not rig.seen(ReadSlot)
     assert not hit.writable, "its slot still stands for its bytes"
