@@ -158,9 +158,7 @@ class PageIo:
         mm.damage.written(pages.slot[key], IoResult.OK)
         stat = mm.groups[vm].stat
         stat["swpout_zero"] += 1
-        stat["nr_vmscan_write"] += (
-            1  # mm/vmscan.c:pageout counts what swap_writeout took, whether there was I/O or not
-        )
+        stat["nr_vmscan_write"] += 1  # without I/O too: mm/vmscan.c:pageout
         mm.journal.record(now_ns, "write_zeros", vm, key - pages.first_key[vm], pages.slot[key])
         self.write_done(key, vm, now_ns)
 
