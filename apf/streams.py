@@ -26,6 +26,7 @@ from apf import limits
 log = logging.getLogger(__name__)
 _NO_FLAGS = 0
 _END_S = 5.0
+_TELL_S = 0.25
 _Send, _Receive = cygrpc.SendMessageOperation, cygrpc.ReceiveMessageOperation
 
 
@@ -152,14 +153,17 @@ class StreamServer:
         self._thread.start()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more calls, and end those there are, after ``grace_s`` by force."""
+        """Take no more calls, and end those there are, after ``grace_s`` by force.
+
+        Not at once, though: that closes connections, and a status that was sent just before may still be on its way out.
+        """
         if not self._thread.is_alive():
             return
         with self._lock:
             if not self._stops:
                 self._stops = True
                 self._server.shutdown(self._queue, None)
-        for wait_s in (grace_s, _END_S):
+        for wait_s in (max(grace_s, _TELL_S), _END_S):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), wait_s)
                 return
