@@ -21,7 +21,7 @@ from apf.clockpage import next_border_ns
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.messages import FOREVER_NS, NEVER_NS, TrapRaised
-from apf.process import Failure
+from apf.process import COLLECT_AFTER, Failure
 from apf.scenario import Scenario
 from deploy.result import RunResult, Snapshot
 from guestsched.core.arrivals import Answer, Arrival
@@ -34,8 +34,6 @@ from vcpud.core.account import Cause
 from vcpud.machine import Machine, Need, NeedKind
 
 _SERVERS = (NeedKind.HOST, NeedKind.GUEST)
-
-_COLLECT_AFTER = 100_000
 
 Progress = Callable[[int, "Twin"], None]
 
@@ -337,10 +335,10 @@ class Twin:
 
 @contextmanager
 def few_collections() -> Iterator[None]:
-    """A run makes many small objects and no cycles; looking for some every 700 objects takes 3 % of its time."""
+    """A run makes many small objects and no cycles."""
     before = gc.get_threshold()
     gc.freeze()
-    gc.set_threshold(_COLLECT_AFTER, *before[1:])
+    gc.set_threshold(COLLECT_AFTER, *before[1:])
     try:
         yield
     finally:

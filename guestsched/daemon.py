@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from apf.guard import Servers
 from apf.journal import Journal
 from apf.listen import API_ON_SOCKETS, PLAIN, Listener, ListenError, Security, listener, sockets
 from apf.messages import Segment, TrapRaised
-from apf.process import Failure, PeerLost
+from apf.process import Failure, PeerLost, settle_collector
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.serving import TurnServer, let_calls_end
@@ -160,7 +159,7 @@ async def _serve(config: GuestschedConfig) -> None:
             addresses = await api_server.start()
             by_role = {next(iter(each.roles)): each.address for each in found if each.path is not None}
             run.write_report(f"api-guest-{config.vm}", {"address": addresses[-1], "sockets": by_role})
-        gc.freeze()
+        settle_collector()
         collects = (GuestMetrics(shell, config.vm, clock), turns.calls)
         metrics.serve(run, config.name, "guestsched", *collects, listen=config.metrics)
         service.boot(shell)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 import threading
@@ -24,7 +23,7 @@ from apf.io_faults import IoFaultWish, endless_stop
 from apf.journal import Journal
 from apf.listen import PLAIN, Listener, Security, sockets
 from apf.messages import FOREVER_NS, NEVER_NS, PAGE_SIZE, Segment
-from apf.process import Failure, PeerLost
+from apf.process import Failure, PeerLost, settle_collector
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.serving import Patience, TurnServer, let_calls_end, slowest
@@ -343,7 +342,7 @@ async def _serve(config: HostdConfig) -> None:
     )
     addresses = await servers.start()
     log.info("answers at %s: places for VMs %d, vCPUs of each %d", ", ".join(addresses), config.places, vcpus)
-    gc.freeze()
+    settle_collector()
     metrics.serve(
         run,
         "hostd",

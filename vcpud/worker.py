@@ -5,7 +5,6 @@ Forked by the supervisor; gRPC is imported only here, after the fork. One thread
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import statistics
@@ -23,7 +22,7 @@ from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
 from apf.listen import TlsFiles
 from apf.messages import NEVER_NS
-from apf.process import Failure, PeerLost, settle_polling
+from apf.process import Failure, PeerLost, settle_collector, settle_polling
 from apf.rundir import RunDir
 from apf.scenario import Scenario
 from apf.stats import FIELDS, VcpuStats
@@ -161,7 +160,7 @@ class _Worker:
         """The vCPU's life: proceed, say how far one is, get what is needed."""
         machine, clock, participant = self._machine, self._clock, self._config.participant
         machine.start()
-        gc.freeze()
+        settle_collector()
         host_seq = guest_seq = 0
         border_ns = 0
         while True:
