@@ -55,7 +55,13 @@ class PeerLost(Failure):
 
 
 class StopRequested(SystemExit):
-    """SIGTERM arrived. A SystemExit, since those pass through an event loop wherever they are raised."""
+    """SIGTERM arrived. A SystemExit, since those pass through an event loop wherever they are raised.
+
+    It has its status, for where nobody catches it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STOPPED)
 
 
 def settle_grpc() -> None:
