@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -140,7 +141,7 @@ class StreamServer:
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._lock = threading.Lock()
-        self._stops = False  # guarded by the lock
+        self._stops = self._is_gone = False  # guarded by the lock
 
     def add_insecure_port(self, address: str) -> int:
         """Listen there; returns the port, 0 if that is not possible."""
@@ -167,7 +168,9 @@ class StreamServer:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), wait_s)
                 return
-            self._server.cancel_all_calls()
+            with self._lock:
+                if not self._is_gone:
+                    self._server.cancel_all_calls()
 
     def _request_call(self) -> None:
         with self._lock:
@@ -175,17 +178,29 @@ class StreamServer:
                 self._server.request_call(self._queue, self._queue, self._called)
 
     def _poll(self) -> None:
-        """The thread. The queue has functions to call; None: the server is shut down, and all calls are over."""
+        """The thread. The queue has functions to call; None: the server is shut down, and no call is left."""
         while (event := self._queue.poll()).tag is not None:
-            try:
-                event.tag(event)
-            except Exception as error:
-                log.exception("a stream's handler failed")
-                self._method.failed(error)
+            self._handle(event)
             del event  # it may hold a call, which ends when nobody does
-        self._server.destroy()
+        # How the last streams have ended may come behind that.
+        until_s = time.time() + _END_S
+        while self._peers and time.time() < until_s:
+            event = self._queue.poll(deadline=until_s)
+            if event.tag is not None:
+                self._handle(event)
+            del event
+        with self._lock:
+            self._is_gone = True
+            self._server.destroy()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _handle(self, event: Any) -> None:
+        try:
+            event.tag(event)
+        except Exception as error:
+            log.exception("a stream's handler failed")
+            self._method.failed(error)
 
     def _called(self, event: Any) -> None:
         if not event.success:  # there is no call: the server stops
