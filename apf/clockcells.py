@@ -63,8 +63,18 @@ _DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS, _ENDED = 
 _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
-SERVERS: Final = 2
-"""Kinds of servers, which have want entries of their own: hostd and guestsched. A server uses its first vCPU's."""
+
+
+class Server(IntEnum):
+    """Kinds of servers, which have want entries of their own. A server uses its first vCPU's."""
+
+    HOSTD = 0
+    GUESTSCHED = 1
+
+
+SERVERS: Final = len(Server)
+NOBODY: Final = -1
+"""The want entry of no server: all are woken."""
 
 
 @njit("int64(int64, int64)", cache=True, nogil=True, inline="always")
@@ -140,10 +150,12 @@ def take_interrupt(page, participant, border):
     return post
 
 
-@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
-def _wake_passed(page, participant, before, time_ns):
+@njit("void(int64, int64, int64, int64, int64)", cache=True, nogil=True)
+def _wake_passed(page, participant, before, time_ns, knows):
     if load_i64(_cell(page, WAITERS)) > 0:
         for entry in range(SERVERS * load_i64(page)):
+            if entry == knows:
+                continue
             want = _want(page, entry)
             wanted = load_i64(want)
             who = load_i64(want + 8 * _WANT_WHO)
@@ -156,20 +168,20 @@ def _wake_passed(page, participant, before, time_ns):
         futex_wake(_cell(page, _OPENER), 1)
 
 
-@njit("void(int64, int64, int64)", cache=True, nogil=True)
-def publish(page, participant, time_ns):
-    """Store a slot and wake whoever this lets pass: a server waiting for its turn, or the opener."""
+@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
+def publish(page, participant, time_ns, knows):
+    """Store a slot and wake whoever this lets pass: a server waiting for its turn, but not ``knows``, or the opener."""
     slot = _slot(page, participant)
     before = load_i64(slot)
     store_i64(slot, time_ns)
-    _wake_passed(page, participant, before, time_ns)
+    _wake_passed(page, participant, before, time_ns, knows)
 
 
-@njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
-def settle(page, participant, asked_ns, time_ns):
+@njit("void(int64, int64, int64, int64, int64)", cache=True, nogil=True)
+def settle(page, participant, asked_ns, time_ns, knows):
     """Publish ``time_ns`` if the slot still holds ``asked_ns``."""
     if replace_i64(_slot(page, participant), asked_ns, time_ns):
-        _wake_passed(page, participant, asked_ns, time_ns)
+        _wake_passed(page, participant, asked_ns, time_ns, knows)
 
 
 @njit("boolean(int64, int64, int64)", cache=True, nogil=True)

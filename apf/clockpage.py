@@ -27,7 +27,8 @@ Arrivals. What comes to guestsched from outside of the run waits until all have 
 grants guestsched the clock at a time of its choice (``ARRIVALS``), and opens no window before that is given back.
 
 Nobody polls. Who waits announces what for (its slot, or a *want* entry: a server's next request), looks once more, and
-sleeps on a futex of its own; who stores a slot looks for those whom this lets pass. Every wait returns after a while,
+sleeps on a futex of its own; who stores a slot looks for those whom this lets pass, but for the server that gets its
+request next, which looks when that arrives. Every wait returns after a while,
 and at a signal, so that the caller can look at the world; the page's ``abort`` word ends all of them.
 """
 
@@ -49,8 +50,10 @@ from apf.clockcells import (
     INTERRUPTIBLE,
     LIMIT,
     LINE,
+    NOBODY,
     PARTICIPANTS,
     SERVERS,
+    Server,
     SLOTS,
     TAKEN,
     WANT_ARRIVALS,
@@ -134,18 +137,23 @@ class ClockPage:
         """The same, but no later than the border of the open window: it stands still where all idle. Never goes back."""
         return min(self.virtual_ns(), self.border_ns)
 
-    def publish(self, participant: int, time_ns: int) -> None:
-        """Store a slot and wake whoever this lets pass."""
-        clockcells.publish(self.address, participant, time_ns)
+    def publish(self, participant: int, time_ns: int, knows: int = NOBODY) -> None:
+        """Store a slot and wake whoever this lets pass.
 
-    def settle(self, participant: int, asked_ns: int, time_ns: int) -> None:
+        Not the server of want entry ``knows``, to which the request that this is the time of goes next: it looks
+        whenever one arrives, and need not be woken twice.
+        """
+        clockcells.publish(self.address, participant, time_ns, knows)
+
+    def settle(self, participant: int, asked_ns: int, time_ns: int, knows: int = NOBODY) -> None:
         """The request of ``asked_ns`` is answered for ``time_ns``: publish that, unless its vCPU has gone on already.
 
-        What a vCPU stores after the reply is later than its request, so the slot never goes back.
+        What a vCPU stores after the reply is later than its request, so the slot never goes back. ``knows``: the want
+        entry of who settles it, and looks itself for what may pass now.
         """
-        clockcells.settle(self.address, participant, asked_ns, time_ns)
+        clockcells.settle(self.address, participant, asked_ns, time_ns, knows)
 
-    def want_entry(self, server: int, first_participant: int) -> int:
+    def want_entry(self, server: Server, first_participant: int) -> int:
         """The want entry of a server whose vCPUs have the slots from ``first_participant`` on."""
         return server * self.participants + first_participant
 
@@ -204,7 +212,7 @@ class ClockPage:
             self._cells[line] = at_ns
         self.note_ended()
 
-    def evict(self, participants: range, server: int) -> None:
+    def evict(self, participants: range, server: Server) -> None:
         """These participants and their ``server`` are dead, all their processes: nobody waits for them any more."""
         entry = self.want_entry(server, participants.start)
         self.withdraw(entry)

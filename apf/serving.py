@@ -27,6 +27,7 @@ import grpc
 
 from apf import limits
 from apf.calls import CallCounter
+from apf.clockcells import Server
 from apf.clockpage import ClockPage
 from apf.guard import Refused, first_message
 from apf.messages import NEVER_NS
@@ -97,7 +98,7 @@ class TurnServer:
     """
 
     def __init__(
-        self, server: int, scenario_digest: str, patience_s: int, method: str, ends_all: bool = True
+        self, server: Server, scenario_digest: str, patience_s: int, method: str, ends_all: bool = True
     ) -> None:
         self._server = server
         self._scenario_digest = scenario_digest
@@ -327,7 +328,7 @@ class TurnServer:
                     raise
                 # The slot first, natively. Border work that it sets off wants this process's interpreter, which it gets
                 # when the loop has nothing more to do: the reply is on its way by then.
-                clock.settle(participant, time_ns, at_ns)
+                clock.settle(participant, time_ns, at_ns, self._entry)
                 if self._waiting:
                     self._pass_turn()
                 await write(response)
@@ -369,20 +370,19 @@ class TurnServer:
                 self._pass_turn()
 
     def settle(self, participant: int, asked_ns: int, at_ns: int) -> None:
-        """A request is answered for ``at_ns``."""
+        """A request is answered for ``at_ns``; by its turn (``Turn.take``), after which those that wait are looked at."""
         assert self._clock is not None
-        self._clock.settle(participant, asked_ns, at_ns)
+        self._clock.settle(participant, asked_ns, at_ns, self._entry)
 
     def stream_ended(self, code: str) -> None:
         """Count a stream that is not on the loop."""
         self.calls.calls[self._method, code] += 1
 
     def _wait(self, time_ns: int, participant: int, turn: Turn) -> None:
+        # Whoever is the first that waits now: its vCPU has told nobody else that this request lets it pass.
         with self._lock:
-            waiting = (time_ns, participant, turn)
-            heapq.heappush(self._waiting, waiting)
-            if self._waiting[0] is waiting:
-                self._pass_turn()
+            heapq.heappush(self._waiting, (time_ns, participant, turn))
+            self._pass_turn()
 
     def _pass_turn(self) -> None:
         """Let the earliest waiting requests go on that have their turn; what stands on the page follows."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import grpc
 
 from apf import limits, metrics, roles, tls, wire
+from apf.clockcells import Server
 from apf.clockpage import ClockPage
 from apf.guard import Servers
 from apf.journal import Journal
@@ -29,8 +30,6 @@ from guestsched.metrics import GuestMetrics
 from guestsched.shell import GuestShell, guest_report
 
 log = logging.getLogger(__name__)
-SERVER = 1
-"""guestsched's want entries on the clock page."""
 _METHOD = "apf.v1.GuestService/TakeTraps"
 _CONNECT_S = 60
 _LOAD_S = 300
@@ -113,7 +112,7 @@ async def _serve(config: GuestschedConfig) -> None:
     """Listen, load the VM into its host, which lets it join, and boot."""
     scenario, run = config.scenario, config.run
     ends_all = scenario.host.on_vm_loss == "end"
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD, ends_all)
+    turns = TurnServer(Server.GUESTSCHED, scenario.fingerprint(), scenario.host.patience_s, _METHOD, ends_all)
     sink = run.journal(config.name).open("w") if config.journal else None
 
     def post(vcpu: int, at_ns: int | None) -> None:

@@ -15,7 +15,7 @@ from decimal import Decimal
 import grpc
 
 from apf import limits, metrics, roles, wire
-from apf.clockcells import Waited
+from apf.clockcells import Server, Waited
 from apf.clockpage import ClockPage
 from apf.guard import Servers, for_streams, parser
 from apf.hostmem import Geometry, HostMemory
@@ -38,10 +38,6 @@ from hostd.report import host_report
 from hostd.shell import HostShell
 
 log = logging.getLogger(__name__)
-SERVER = 0
-"""hostd's want entries on the clock page."""
-_GUEST_SERVER = 1
-"""guestsched's."""
 IO_FAULTS_MAX = 1024
 """Failures of the device that operators may ask for in a run."""
 _METHOD = "apf.v1.HostService/RunVcpu"
@@ -241,7 +237,7 @@ class HostService(HostServiceServicer):
     def _detached(self, vm: int) -> None:
         """No stream of a VM is left: its processes, if it is lost, cannot touch the clock any more."""
         if vm in self.lost and vm in self.present:
-            self._clock.evict(self._config.participants(vm), _GUEST_SERVER)
+            self._clock.evict(self._config.participants(vm), Server.GUESTSCHED)
             self._turns.forget_waiting()
 
     # ... and these in the opener, while all stand at a border. -------------------------------------------------------
@@ -325,7 +321,7 @@ async def _serve(config: HostdConfig) -> None:
     clock = ClockPage.create(run.clock, config.places * vcpus, scenario.host.vms * vcpus)
     sink = run.journal("host").open("w") if config.journal else None
     shell, _swap = host_shell(scenario, Journal(sink), memory, run.swap)
-    turns = TurnServer(SERVER, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
+    turns = TurnServer(Server.HOSTD, scenario.fingerprint(), scenario.host.patience_s, _METHOD)
     participants = {(vm, vcpu): vm * vcpus + vcpu for vm in places for vcpu in range(vcpus)}
     listeners = config.listen or sockets(run, "hostd", roles.HOSTD)
     expected = [key for key in participants if key[0] < scenario.host.vms]

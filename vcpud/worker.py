@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apf.clockcells import Waited
+from apf.clockcells import Server, Waited
 from apf.clockpage import ClockPage
 from apf.hostmem import Geometry, HostMemory
 from apf.journal import Journal
@@ -101,6 +101,8 @@ class _Worker:
                 guest_channel, wire.TAKE_TRAPS, guest_pb2.TakeTrapsResponse.FromString
             )
             self._clock = ClockPage.attach(config.run.clock)
+            self._hostd = self._clock.want_entry(Server.HOSTD, 0)
+            self._guestsched = self._clock.want_entry(Server.GUESTSCHED, config.participant - config.vcpu)
             memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
             self._fields = stats.fields(config.vcpu)
@@ -187,7 +189,7 @@ class _Worker:
 
     def _ask_host(self, need: Need, seq: int) -> None:
         message = self._wire.host_request_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
-        self._clock.publish(self._config.participant, need.time_ns)
+        self._clock.publish(self._config.participant, need.time_ns, self._hostd)
         self._messages[f"host.out.{message.WhichOneof('request')}"] += 1
         self._count_now_and_then()
         began_ns = time.perf_counter_ns()
@@ -201,7 +203,7 @@ class _Worker:
 
     def _ask_guest(self, need: Need, seq: int) -> None:
         message = self._wire.trap_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
-        self._clock.publish(self._config.participant, need.time_ns)
+        self._clock.publish(self._config.participant, need.time_ns, self._guestsched)
         self._messages[f"guest.out.{message.WhichOneof('trap')}"] += 1
         self._count_now_and_then()
         self._asks = True

@@ -34,7 +34,7 @@ import llvmlite.binding as llvm
 from numba import cfunc, njit, types
 from unicorn import unicorn_const, x86_const
 
-from apf.clockcells import publish
+from apf.clockcells import NOBODY, publish
 from vcpud.cpu.binding import TLB_FLUSH, uclib
 from vcpud.cpu.native import load32, load64, store8, store32, store64
 
@@ -209,7 +209,7 @@ def on_block_slow(uc: int, pc: int, size: int, state: int) -> None:
         page_address = load64(state + _PAGE_ADDRESS)
         if page_address != 0:
             now_ns = load64(state + _BASE_NS) + retired * NS_PER_US // load64(state + _CPU_MIPS)
-            publish(page_address, load64(state + _SLOT), now_ns)
+            publish(page_address, load64(state + _SLOT), now_ns, NOBODY)
             store64(state + _NEXT_CHECK, min(stop_at, retired + PUBLISH_INTERVAL))
         else:
             store64(state + _NEXT_CHECK, stop_at)
