@@ -20,6 +20,7 @@ _FUTEX_WAKE = 1
 _SYS_WRITE = 1
 _SYS_PREAD = 17
 _SYS_PWRITE = 18
+_SYS_PWRITEV = 296
 
 _syscall = types.ExternalFunction("syscall", types.int64(*[types.int64] * 7))
 
@@ -102,6 +103,12 @@ def read_fd_at(descriptor, address, size, offset):
 def write_fd_at(descriptor, address, size, offset):
     """Write ``size`` bytes at ``address`` to ``offset`` of a file; how many were, or -1."""
     return _syscall(_SYS_PWRITE, descriptor, address, size, offset, 0, 0)
+
+
+@njit("int64(int64, int64, int64, int64)", cache=True, nogil=True)
+def write_fd_vector(descriptor, vector, count, offset):
+    """Write the ``count`` pieces of an iovec array, as ``pwritev`` takes it, to ``offset`` of a file: bytes, or -1."""
+    return _syscall(_SYS_PWRITEV, descriptor, vector, count, offset, 0, 0)
 
 
 @intrinsic

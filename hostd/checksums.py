@@ -16,12 +16,14 @@ import numpy.typing as npt
 from numba import carray, njit
 
 from apf.messages import PAGE_SIZE
-from apf.native import pointer_u64, read_fd_at, write_fd_at
+from apf.native import pointer_u64, read_fd_at, write_fd_vector
 
 HALF = PAGE_SIZE // 2
 _WORDS = HALF // 8
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
+_VECTOR_MAX = 64
+"""Pages written at once."""
 BOTH, FIRST, NEITHER = 0b11, 0b01, 0b00
 """Halves of a page: which of them a write reaches, or are wrong."""
 
@@ -81,32 +83,57 @@ def _find_wrong(
         wrong[row] = _wrong(pages[row], sums, writes, slots[row]) != 0
 
 
-@njit("int64(int64, int64, int64, uint64[:, ::1], uint64[::1])", cache=True, nogil=True)
-def read_page(descriptor: int, slot: int, address: int, sums: Words, writes: Words) -> int:
+# Of the two below the checksums come as addresses and slots: an array costs half a microsecond to hand over.
+
+
+@njit("int64(int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
+def read_page(descriptor: int, slot: int, address: int, sums_at: int, writes_at: int, slots: int) -> int:
     """Read ``slot`` to ``address``: which halves are wrong; -1 if not a whole page came."""
     if read_fd_at(descriptor, address, PAGE_SIZE, slot * PAGE_SIZE) != PAGE_SIZE:
         return -1
+    sums, writes = carray(pointer_u64(sums_at), (slots, 2)), carray(pointer_u64(writes_at), slots)
     wrong: int = _wrong(carray(pointer_u64(address), 2 * _WORDS), sums, writes, slot)
     return wrong
 
 
-@njit("boolean(int64, int64, int64, uint64[:, ::1], uint64[::1])", cache=True, nogil=True)
-def write_page(descriptor: int, slot: int, address: int, sums: Words, writes: Words) -> bool:
-    """Write the page at ``address`` to ``slot``; False if not all of it went."""
-    if write_fd_at(descriptor, address, PAGE_SIZE, slot * PAGE_SIZE) != PAGE_SIZE:
-        return False
-    _written(carray(pointer_u64(address), 2 * _WORDS), sums, writes, slot, 3)
-    return True
+@njit("int64(int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
+def write_pages(descriptor: int, table: int, count: int, sums_at: int, writes_at: int, slots: int) -> int:
+    """Write ``count`` pages, of each of which ``table`` has slot and address; consecutive slots at once.
+
+    Returns the first slot of those that were not written whole, -1 if all were.
+    """
+    sums, writes = carray(pointer_u64(sums_at), (slots, 2)), carray(pointer_u64(writes_at), slots)
+    pairs = carray(pointer_u64(table), (count, 2))
+    vector = np.empty((_VECTOR_MAX, 2), np.uint64)
+    first = 0
+    while first < count:
+        length = 0
+        while length < _VECTOR_MAX and first + length < count:
+            if length and pairs[first + length, 0] != pairs[first, 0] + np.uint64(length):
+                break
+            vector[length, 0], vector[length, 1] = pairs[first + length, 1], np.uint64(PAGE_SIZE)
+            length += 1
+        slot = np.int64(pairs[first, 0])
+        wanted = length * PAGE_SIZE
+        if write_fd_vector(descriptor, vector.ctypes.data, length, slot * PAGE_SIZE) != wanted:
+            return slot
+        for nth in range(length):
+            page = carray(pointer_u64(np.int64(vector[nth, 0])), 2 * _WORDS)
+            _written(page, sums, writes, slot + nth, 3)
+        first += length
+    return -1
 
 
 class Checksums:
     """Of ``slots`` slots, none of which was written yet. Pages are ``(4096,)`` or ``(n, 4096)`` bytes, contiguous."""
 
-    __slots__ = ("sums", "writes")
+    __slots__ = ("sums", "where", "writes")
 
     def __init__(self, slots: int) -> None:
         self.sums: Words = np.zeros((slots, 2), np.uint64)
         self.writes: Words = np.zeros(slots, np.uint64)
+        self.where = (int(self.sums.ctypes.data), int(self.writes.ctypes.data), slots)
+        """The addresses of both, and how many slots there are: as native functions want to have them."""
 
     def written(self, slot: int, page: npt.NDArray[np.uint8], halves: int = BOTH) -> None:
         """``page`` was to be written to ``slot``, and ``halves`` of it reached it."""

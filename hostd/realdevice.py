@@ -45,15 +45,15 @@ class MeasuredFile(SwapFile):
         if op is Op.READ:
             self._found[slot] = super().read_to(slot, address)
         else:
-            super().write_from(slot, address)
+            super().write_all([slot, address])
         return time.perf_counter_ns() - began_ns
 
     def read_to(self, slot: int, address: int) -> str:
         """What is wrong with what ``carry`` read."""
         return self._found.pop(slot)
 
-    def write_from(self, slot: int, address: int) -> None:
-        """``carry`` has written it."""
+    def write_all(self, pairs: list[int]) -> None:
+        """``carry`` has written them."""
 
 
 class Recorded:

@@ -147,6 +147,7 @@ class HostShell:
     def _carry_out(self, effects: list[HostEffect]) -> HostReply | None:
         # In the order of how often they come; a class pattern of match costs twice what isinstance does.
         reply = None
+        writes: list[int] = []  # slot and address of each page, carried out together: no effect reads them in this step
         for effect in effects:
             if isinstance(effect, Reply):
                 reply = effect.reply
@@ -157,7 +158,10 @@ class HostShell:
             elif isinstance(effect, ClearEpt):
                 self._epts[effect.vm][effect.gfn] = 0
             elif isinstance(effect, WriteSlot):
-                self._write(effect)
+                if effect.result is IoResult.OK:
+                    writes += (effect.slot, self._address + effect.pfn * PAGE_SIZE)
+                else:
+                    self._write_badly(effect)
             elif isinstance(effect, ZeroFrame):
                 self._memory.frames[effect.pfn] = 0
                 self._generation[effect.pfn] += 1
@@ -167,6 +171,8 @@ class HostShell:
                 self._memory.epts[effect.vm][:] = 0
             else:
                 assert_never(effect)
+        if writes:
+            self.swap.write_all(writes)
         if len(self._lines) > self._told:
             for line in self._lines[self._told :]:
                 log.warning("%s", line)
@@ -183,17 +189,13 @@ class HostShell:
             raise SwapCorrupted(f"{self.swap.path}: slot {slot}, which has gfn {gfn:#x} of VM {vm}: {wrong}")
         assert wrong or not effect.damaged, f"slot {slot} was damaged when it was written, and its checksum is right"
 
-    def _write(self, effect: WriteSlot) -> None:
-        swap, slot, pfn = self.swap, effect.slot, effect.pfn
-        if effect.result is IoResult.OK:
-            swap.write_from(slot, self._address + pfn * PAGE_SIZE)
-            return
-        frame = self._memory.frames[pfn]
+    def _write_badly(self, effect: WriteSlot) -> None:
+        frame = self._memory.frames[effect.pfn]
         match effect.result:
             case IoResult.TORN:
-                swap.tear(slot, frame)
+                self.swap.tear(effect.slot, frame)
             case IoResult.LOST:
-                swap.lose(slot, frame)
+                self.swap.lose(effect.slot, frame)
             case _:
                 raise AssertionError(f"{effect}: such a write moves nothing")
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from array import array
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from apf.messages import PAGE_SIZE
-from hostd.checksums import FIRST, HALF, NEITHER, Checksums, read_page, write_page
+from hostd.checksums import FIRST, HALF, NEITHER, Checksums, read_page, write_pages
 
 Frames = npt.NDArray[np.uint8]
 
@@ -54,7 +55,7 @@ class SwapFile:
 
     def read_to(self, slot: int, address: int) -> str:
         """The same for the frame at ``address``: the file's bytes and their checksums in one native call."""
-        wrong = read_page(self._page_fd, slot, address, self._checksums.sums, self._checksums.writes)
+        wrong = read_page(self._page_fd, slot, address, *self._checksums.where)
         if wrong < 0:
             done = len(os.pread(self._fd, PAGE_SIZE, slot * PAGE_SIZE))  # which says why
             raise OSError(f"{self.path}: slot {slot}: read {done} of {PAGE_SIZE} bytes")
@@ -66,9 +67,16 @@ class SwapFile:
 
     def write_from(self, slot: int, address: int) -> None:
         """The same for the frame at ``address``."""
-        if not write_page(self._page_fd, slot, address, self._checksums.sums, self._checksums.writes):
-            done = os.pwrite(self._fd, ctypes.string_at(address, PAGE_SIZE), slot * PAGE_SIZE)  # which says why
-            raise OSError(f"{self.path}: slot {slot}: was not written whole, and {done} bytes when tried again")
+        self.write_all([slot, address])
+
+    def write_all(self, pairs: list[int]) -> None:
+        """The same for many: slot, address, slot, address ...; natively, and consecutive slots at once."""
+        table = array("q", pairs)
+        first = write_pages(self._page_fd, table.buffer_info()[0], len(pairs) // 2, *self._checksums.where)
+        if first >= 0:
+            address = pairs[2 * pairs[::2].index(first) + 1]
+            done = os.pwrite(self._fd, ctypes.string_at(address, PAGE_SIZE), first * PAGE_SIZE)  # which says why
+            raise OSError(f"{self.path}: slots from {first}: not written whole, and {done} bytes when tried again")
 
     def tear(self, slot: int, frame: Frames) -> None:
         """A write of ``frame`` to ``slot`` of which only the first half gets there."""

@@ -36,7 +36,7 @@ _PARTS: dict[str, tuple[tuple[type, str], ...]] = {
     "engine: windows, mappings": ((Engine, "open_window"), (Engine, "map_overlay")),
     "host's shell": ((HostShell, "take"), (HostShell, "border")),
     "host's core": ((HostCore, "step"),),
-    "swap file": ((SwapFile, "read_to"), (SwapFile, "write_from")),
+    "swap file": ((SwapFile, "read_to"), (SwapFile, "write_all")),
     "guest's core": ((GuestCore, "step"),),
     "journal": ((Journal, "record"),),
 }
