@@ -75,6 +75,7 @@ class ClockPage:
     def __init__(self, mapping: mmap.mmap) -> None:
         self._cells = np.frombuffer(mapping, dtype=np.int64)
         self.address = int(self._cells.ctypes.data)
+        self._border_due_ns: int | None = None
 
     @staticmethod
     def size(participants: int) -> int:
@@ -290,7 +291,9 @@ class ClockPage:
 
         Only hostd says so, before it publishes the slot of the vCPU whose request caused it.
         """
-        self._cells[BORDER_WORK] = NEVER_NS if due_ns is None else due_ns
+        if due_ns != self._border_due_ns:
+            self._border_due_ns = due_ns
+            self._cells[BORDER_WORK] = NEVER_NS if due_ns is None else due_ns
 
     @property
     def aborted(self) -> bool:

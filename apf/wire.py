@@ -62,6 +62,17 @@ _PATHS = {int(path): path for path in m.KernelPath}
 _ACCOUNT_IN = {number: account for account, number in _ACCOUNT_OUT.items()}
 
 
+HOST_KINDS: dict[type, str] = {
+    m.FaultRaised: "fault",
+    m.PrefaultRaised: "prefault",
+    m.Mapped: "mapped",
+    m.Retry: "retry",
+    m.InProgress: "in_progress",
+    m.Failed: "failed",
+}
+"""What requests to hostd and its replies are called on the wire, and counted as. Here: WhichOneof costs a microsecond."""
+
+
 def _known(table: dict[K, V], number: K, field: str) -> V:
     try:
         return table[number]

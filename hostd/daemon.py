@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 IO_FAULTS_MAX = 1024
 """Failures of the device that operators may ask for in a run."""
 _METHOD = "apf.v1.HostService/RunVcpu"
+_IN = {kind: f"in.{name}" for kind, name in wire.HOST_KINDS.items()}
+_OUT = {kind: f"out.{name}" for kind, name in wire.HOST_KINDS.items()}
 _START_S = 60
 _STOP_S = 2.0
 _IDLE_NS = 200_000_000
@@ -302,8 +304,8 @@ class HostService(HostServiceServicer):
         self._clock.set_border_due(self._shell.core.border_due_ns())
         response = wire.host_reply_out(reply, message.seq)
         counts = self._turns.messages
-        counts[f"in.{message.WhichOneof('request')}"] += 1
-        counts[f"out.{response.WhichOneof('reply')}"] += 1
+        counts[_IN[type(request)]] += 1
+        counts[_OUT[type(reply)]] += 1
         return reply.at_ns, response
 
 

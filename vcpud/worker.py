@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _CONNECT_S = 60
 _WATCH_S = 1.0
-_COUNT_NS = 10_000_000
+_COUNT_NS = 50_000_000
 """Between two refreshes of the shared counters; a vCPU that goes to sleep for long refreshes them before."""
 _RETIRED = FIELDS.index("retired")
 _FIELDS = struct.Struct(f"{len(FIELDS)}q")
@@ -86,6 +86,8 @@ class _Worker:
         from apf.v1 import guest_pb2, host_pb2
 
         self._wire = wire
+        self._host_out = {kind: f"host.out.{name}" for kind, name in wire.HOST_KINDS.items()}
+        self._host_in = {kind: f"host.in.{name}" for kind, name in wire.HOST_KINDS.items()}
         config = self._config
         with (
             tls.blocking_channel(config.host_address, config.tls) as host_channel,
@@ -190,7 +192,7 @@ class _Worker:
     def _ask_host(self, need: Need, seq: int) -> None:
         message = self._wire.host_request_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
         self._clock.publish(self._config.participant, need.time_ns, self._hostd)
-        self._messages[f"host.out.{message.WhichOneof('request')}"] += 1
+        self._messages[self._host_out[type(need.request)]] += 1
         self._count_now_and_then()
         began_ns = time.perf_counter_ns()
         self._asks = True
@@ -198,8 +200,9 @@ class _Worker:
         self._asks = False
         self._round_trips_ns.append(time.perf_counter_ns() - began_ns)
         self._check_seq(response, seq)
-        self._messages[f"host.in.{response.WhichOneof('reply')}"] += 1
-        self._machine.host_replied(self._wire.host_reply_in(response))
+        reply = self._wire.host_reply_in(response)
+        self._messages[self._host_in[type(reply)]] += 1
+        self._machine.host_replied(reply)
 
     def _ask_guest(self, need: Need, seq: int) -> None:
         message = self._wire.trap_out(need.request, need.time_ns, seq)  # type: ignore[arg-type]  # by kind
