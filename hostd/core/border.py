@@ -31,7 +31,8 @@ from hostd.core.page import (
     PageState,
 )
 
-_MAPPABLE = [state in (RESIDENT, EVICTING, CACHED) for state in PageState]
+_MAPPABLE = np.array([state in (RESIDENT, EVICTING, CACHED) for state in PageState])
+_ARE_MAPPABLE: list[bool] = _MAPPABLE.tolist()
 _ERROR = IoResult.ERROR
 _SETTLE_EVERY = 64
 
@@ -67,14 +68,14 @@ class Border:
 
     def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:
         if len(dirty) <= FEW:
-            owner, pages = self._mm.frames.owner, self._mm.pages
+            owner, state, flags = self._mm.frames.owner, self._mm.pages.state, self._mm.pages.flags
             for pfn in dirty:
                 key = owner[pfn]
-                assert key >= 0 and _MAPPABLE[pages.state[key]], _unmapped(now_ns, dirty)
-                pages.flags[key] |= DIRTY
+                assert key >= 0 and _ARE_MAPPABLE[state[key]], _unmapped(now_ns, dirty)
+                flags[key] |= DIRTY
         else:
             owners = self._owner[np.asarray(dirty, dtype=np.int64)]
-            assert owners.min() >= 0 and np.take(_MAPPABLE, self._state[owners]).all(), _unmapped(now_ns, dirty)
+            assert owners.min() >= 0 and _MAPPABLE[self._state[owners]].all(), _unmapped(now_ns, dirty)
             self._flags[owners] |= DIRTY
 
     def _note_use(self, accessed: Pfns) -> None:
