@@ -94,7 +94,7 @@ def test_e39_the_workers_error_is_nobodys_and_the_next_fault_is_left_to_it_again
 
 @pytest.mark.parametrize(("gup", "each"), [(GupVariant.FAST, 2), (GupVariant.NOIO, 3), (GupVariant.NOWAIT, 3)])
 def test_e39_a_fault_that_fails_counts_as_a_fault_whoever_had_it(gup: GupVariant, each: int) -> None:
-    """mm/memory.c:mm_account_fault: VM_FAULT_RETRY alone does not count; get_user_pages_fast comes to no fault at all."""
+    """mm/memory.c:mm_account_fault: but for VM_FAULT_RETRY all count; get_user_pages_fast comes to no fault at all."""
     made = rig(Failure("read_error", 0), gup=gup)
     counts, at_ns = [], 1000
     for work in (1, 2):
