@@ -64,7 +64,6 @@ _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
 
-
 class Server(IntEnum):
     """Kinds of servers, which have want entries of their own. A server uses its first vCPU's."""
 

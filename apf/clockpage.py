@@ -53,15 +53,17 @@ from apf.clockcells import (
     NOBODY,
     PARTICIPANTS,
     SERVERS,
-    Server,
     SLOTS,
     TAKEN,
     WANT_ARRIVALS,
     WANT_GRANTED,
     WINDOWS,
+    Server,
     Waited,
 )
 from apf.messages import NEVER_NS
+
+_WAITED: tuple[Waited, ...] = tuple(Waited)  # by number
 
 
 def next_border_ns(earliest_ns: int, window_ns: int) -> int:
@@ -73,8 +75,9 @@ class ClockPage:
     """One process's view of the clock page."""
 
     def __init__(self, mapping: mmap.mmap) -> None:
-        self._cells = np.frombuffer(mapping, dtype=np.int64)
-        self.address = int(self._cells.ctypes.data)
+        # An item of a memoryview is one load or store of eight bytes, as one of numpy's arrays is, for half the time.
+        self._cells = memoryview(mapping).cast("q")
+        self.address = int(np.frombuffer(mapping, dtype=np.int64).ctypes.data)
         self._border_due_ns: int | None = None
 
     @staticmethod
@@ -114,21 +117,21 @@ class ClockPage:
     @property
     def participants(self) -> int:
         """How many participants the host has."""
-        return int(self._cells[PARTICIPANTS])
+        return self._cells[PARTICIPANTS]
 
     @property
     def border_ns(self) -> int:
         """End of the open window."""
-        return int(self._cells[BORDER])
+        return self._cells[BORDER]
 
     @property
     def windows(self) -> int:
         """Windows opened so far."""
-        return int(self._cells[WINDOWS])
+        return self._cells[WINDOWS]
 
     def slot_ns(self, participant: int) -> int:
         """A participant's slot."""
-        return int(self._cells[SLOTS + LINE * participant])
+        return self._cells[SLOTS + LINE * participant]
 
     def virtual_ns(self) -> int:
         """How far all participants have come (for show; it moves while one looks)."""
@@ -189,17 +192,17 @@ class ClockPage:
 
     def wait_window(self, participant: int, time_ns: int) -> Waited:
         """Wait until a window holding ``time_ns`` is open; the slot must be at ``time_ns`` or a bound below it."""
-        return Waited(clockcells.wait_window(self.address, participant, time_ns))
+        return _WAITED[int(clockcells.wait_window(self.address, participant, time_ns))]
 
     def run_openings(self, window_ns: int) -> Waited:
         """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
-        return Waited(clockcells.run_openings(self.address, window_ns))
+        return _WAITED[int(clockcells.run_openings(self.address, window_ns))]
 
     # Coming and going -----------------------------------------------------------------------------------------------
 
     def note_ended(self) -> None:
         """The opener knows of all participants that have ended; called by it, at a border."""
-        self._cells[ENDED_KNOWN] = clockcells.ended(self.address)
+        self._cells[ENDED_KNOWN] = int(clockcells.ended(self.address))
 
     def has_ended(self, participants: range) -> bool:
         """Whether all of these have ended, or are not there."""
@@ -209,7 +212,8 @@ class ClockPage:
         """Participants that were not there go on at ``at_ns``; called by the opener, at a border."""
         for participant in participants:
             line = SLOTS + LINE * participant
-            self._cells[line + INTERRUPTIBLE : line + TAKEN + 1] = 0
+            for cell in range(INTERRUPTIBLE, TAKEN + 1):
+                self._cells[line + cell] = 0
             self._cells[line] = at_ns
         self.note_ended()
 
@@ -251,7 +255,7 @@ class ClockPage:
 
     def granted_ns(self, entry: int) -> int | None:
         """The time for the arrivals of ``entry``, if the opener has granted it."""
-        granted = int(self._cells[SLOTS + LINE * (self.participants + entry) + WANT_GRANTED])
+        granted = self._cells[SLOTS + LINE * (self.participants + entry) + WANT_GRANTED]
         return None if granted == NEVER_NS else granted
 
     def give_back(self, entry: int) -> None:
@@ -284,7 +288,7 @@ class ClockPage:
     @property
     def beats(self) -> int:
         """What ``beat`` counts."""
-        return int(self._cells[BEATS])
+        return self._cells[BEATS]
 
     def set_border_due(self, due_ns: int | None) -> None:
         """The first border at or after ``due_ns`` needs hostd (None: none does).

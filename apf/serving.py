@@ -370,7 +370,7 @@ class TurnServer:
                 self._pass_turn()
 
     def settle(self, participant: int, asked_ns: int, at_ns: int) -> None:
-        """A request is answered for ``at_ns``; by its turn (``Turn.take``), after which those that wait are looked at."""
+        """A request is answered for ``at_ns``; by its turn (``Turn.take``): those that wait are looked at after it."""
         assert self._clock is not None
         self._clock.settle(participant, asked_ns, at_ns, self._entry)
 

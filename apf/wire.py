@@ -70,7 +70,7 @@ HOST_KINDS: dict[type, str] = {
     m.InProgress: "in_progress",
     m.Failed: "failed",
 }
-"""What requests to hostd and its replies are called on the wire, and counted as. Here: WhichOneof costs a microsecond."""
+"""What requests to hostd and its replies are called on the wire, and counted as. WhichOneof costs a microsecond."""
 
 
 def _known(table: dict[K, V], number: K, field: str) -> V:

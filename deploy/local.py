@@ -311,7 +311,8 @@ def _vm_of(child: ForkProcess) -> int | None:
 
 def _hostd(scenario: Scenario, run: RunDir, vm: int, journals: bool, api: str | None, security: Security) -> None:
     process.settle_polling()
-    from hostd.daemon import HostdConfig, main
+    from hostd.config import HostdConfig
+    from hostd.daemon import main
 
     main(HostdConfig(scenario, run, (), journals))
 

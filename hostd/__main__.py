@@ -17,7 +17,7 @@ def main() -> None:
 
     def serve(scenario: Scenario, run: RunDir) -> None:
         settle_polling()
-        from hostd.daemon import HostdConfig
+        from hostd.config import HostdConfig
         from hostd.daemon import main as daemon
 
         log, metrics = arguments.journal, arguments.metrics

@@ -116,7 +116,7 @@ def write_pages(descriptor: int, table: int, count: int, sums_at: int, writes_at
         slot = np.int64(pairs[first, 0])
         wanted = length * PAGE_SIZE
         if write_fd_vector(descriptor, vector.ctypes.data, length, slot * PAGE_SIZE) != wanted:
-            return slot
+            return int(slot)
         for nth in range(length):
             page = carray(pointer_u64(np.int64(vector[nth, 0])), 2 * _WORDS)
             _written(page, sums, writes, slot + nth, 3)

@@ -147,7 +147,8 @@ class HostShell:
     def _carry_out(self, effects: list[HostEffect]) -> HostReply | None:
         # In the order of how often they come; a class pattern of match costs twice what isinstance does.
         reply = None
-        writes: list[int] = []  # slot and address of each page, carried out together: no effect reads them in this step
+        # Slot and address of each page: written together, for nothing else in this step touches these slots or frames.
+        writes: list[int] = []
         for effect in effects:
             if isinstance(effect, Reply):
                 reply = effect.reply

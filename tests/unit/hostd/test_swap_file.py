@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +51,37 @@ def test_a_run_is_right_page_by_page_and_together(swap: SwapFile) -> None:
     assert [read(swap, slot)[1] for slot in range(3, 8)] == [""] * 5
     found, wrong = swap.read_many(np.array([7, 3, 4]))
     assert (found == pages[[4, 0, 1]]).all() and not wrong.any()
+
+
+def test_many_pages_are_written_each_to_its_slot_and_their_checksums_with_them(tmp_path: Path) -> None:
+    """Runs of consecutive slots are one system call: more than one takes, one alone, backwards, and apart."""
+    swap = SwapFile(tmp_path / "many", 256)
+    slots = [*range(10, 140), 200, 201, 199, 150, 3, 255, 0]
+    pages = np.stack([page(slot) for slot in slots])
+    for _ in range(2):
+        swap.write_all([number for nth, slot in enumerate(slots) for number in (slot, pages[nth].ctypes.data)])
+    for nth, slot in enumerate(slots):
+        frame, wrong = read(swap, slot)
+        assert not wrong and (frame == pages[nth]).all()
+    assert read(swap, 141)[1], "nobody has written that"
+    swap.close()
+
+
+def test_a_write_that_fails_names_its_slot(tmp_path: Path) -> None:
+    swap = SwapFile(tmp_path / "swap", SLOTS)
+    pages = np.stack([page(seed) for seed in range(3)])
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6 * PAGE + 100, limit[1]))
+        with pytest.raises(OSError, match="slots from 5: not written whole, and 4096 bytes when tried again"):
+            swap.write_all([2, pages[0].ctypes.data, 5, pages[1].ctypes.data, 6, pages[2].ctypes.data])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert not read(swap, 2)[1], "what went before it is there"
+    assert read(swap, 5)[1] and read(swap, 6)[1], "and nothing says that the others are"
+    swap.close()
 
 
 def test_a_torn_write_leaves_the_second_half_and_is_found_even_if_the_bytes_are_the_same(swap: SwapFile) -> None:
