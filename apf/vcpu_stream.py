@@ -86,8 +86,7 @@ class VcpuStream(Generic[RequestT]):
             self._break_off(grpc.StatusCode.INVALID_ARGUMENT, str(error))
             return True
         except Exception as error:
-            self._turns.failed(error)
-            self._peer.end(grpc.StatusCode.UNKNOWN, "an error of this server")
+            self._fail(error)
             raise
         self._at_ns = at_ns
         # The slot first, natively; border work that it sets off wants this process's interpreter, and gets it when the
@@ -109,6 +108,10 @@ class VcpuStream(Generic[RequestT]):
             self._why = Failure(f"vCPU {self._vcpu} of VM {self._vm}: {text}")
         self._peer.end(code, text)
 
+    def _fail(self, error: Exception) -> None:
+        self._turns.failed(error)
+        self._peer.end(grpc.StatusCode.UNKNOWN, "an error of this server")
+
     def _on_loop(self, function: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # it is closed: the process ends
             self._turns.loop.call_soon_threadsafe(function, *args)
@@ -119,6 +122,7 @@ class VcpuStream(Generic[RequestT]):
         self._first = self._turns.loop.call_later(limits.FIRST_MESSAGE_S, self._too_late)
 
     def _too_late(self) -> None:
+        self.dropped = True  # what comes while it is being told attaches nobody
         self._break_off(grpc.StatusCode.DEADLINE_EXCEEDED, f"no first message within {limits.FIRST_MESSAGE_S:g} s")
 
     def _begin(self, request: RequestT) -> None:
@@ -133,7 +137,11 @@ class VcpuStream(Generic[RequestT]):
         except Refused as refused:
             self._break_off(refused.code, refused.text)
             return
-        response = await self._on_attached(self._vm, self._vcpu, request.seq)
+        try:
+            response = await self._on_attached(self._vm, self._vcpu, request.seq)
+        except Exception as error:
+            self._fail(error)
+            raise
         self._participant = participant
         self._peer.answer(response.SerializeToString())
 
