@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.commands import Commands
 
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
@@ -42,3 +44,11 @@ def no_grpc_before_a_fork(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         for module in filter(None, map(sys.modules.get, ("grpc", "grpc.aio"))):  # who imports them later is a daemon
             for name in _STARTS:
                 monkeypatch.setattr(module, name, _refused(os.getpid(), name, getattr(module, name)))
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    """The command line, again and again."""
+    made = Commands()
+    yield made
+    made.close()

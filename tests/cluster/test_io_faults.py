@@ -5,26 +5,30 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cluster_runs import DEADLINE_S, small, until_running
+from cluster_runs import small, until_running
 
 from apf.scenario import Scenario, ScenarioError
 from deploy import journals, replay
 from deploy.local import LocalCluster
 from deploy.result import RunResult
+from tests.commands import Commands
 
 SLOWLY = {"duration_s": "0.06", "pace": "0.004"}
 """Long enough in wall time for somebody to do something."""
 
 
-def io_fault(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+IoFault = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def io_fault(commands: Commands) -> IoFault:
     """``apf io-fault``, in a process of its own: this one forks clusters."""
-    command = [sys.executable, "-c", "from deploy.cli import main; main()", "io-fault", *words, "--api", address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+    return lambda address, *words: commands.run("io-fault", *words, "--api", address)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Failed:
     log: Path
 
 
-def while_it_runs(scenario: Scenario, directory: Path, *commands: tuple[str, ...]) -> Failed:
+def while_it_runs(scenario: Scenario, directory: Path, io_fault: IoFault, *commands: tuple[str, ...]) -> Failed:
     merged = io.StringIO()
     with LocalCluster(scenario, journals=True) as cluster:
         until_running(cluster)
@@ -60,10 +64,11 @@ def repeats(failed: Failed) -> None:
     )
 
 
-def test_the_twin_repeats_it(tmp_path: Path) -> None:
+def test_the_twin_repeats_it(tmp_path: Path, io_fault: IoFault) -> None:
     failed = while_it_runs(
         small("pv", swap__errors="report", **SLOWLY),
         tmp_path,
+        io_fault,
         ("slow", "--factor", "3", "--io", "read", "--for", "0.002"),
         ("read_error", "--nth", "2", "--count", "1"),
         ("lost_write", "--count", "0"),
@@ -80,14 +85,14 @@ def test_the_twin_repeats_it(tmp_path: Path) -> None:
     repeats(failed)
 
 
-def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path) -> None:
+def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path, io_fault: IoFault) -> None:
     # Without readahead, for whoever reads a page then needs it.
-    failed = while_it_runs(small("off", swap__readahead="none", **SLOWLY), tmp_path, ("read_error",))
+    failed = while_it_runs(small("off", swap__readahead="none", **SLOWLY), tmp_path, io_fault, ("read_error",))
     assert "KVM_RUN: Bad address" in failed.result.failed[0]
     repeats(failed)
 
 
-def test_who_may_and_what_is_refused() -> None:
+def test_who_may_and_what_is_refused(io_fault: IoFault) -> None:
     with LocalCluster(small("off", duration_s="10", pace="0.001")) as cluster:
         until_running(cluster)
         operator, guest = cluster.run.host_operator_address, cluster.run.host_load_address
