@@ -13,10 +13,11 @@ has been killed no vCPU gets a page any more.
 
 from __future__ import annotations
 
-from apf.messages import Failed, FaultMode, FaultRaised, HostReply, InProgress, PageError, Retry
+from apf.messages import Failed, FaultMode, FaultRaised, GupVariant, HostReply, InProgress, PageError, Retry
 from hostd.core.events import HostEffect, Reply
 from hostd.core.memcontrol import KILLED
 from hostd.core.mm import Mm
+from hostd.core.page import WORKINGSET
 from hostd.core.state import Own
 
 _BLOCKING = FaultMode.BLOCKING
@@ -46,13 +47,16 @@ class ErrorPfn:
         if request.mode is _BLOCKING or (known and mm.config.reports):
             return self.failed(vm, vcpu, key, now_ns + self._costs.ept_violation_ns, now_ns)
         mm.groups[vm].stat["page_error_again"] += known
+        mm.groups[vm].stat["pgfault"] += known and mm.config.gup is not GupVariant.FAST
         return None
 
     def failed(self, vm: int, vcpu: int, key: int, at_ns: int, now_ns: int) -> list[HostEffect]:
-        """-EFAULT at ``at_ns``, or when the page's read is done."""
+        """-EFAULT at ``at_ns``, or when the page's read is done. A fault that fails counts as one (mm_account_fault)."""
         mm = self._mm
+        mm.groups[vm].stat["pgfault"] += 1
         stall_ns = max(0, mm.reads.get(key, 0) - at_ns)
-        mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
+        if mm.pages.flags[key] & WORKINGSET:
+            mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
         mm.log.sleeps(vm, vcpu, at_ns, at_ns + stall_ns, mm.config.end_ns)
         gfn = key - mm.pages.first_key[vm]
         return [Reply(vm, vcpu, Failed(at_ns + stall_ns, gfn, mm.damage.pages[key], stall_ns))]

@@ -34,7 +34,15 @@ group is above memory.high is held back before it enters the guest again; a work
 Departures: frame and charge are taken, and the read is submitted, when the request is handled, also where the worker
 will do it a little later (the arrival at the device is the worker's): so the time of completion is settled at once. A
 mapping present but read-only is fixed up in all variants. NOIO is taken at its word: the proposal of 2010 was for "no
-major fault" (FAULT_FLAG_MINOR), which a page that the faulting thread decompresses counts as too.
+major fault" (FAULT_FLAG_MINOR), which a page that the faulting thread decompresses counts as too. A first touch that
+only reads gets a page of its own, where do_anonymous_page maps the shared zero page and the first write copies it.
+Nobody holds mmap_lock for writing, and no memory goes bad (KVM_PFN_ERR_HWPOISON).
+
+A read maps the page writable only if it is dirty already; the first write to a clean one is an EPT violation more
+(``wp_fault``). KVM asks for a writable page on a read too (map_writable, hva_to_pfn_slow), and mostly gets one, for
+do_swap_page lets the host write to an anonymous page that is nobody else's. In 6.18 it then marks it dirty at once
+(kvm_release_faultin_page), so that a page which its guest only reads is written again when it goes; before 6.13 it did
+so when the EPT's dirty bit was set, which comes to the same as here but for the violation.
 """
 
 from __future__ import annotations

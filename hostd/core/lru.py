@@ -9,7 +9,7 @@ back (move_folios_to_lru), the kernel's as activated pages.
 a used page a second chance (first use: PG_referenced and once round again, next use: activate); while inactive_is_low,
 the active list's tail is demoted whatever its use, and marked PG_workingset (shrink_active_list). Departure: no
 priorities: one call looks at no more than twice as many pages as the lists hold, which is what the kernel's priorities
-12 to 0 add up to.
+12 to 0 add up to; no swappiness, for a group's pages are of one kind; no MGLRU.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ Evict = Callable[[list[int]], list[int]]
 
 @dataclass(slots=True)
 class Scan:
-    """What one scan did: pages given up, looked at, demoted, activated, and put back to be looked at again."""
+    """What one scan did: pages given up, looked at, demoted, and activated."""
 
     taken: int = 0
     scanned: int = 0
     refilled: int = 0
     activated: int = 0
-    rotated: int = 0
 
 
 class Policy(ABC):
@@ -157,7 +156,6 @@ class Kernel(Policy):
             key, _none = oldest(last=False)
             if pins[key]:
                 inactive[key] = None
-                scan.rotated += 1
             elif not young[pfns[key]]:
                 victims.append(key)
                 room -= 1
@@ -168,7 +166,6 @@ class Kernel(Policy):
                 young[pfns[key]] = 0
                 flags[key] |= REFERENCED
                 inactive[key] = None
-                scan.rotated += 1
         scan.scanned -= left
         staying = evict(victims)
         scan.taken += len(victims) - len(staying)

@@ -11,7 +11,8 @@ nothing under way could help, the group's only process is killed, the VMM (mem_c
 
 Departures: above ``high`` the kernel tries MAX_RECLAIM_RETRIES times more where reclaim frees nothing, before the task
 sleeps, and counts ``high`` in memory.events each time; here it sleeps at once, since what was picked stays in its frames
-until the border, and counts once.
+until the border, and counts once. What was charged above ``high`` is noted for the group (memcg_nr_pages_over_high is a
+task's), so if the vCPU that charged gets no page, the next one of the VM that does is held back for it.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Memcontrol:
         mm = self._mm
         group = mm.groups[vm]
         charged, group.over_high = group.over_high, 0
-        if not charged:
+        if not charged or group.usage + self._in_transit(vm) <= group.high:  # reclaim_high
             return 0
         cost_ns, want = 0, charged
         group.events["high"] += 1

@@ -90,9 +90,10 @@ class Mm(MmState):
         because the VMM may not write the page (E40).
         """
         stat = self.groups[vm].stat
-        if vm not in self.left and not refused and key not in self.damage.pages:  # else its error is nobody's
+        if vm not in self.left and not refused:
             stat["pgfault"] += self.pages.state[key] != RESIDENT
-            self.map_page(key, vm, True, at_ns)
+            if key not in self.damage.pages:  # else its error is nobody's
+                self.map_page(key, vm, True, at_ns)
         stat["kvm_async_pf_completed"] += 1
         self.journal.record(at_ns, "completed", vm, key - self.pages.first_key[vm])
 

@@ -6,6 +6,12 @@ carried out where the agenda is (``mm``); a write's (end_swap_bio_write) is here
 host's operator.
 
 A page of zeros keeps its slot, and is neither written (swap_zeromap_folio_set) nor read (swap_read_folio_zeromap).
+
+Departures: a page of zeros, or one that a synchronous device writes, is not under writeback any more when pageout comes
+back, and shrink_folio_list frees it in the same scan; here it is put next in line as if a write had ended. What such a
+device takes to write is no vCPU's time. If a page is written to while it is under writeback, its slot is freed when the
+write ends; in the kernel it stays in the swap cache, and is written to that slot again. zswap's I/O is counted as pswpin
+and pswpout, not as zswpin and zswpout.
 """
 
 from __future__ import annotations
@@ -183,6 +189,7 @@ class PageIo:
             elif group.usage < group.limit and len(mm.frames.free) > mm.watermarks.high:
                 group.usage += 1
                 group.lists.add_tail(key)
+                group.stat["pgrotated"] += 1
             else:
                 pages.move(key, RELEASED, at_ns)
                 mm.forget_frame(key, group)

@@ -58,12 +58,10 @@ class Fifo(Policy):
                 scan.scanned += 1
                 if pins[key] or self._spares(key):
                     queue[key] = None
-                    scan.rotated += 1
                 else:
                     victims.append(key)
             staying = evict(victims)
             scan.taken += len(victims) - len(staying)
-            scan.rotated += len(staying)
             queue.update(dict.fromkeys(staying))
         return scan
 

@@ -16,9 +16,10 @@ host's: that is how it is in the kernel too. Group ``root`` has the workers' tas
 those of all groups: a worker is idle without work, in memstall while it reclaims and reads, and useful in the rest of
 the time from its waking up to get_user_pages being over.
 
-Departures. The kernel integrates on each CPU and averages by the CPUs' non-idle time; here a group has one integral,
-which is what its documentation defines. hostd is not told when a vCPU halts because its guest idles: it counts as
-useful then, so a VM's ``full`` is the time in which all its vCPUs wait at once, a lower bound where vCPUs idle.
+Departures. There is memory pressure only, no io.pressure. The kernel integrates on each CPU and averages by the CPUs'
+non-idle time; here a group has one integral, which is what its documentation defines. hostd is not told when a vCPU
+halts because its guest idles: it counts as useful then, so a VM's ``full`` is the time in which all its vCPUs wait at
+once, a lower bound where vCPUs idle.
 
 How. All intervals are known when a request is answered, and begin no earlier than the request. They are kept as they
 come, which is all that a fault pays for, and are folded into the totals a few thousand at a time, in order of time. What

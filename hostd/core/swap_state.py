@@ -2,13 +2,16 @@
 
 Follows mm/swap_state.c:swapin_readahead, swap_update_readahead, and for a mapped file mm/filemap.c:filemap_fault. Who
 starts a read reads ahead too (``readahead``): it allocates and submits those pages before it goes on; a page under such
-a read is READING like any other (E10), so an asynchronous fault on it neither reads nor counts a major fault. A page
-that cannot be charged ends the readahead, and nobody is told.
+a read is READING like any other (E10), so an asynchronous fault on it neither reads nor counts a major fault: that is
+whose fault starts a read, not who waits for another's. A page that cannot be charged ends the readahead, and nobody is
+told.
 
-Departures: pgmajfault counts who starts a read, not who waits for another's. The page that faults is charged before
-those read ahead, so that they never cost it its place; the kernel goes on behind a page that it cannot charge.
+Departures: the page that faults is charged before those read ahead, so that they never cost it its place; the kernel
+goes on behind a page that it cannot charge.
 Synchronous devices read nothing ahead (the kernel reads ahead on zswap, whose pages it decompresses one by one). A page
-of zeros starts no readahead.
+of zeros starts no readahead. What a synchronous device has read keeps its slot until it is written to, as any page does;
+the kernel goes past the swap cache for zram, and frees the slot at once (do_swap_page), and a page that comes out of
+zswap is dirty (mm/zswap.c:zswap_load): both are swapped out anew also if they were only read.
 """
 
 from __future__ import annotations

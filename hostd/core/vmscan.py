@@ -64,7 +64,6 @@ class Vmscan:
         stat["pgrefill"] += scan.refilled
         stat["pgdeactivate"] += scan.refilled
         stat["pgactivate"] += scan.activated
-        stat["pgrotated"] += scan.rotated
         group.age += scan.activated
         mm.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed)
         cost_ns = (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + scan.taken * costs.reclaim_unmap_ns

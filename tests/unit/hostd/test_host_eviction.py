@@ -109,11 +109,12 @@ def test_a_page_is_not_reclaimed_before_its_promised_mapping_takes_effect(new_ri
 
 @pytest.mark.parametrize("count", [FEW, FEW + 1])
 def test_few_and_many_accessed_and_dirty_frames_do_the_same(new_rig: NewRig, count: int) -> None:
-    rig = new_rig(limit=count + 20)
-    rig.load(256)
-    first = 256 - (count + 20)
+    guest_pages = 2 * count
+    rig = new_rig(limit=count + 20, guest_pages=guest_pages)
+    rig.load(guest_pages)
+    first = guest_pages - (count + 20)
     pages = rig.core._mm.pages
-    for gfn in range(first, 256):
+    for gfn in range(first, guest_pages):
         pages.flags[gfn] &= ~DIRTY
         pages.slot[gfn] = rig.core._mm.swap.allocate(gfn)
         pages.ept[gfn] &= ~EPT_WRITE
@@ -124,7 +125,7 @@ def test_few_and_many_accessed_and_dirty_frames_do_the_same(new_rig: NewRig, cou
 
 @pytest.mark.parametrize("more", [0, FEW])
 def test_a_write_to_a_frame_that_nobody_can_have_mapped_is_a_bug(new_rig: NewRig, more: int) -> None:
-    rig = new_rig()
-    rig.load(64)
+    rig = new_rig(limit=FEW + 64, guest_pages=FEW + 64)
+    rig.load(FEW)
     with pytest.raises(AssertionError, match="not mapped anywhere"):
-        rig.border(WINDOW_NS, dirty=[*range(more), 64])
+        rig.border(WINDOW_NS, dirty=[*range(more), FEW])

@@ -92,6 +92,31 @@ def test_e39_the_workers_error_is_nobodys_and_the_next_fault_is_left_to_it_again
     assert (vm, gfn, trouble.error, trouble.faults) == (0, OUT, PageError.READ, 4)
 
 
+@pytest.mark.parametrize(("gup", "each"), [(GupVariant.FAST, 2), (GupVariant.NOIO, 3), (GupVariant.NOWAIT, 3)])
+def test_e39_a_fault_that_fails_counts_as_a_fault_whoever_had_it(gup: GupVariant, each: int) -> None:
+    """mm/memory.c:mm_account_fault: but for VM_FAULT_RETRY all count; get_user_pages_fast comes to no fault at all."""
+    made = rig(Failure("read_error", 0), gup=gup)
+    counts, at_ns = [], 1000
+    for work in (1, 2):
+        before = counter(made, "pgfault")
+        reply = made.fault(OUT, at_ns, WRITE, work=work)
+        assert isinstance(reply, InProgress)
+        at_ns = made.prefault(OUT, reply.ready_at_ns + 1, work=work).at_ns + 1000
+        counts.append(counter(made, "pgfault") - before)
+    assert counts == [2, each], "the worker's and the prefault's, and from the second time on the vCPU's own"
+
+
+@pytest.mark.parametrize("thrashes", [False, True])
+def test_the_wait_for_a_read_that_fails_is_pressure_if_the_page_was_of_the_working_set(thrashes: bool) -> None:
+    made = rig(Failure("read_error", 0))
+    if thrashes:
+        made.thrashes(OUT)
+    reply = made.fault(OUT, 1000)
+    assert isinstance(reply, Failed)
+    some_ns = made.core.watched().pressure[0].totals(10**9).some_ns
+    assert some_ns // READ_NS == thrashes and some_ns > 0, "reclaim is pressure at all times"
+
+
 def test_reported_what_is_known_already_is_told_at_once() -> None:
     made = rig(Failure("read_error", 0), reports=True)
     first = made.fault(OUT, 1000, work=1)

@@ -13,7 +13,7 @@ from hostd.core.backing import ANON, BACKINGS, FILE, MEMFD, USERFAULT
 from hostd.core.group import EVENTS
 from hostd.core.mm import COUNTERS
 from hostd.core.page import PageState
-from tests.unit.hostd.rig import READ_NS, WINDOW_NS, Rig
+from tests.unit.hostd.rig import READ_NS, WINDOW_NS, WRITE_NS, Rig
 
 NewRig = Callable[..., Rig]
 
@@ -58,6 +58,19 @@ def test_what_a_fault_at_the_limit_does_to_it(new_rig: NewRig) -> None:
     host, stat = memory.vmstat(rig.core.watched()), files(rig)["memory.stat"]
     assert host["nr_writeback"] == 0
     assert pages(stat, "anon", "swapcached") == [33, rig.core.resident_pages(0) - 32], "mapped, and with its slot"
+
+
+def test_pages_count_as_rotated_when_their_write_is_done_not_when_a_scan_puts_them_back(new_rig: NewRig) -> None:
+    """PGROTATED is mm/swap.c:folio_rotate_reclaimable's."""
+    rig = new_rig(limit=256)
+    rig.load(64)
+    mm = rig.core.watched()
+    rig.border(WINDOW_NS, accessed=list(range(16)))
+    mm.vmscan.reclaim(0, 32, WINDOW_NS)
+    assert (rig.core.counters["pgscan_direct"], memory.vmstat(mm)["pgrotated"]) == (48, 0)
+    rig.border(2 * WINDOW_NS)
+    rig.border(2 * WINDOW_NS + 32 * WRITE_NS)
+    assert memory.vmstat(mm)["pgrotated"] == 32
 
 
 def test_pressure_has_the_kernels_units(new_rig: NewRig) -> None:

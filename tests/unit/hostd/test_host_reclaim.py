@@ -125,6 +125,17 @@ def test_a_vcpu_above_high_is_slowed_down_once_a_batch(new_rig: NewRig) -> None:
     rig.core.check()
 
 
+def test_who_comes_when_the_group_is_back_below_high_neither_reclaims_nor_sleeps(new_rig: NewRig) -> None:
+    """mm/memcontrol.c:reclaim_high looks at the group again when the task is about to go on."""
+    rig = new_rig(limit=256, guest_pages=512, high=90)
+    rig.load(60)
+    group = rig.core._mm.groups[0]
+    group.over_high = MEMCG_CHARGE_BATCH
+    reply = rig.mapped(0, 1_000)
+    assert reply.at_ns == 1_000 + rig.core.config.costs.ept_violation_ns
+    assert (group.over_high, group.events["high"], rig.core.counters["pgscan_direct"]) == (0, 0, 0)
+
+
 def test_e15_a_worker_is_not_slowed_down_and_apf_cannot_hide_that_a_vcpu_is(new_rig: NewRig) -> None:
     """E15: in the NOWAIT step the vCPU itself charges; a kworker never returns to user mode."""
     for gup, slow in ((GupVariant.FAST, False), (GupVariant.NOWAIT, True)):
