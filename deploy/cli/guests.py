@@ -124,11 +124,9 @@ def io_fault(
     That is in force for I/Os submitted from then on. Those under way are done when it was promised, also if it stops.
     """
     with calling():
-        from deploy import client, steer
+        from deploy import steer
 
-        where = _at(api, tls)
-        if where is None:
-            where = client.Address(client.running(Clusters.of_user(), name).host_address, None)
+        where = _host(name, api, tls)
         options = steer.IoFaultOptions(what, nth, count, vm, gfn, slot, io, factor, length, add)
         steer.io_fault(where, options, console())
 
@@ -237,6 +235,14 @@ def top(
             viewer.top(guest.api or guest.name, address, metrics, interval_ms=interval, once=once, console=console())
         except KeyboardInterrupt:
             return
+
+
+def _host(name: str, api: str | None, tls: Tls) -> Address:
+    """Address of hostd: the one given, or a cluster's for operators."""
+    from deploy import client
+
+    where = _at(api, tls)
+    return client.Address(client.running(Clusters.of_user(), name).host_address, None) if where is None else where
 
 
 def _where(guest: Guest, tls: Tls) -> tuple[str, dict[str, str]]:
