@@ -4,7 +4,8 @@ Hypothesis judges results, not how long they took on a busy machine.
 
 Many tests fork the daemons of a run, and a process that has used gRPC must not fork one that will: gRPC aborts there
 now and then. So whoever uses gRPC in the test process says so (``@pytest.mark.grpc``) and comes last, behind all that
-fork (``--no-loadscope-reorder`` keeps that order on several workers); and whoever does not say so cannot.
+fork (``--no-loadscope-reorder`` keeps that order on several workers); and whoever does not say so cannot. A worker takes
+whole files: all tests of a file do, or none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +29,12 @@ _STARTS = ("insecure_channel", "secure_channel", "server")
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("grpc") is not None)
+    using: dict[bool, set[Path]] = {True: set(), False: set()}
+    for item in items:
+        using[item.get_closest_marker("grpc") is not None].add(item.path)
+    mixed = ", ".join(path.name for path in sorted(using[True] & using[False]))
+    assert not mixed, f"{mixed}: all tests of a file use gRPC in the test process, or none"
+    items.sort(key=lambda item: item.path in using[True])
 
 
 def _refused(here: int, name: str, start: Callable[..., Any]) -> Callable[..., Any]:
