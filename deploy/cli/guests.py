@@ -131,17 +131,9 @@ def io_fault(
     That is in force for I/Os submitted from then on. Those under way are done when it was promised, also if it stops.
     """
     with calling():
-        from deploy import client, steer
+        from deploy import steer
 
-        tls = security(tls_cert, tls_key, tls_ca).tls
-        if api is not None:
-            where = client.Address(client.address(api), tls)
-        elif tls is not None:
-            raise BadInput(
-                f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api"
-            )
-        else:
-            where = client.Address(client.running(Clusters.of_user(), name).host_address, None)
+        where = _host(name, api, tls_cert, tls_key, tls_ca)
         options = steer.IoFaultOptions(what, nth, count, vm, gfn, slot, io, factor, length, add)
         steer.io_fault(where, options, console())
 
@@ -259,6 +251,34 @@ def top(
             viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=console())
         except KeyboardInterrupt:
             return
+
+
+def memory(
+    name: Name = DEFAULT_NAME,
+    vm: Vm = 0,
+    api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for load or operators.")] = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_ca: TlsCa = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there too.")] = None,
+) -> None:
+    """Show the memory of a VM on a running host, by the kernel's names: memory.stat, memory.events, vmstat, ..."""
+    with calling():
+        from deploy import memory as viewer
+
+        viewer.show(_host(name, api, tls_cert, tls_key, tls_ca), vm, json_file, console())
+
+
+def _host(name: str, api: str | None, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None) -> str:
+    """Address of hostd: ``api``, or a cluster's for operators."""
+    from deploy import client
+
+    tls = security(tls_cert, tls_key, tls_ca).tls
+    if api is not None:
+        return client.Address(client.address(api), tls)
+    if tls is not None:
+        raise BadInput(f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api")
+    return client.Address(client.running(Clusters.of_user(), name).host_address, None)
 
 
 def _where(
