@@ -29,7 +29,7 @@ def show(address: str, vm: int, json_file: Path | None, console: Console) -> Non
 
 
 def document(vm: int, answer: host_pb2.GetMemoryResponse) -> dict[str, Any]:
-    """An answer, with ``memory`` and ``vmstat`` in the form that they have in a run's results; counters by name."""
+    """An answer in the form that ``memory`` and ``vmstat`` have in a run's results; counters by name."""
     group = answer.group
     files = {
         "memory.current": group.current,
@@ -42,7 +42,8 @@ def document(vm: int, answer: host_pb2.GetMemoryResponse) -> dict[str, Any]:
         "memory.pressure": _pressure(group.pressure),
     }
     root = {"memory.pressure": _pressure(answer.root_pressure)}
-    return {"now_ns": answer.now_ns, "memory": {str(vm): files, "root": root}, "vmstat": dict(sorted(answer.vmstat.items()))}
+    vmstat = dict(sorted(answer.vmstat.items()))
+    return {"now_ns": answer.now_ns, "memory": {str(vm): files, "root": root}, "vmstat": vmstat}
 
 
 def _pressure(found: host_pb2.Pressure) -> dict[str, dict[str, Any]]:
