@@ -11,6 +11,7 @@ from collections.abc import Callable
 import typer
 
 from deploy.cli import cluster, devices, guests, recordings, runs
+from deploy.cli.groups import ungrouped
 
 _COMMANDS: dict[str, Callable[..., None]] = {
     "bench": runs.bench,
@@ -42,9 +43,9 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 _device = typer.Typer(no_args_is_help=True, help="Swap devices: what there is, and your own from fio's measurements.")
 
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name)(ungrouped(_command))
 for _name, _command in _DEVICE_COMMANDS.items():
-    _device.command(_name)(_command)
+    _device.command(_name)(ungrouped(_command))
 app.add_typer(_device, name="device")
 
 

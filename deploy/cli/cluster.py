@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from apf.process import EXIT_FAILED, Failure
-from deploy.cli.options import LogFormat, LogLevel, Name, TlsCa, TlsCert, TlsKey, form, level, scenario_file, security
+from deploy.cli.options import Log, Name, Tls, scenario_file
 from deploy.cli.terminal import calling, console, told
 from deploy.clusters import DEFAULT_NAME, Clusters
 
@@ -33,6 +33,7 @@ def certs(
 
 
 def up(
+    *,
     scenario: Annotated[
         Path | None, typer.Argument(metavar="[SCENARIO]", help="A scenario's TOML file, or a name, as published.")
     ] = None,
@@ -44,9 +45,7 @@ def up(
             help="Where the API listens beside its sockets: port 0: any that is free; unix: at its sockets only.",
         ),
     ] = "127.0.0.1:0",
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    tls: Tls,
     socket_group: Annotated[
         list[str] | None,
         typer.Option(metavar="ROLE=GROUP", help="Let a Unix group use a role's socket: load, operator; repeatable."),
@@ -76,8 +75,7 @@ def up(
     ] = "127.0.0.1:0",
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; for containers.")] = False,
     timeout: Annotated[float, typer.Option(metavar="S", help="How long the start may take.", min=0.1)] = 120.0,
-    log_level: LogLevel = "WARNING",
-    log_format: LogFormat = None,
+    log: Log,
 ) -> None:
     """Start a cluster in the background, until it is shut down or the scenario's duration_s has passed."""
     from deploy import up as clusters
@@ -91,11 +89,11 @@ def up(
             tuple(setting or ()),
             json_file,
             timeout,
-            level(log_level),
+            log.level(),
             record,
             prometheus_at if prometheus else None,
-            form(log_format),
-            security(tls_cert, tls_key, tls_ca, socket_group or ()),
+            log.form(),
+            tls.security(socket_group or ()),
         )
         path = scenario_file(scenario, "SCENARIO")
         chosen = clusters.up_scenario(path, options)

@@ -5,24 +5,24 @@ from __future__ import annotations
 import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from apf.process import Failure
-from deploy.cli.options import Api, Name, TlsCa, TlsCert, TlsKey, Vm, security
+from deploy.cli.options import Guest, Name, Tls
 from deploy.cli.terminal import calling, console
 from deploy.clusters import DEFAULT_NAME, BadInput, Clusters, Record
 
+if TYPE_CHECKING:
+    from deploy.client import Address
+
 
 def spawn(
-    name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
-    api: Api = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    *,
+    guest: Guest,
+    tls: Tls,
     process_name: Annotated[str, typer.Option("--process", metavar="NAME", help="Of the process.")] = "",
     program: Annotated[str, typer.Option(metavar="NAME", help="Built-in program its tasks run.")] = "",
     elf: Annotated[
@@ -49,27 +49,25 @@ def spawn(
         options = steer.SpawnOptions(
             process_name, program, elf, threads, access_threads, memory, nice, vcpus, tuple(parameter or ()), lifetime
         )
-        steer.spawn(_where(name, vm, api, tls_cert, tls_key, tls_ca)[0], options, console())
+        steer.spawn(_where(guest, tls)[0], options, console())
 
 
 def kill(
+    *,
     process_id: Annotated[str, typer.Argument(metavar="PROCESS", help="Number or name of a process.")],
     task: Annotated[int, typer.Option(metavar="N", help="One task of it only; 0: all.")] = 0,
-    name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
-    api: Api = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    guest: Guest,
+    tls: Tls,
 ) -> None:
     """End a process of a running guest."""
     with calling():
         from deploy import steer
 
-        steer.kill(_where(name, vm, api, tls_cert, tls_key, tls_ca)[0], process_id, task, console())
+        steer.kill(_where(guest, tls)[0], process_id, task, console())
 
 
 def inject(
+    *,
     what: Annotated[
         str,
         typer.Argument(
@@ -82,22 +80,19 @@ def inject(
     length: Annotated[
         str, typer.Option("--for", metavar="S", help="How long lapic_off and paging_off last, guest s.")
     ] = "0",
-    name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
-    api: Api = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    guest: Guest,
+    tls: Tls,
 ) -> None:
     """Spoil the APF protocol of a vCPU of a running guest."""
     with calling():
         from deploy import steer
 
-        where = _where(name, vm, api, tls_cert, tls_key, tls_ca)[0]
+        where = _where(guest, tls)[0]
         steer.inject(where, what, vcpu, nth, count, length, console())
 
 
 def io_fault(
+    *,
     what: Annotated[
         str,
         typer.Argument(
@@ -122,9 +117,7 @@ def io_fault(
     ] = "0",
     name: Name = DEFAULT_NAME,
     api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for operators.")] = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    tls: Tls,
 ) -> None:
     """Let the swap device of a running host fail.
 
@@ -133,36 +126,30 @@ def io_fault(
     with calling():
         from deploy import steer
 
-        where = _host(name, api, tls_cert, tls_key, tls_ca)
+        where = _host(name, api, tls)
         options = steer.IoFaultOptions(what, nth, count, vm, gfn, slot, io, factor, length, add)
         steer.io_fault(where, options, console())
 
 
 def list_(
-    name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
-    api: Api = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    *,
+    guest: Guest,
+    tls: Tls,
 ) -> None:
     """Show the processes and tasks of a running guest."""
     with calling():
         from deploy import steer
 
-        steer.show_list(_where(name, vm, api, tls_cert, tls_key, tls_ca)[0], console())
+        steer.show_list(_where(guest, tls)[0], console())
 
 
 def load(
+    *,
     job_file: Annotated[
         Path | None, typer.Argument(metavar="[JOBFILE]", help="Jobs, in TOML; or one job by options.")
     ] = None,
-    name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
-    api: Api = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    guest: Guest,
+    tls: Tls,
     process_id: Annotated[
         str | None, typer.Option("--process", metavar="P", help="Number or name of the process.")
     ] = None,
@@ -214,7 +201,7 @@ def load(
         if job_file is not None and fields:
             raise BadInput(f"{next(iter(fields))}: with a job file its jobs say everything")
         chosen = jobs.load_jobs(job_file) if job_file is not None else (jobs.make_job(fields),)
-        address = _where(name, vm, api, tls_cert, tls_key, tls_ca)[0]
+        address = _where(guest, tls)[0]
         try:
             output = stack.enter_context(json_file.open("w")) if json_file else None
         except OSError as error:
@@ -231,12 +218,9 @@ def load(
 
 
 def top(
-    name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
-    api: Api = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    *,
+    guest: Guest,
+    tls: Tls,
     interval: Annotated[
         int, typer.Option(metavar="MS", help="Wall time between two frames.", min=50, max=60_000)
     ] = 1000,
@@ -246,53 +230,58 @@ def top(
     with calling():
         from deploy import top as viewer
 
-        address, metrics = _where(name, vm, api, tls_cert, tls_key, tls_ca)
+        address, metrics = _where(guest, tls)
         try:
-            viewer.top(api or name, address, metrics, interval_ms=interval, once=once, console=console())
+            viewer.top(guest.api or guest.name, address, metrics, interval_ms=interval, once=once, console=console())
         except KeyboardInterrupt:
             return
 
 
 def memory(
+    *,
     name: Name = DEFAULT_NAME,
-    vm: Vm = 0,
+    vm: Annotated[int, typer.Option(metavar="N", help="VM of the host, from 0.", min=0)] = 0,
     api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for load or operators.")] = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_ca: TlsCa = None,
+    tls: Tls,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there too.")] = None,
 ) -> None:
     """Show the memory of a VM on a running host, by the kernel's names: memory.stat, memory.events, vmstat, ..."""
     with calling():
         from deploy import memory as viewer
 
-        viewer.show(_host(name, api, tls_cert, tls_key, tls_ca), vm, json_file, console())
+        viewer.show(_host(name, api, tls), vm, json_file, console())
 
 
-def _host(name: str, api: str | None, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None) -> str:
-    """Address of hostd: ``api``, or a cluster's for operators."""
+def _host(name: str, api: str | None, tls: Tls) -> Address:
+    """Address of hostd: the one given, or a cluster's for operators."""
     from deploy import client
 
-    tls = security(tls_cert, tls_key, tls_ca).tls
-    if api is not None:
-        return client.Address(client.address(api), tls)
-    if tls is not None:
-        raise BadInput(f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api")
-    return client.Address(client.running(Clusters.of_user(), name).host_address, None)
+    where = _at(api, tls)
+    return client.Address(client.running(Clusters.of_user(), name).host_address, None) if where is None else where
 
 
-def _where(
-    name: str, vm: int, api: str | None, tls_cert: Path | None, tls_key: Path | None, tls_ca: Path | None
-) -> tuple[str, dict[str, str]]:
+def _where(guest: Guest, tls: Tls) -> tuple[str, dict[str, str]]:
     """Address of the API of a VM, and of each daemon's /metrics as far as they are known."""
     from deploy import client
 
-    tls = security(tls_cert, tls_key, tls_ca).tls
+    if guest.api is not None and guest.vm:
+        raise BadInput(f"--vm = {guest.vm}: --api = {guest.api} is a VM's own already")
+    where = _at(guest.api, tls)
+    if where is not None:
+        return where, {}
+    record: Record = client.running(Clusters.of_user(), guest.name)
+    return record.address_of(guest.vm), record.metrics
+
+
+def _at(api: str | None, tls: Tls) -> Address | None:
+    """The address that was given; None: none was, and a cluster's name says it."""
+    from deploy import client
+
+    security = tls.security().tls
     if api is not None:
-        if vm:
-            raise BadInput(f"--vm = {vm}: --api = {api} is a VM's own already")
-        return client.Address(client.address(api), tls), {}
-    if tls is not None:
-        raise BadInput(f"--tls-cert = {tls_cert}: certificates are for TCP; with --name a socket is used: give --api")
-    record: Record = client.running(Clusters.of_user(), name)
-    return record.address_of(vm), record.metrics
+        return client.Address(client.address(api), security)
+    if security is not None:
+        raise BadInput(
+            f"--tls-cert = {tls.tls_cert}: certificates are for TCP; with --name a socket is used: give --api"
+        )
+    return None

@@ -16,22 +16,7 @@ from rich.console import Console
 from apf import process
 from apf.process import Failure
 from apf.scenario import Scenario, load
-from deploy.cli.options import (
-    Folded,
-    Journal,
-    Json,
-    LogFormat,
-    LogLevel,
-    Record,
-    Seed,
-    Trace,
-    TraceLimit,
-    Twin,
-    form,
-    keeper,
-    level,
-    scenario_file,
-)
+from deploy.cli.options import Folded, Json, Kept, Log, Seed, Twin, scenario_file
 from deploy.cli.terminal import console, named_files, say, told
 from deploy.clusters import BadInput
 
@@ -50,6 +35,7 @@ class _Outputs:
 
 
 def bench(
+    *,
     apf: Annotated[
         str | None,
         typer.Option(help="Modes to run, with commas between: off, halt, pv2010, pv (default: off,pv2010)."),
@@ -90,12 +76,8 @@ def bench(
     folded: Folded = None,
     twin: Twin = False,
     json_file: Json = None,
-    journal: Journal = None,
-    trace: Trace = None,
-    trace_limit: TraceLimit = None,
-    record: Record = None,
-    log_level: LogLevel = "WARNING",
-    log_format: LogFormat = None,
+    kept: Kept,
+    log: Log,
 ) -> None:
     """Run the published benchmark without and with asynchronous page faults, and show what makes the difference."""
     overrides = {
@@ -117,11 +99,12 @@ def bench(
         chosen = _load(scenario, overrides)
         if chosen.process:
             raise BadInput(f"--scenario = {scenario}: it has processes of its own: apf run {scenario}")
-        outputs = _Outputs(json_file, folded, keeper(journal, trace, trace_limit, record))
-        _run(chosen, twin, outputs, level(log_level), form(log_format))
+        outputs = _Outputs(json_file, folded, kept.keeper())
+        _run(chosen, twin, outputs, log.level(), log.form())
 
 
 def run(
+    *,
     scenario: Annotated[
         Path, typer.Argument(metavar="SCENARIO.toml", help="The guest's processes, and everything else of the run.")
     ],
@@ -137,12 +120,8 @@ def run(
     folded: Folded = None,
     twin: Twin = False,
     json_file: Json = None,
-    journal: Journal = None,
-    trace: Trace = None,
-    trace_limit: TraceLimit = None,
-    record: Record = None,
-    log_level: LogLevel = "WARNING",
-    log_format: LogFormat = None,
+    kept: Kept,
+    log: Log,
 ) -> None:
     """Run a guest with processes of your own, and report as the bench does."""
     from deploy.up import parse_settings
@@ -157,11 +136,12 @@ def run(
             "profile_hz": profile_hz,
             **parse_settings(setting or ()),
         }
-        outputs = _Outputs(json_file, folded, keeper(journal, trace, trace_limit, record))
-        _run(_load(scenario, overrides), twin, outputs, level(log_level), form(log_format))
+        outputs = _Outputs(json_file, folded, kept.keeper())
+        _run(_load(scenario, overrides), twin, outputs, log.level(), log.form())
 
 
 def replay(
+    *,
     logs: Annotated[
         list[Path],
         typer.Argument(
@@ -169,10 +149,7 @@ def replay(
         ),
     ],
     json_file: Json = None,
-    journal: Journal = None,
-    trace: Trace = None,
-    trace_limit: TraceLimit = None,
-    record: Record = None,
+    kept: Kept,
 ) -> None:
     """Repeat, in the twin, a run that had load from outside, or a recording's; exits 1 if it comes to something else."""
     from deploy import replay as replaying
@@ -180,17 +157,17 @@ def replay(
 
     with told(), ExitStack() as stack:
         with named_files():
-            kept = stack.enter_context(keeper(journal, trace, trace_limit, record))
+            keeper = stack.enter_context(kept.keeper())
             output = stack.enter_context(json_file.open("w")) if json_file else None
             if len(logs) == 1 and logs[0].is_dir():
                 _replay_recording(logs[0], output)
                 return
-            result, digests = replaying.run(logs, keep=kept.keep)
+            result, digests = replaying.run(logs, keep=keeper.keep)
         report.show_run(console(), [result])
         if output is not None:
             json.dump(result.document(), output, indent=2)
             output.write("\n")
-        say(kept.finish())
+        say(keeper.finish())
         for log, (recorded, repeated) in zip(logs, digests, strict=True):
             if recorded is None:
                 print(f"{log}: the recorded run was cut short; there is nothing to compare with")
