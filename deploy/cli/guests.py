@@ -240,7 +240,7 @@ def top(
 def memory(
     *,
     name: Name = DEFAULT_NAME,
-    vm: Annotated[int, typer.Option(metavar="N", help="VM of the host, from 0.", min=0)] = 0,
+    vm: Annotated[int, typer.Option(metavar="N", help="VM of the host, from 0.", min=0, max=(1 << 32) - 1)] = 0,
     api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for load or operators.")] = None,
     tls: Tls,
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there too.")] = None,
