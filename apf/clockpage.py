@@ -35,12 +35,11 @@ and at a signal, so that the caller can look at the world; the page's ``abort`` 
 from __future__ import annotations
 
 import mmap
-import os
 from pathlib import Path
 
 import numpy as np
 
-from apf import clockcells
+from apf import clockcells, sharedfile
 from apf.clockcells import (
     ABORT,
     BEATS,
@@ -88,12 +87,7 @@ class ClockPage:
     @classmethod
     def create(cls, path: Path, participants: int, present: int | None = None) -> ClockPage:
         """Make the page at ``path``: the slots of the first ``present`` (None: of all) at 0, no window open."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, cls.size(participants))
-            page = cls(mmap.mmap(fd, cls.size(participants)))
-        finally:
-            os.close(fd)
+        page = cls(sharedfile.create(path, cls.size(participants)))
         page._cells[PARTICIPANTS] = participants
         page._cells[BORDER_WORK] = NEVER_NS
         page._cells[LIMIT] = NEVER_NS
@@ -108,11 +102,7 @@ class ClockPage:
     @classmethod
     def attach(cls, path: Path) -> ClockPage:
         """Map the page another process made."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return cls(mmap.mmap(fd, os.fstat(fd).st_size))
-        finally:
-            os.close(fd)
+        return cls(sharedfile.attach(path))
 
     @property
     def participants(self) -> int:

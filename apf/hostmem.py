@@ -11,13 +11,13 @@ An EPT entry is a u64: ``pfn << 12 | EPT_WRITE | EPT_PRESENT``, or 0 for not pre
 from __future__ import annotations
 
 import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from apf import sharedfile
 from apf.messages import PAGE_SHIFT, PAGE_SIZE
 from apf.scenario import Scenario
 
@@ -102,21 +102,9 @@ class HostMemory:
     @classmethod
     def create(cls, geometry: Geometry, path: Path) -> HostMemory:
         """Make the shared file at ``path`` (which must not exist) and map it."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, geometry.bytes)
-            return cls(geometry, mmap.mmap(fd, geometry.bytes))
-        finally:
-            os.close(fd)
+        return cls(geometry, sharedfile.create(path, geometry.bytes))
 
     @classmethod
     def attach(cls, geometry: Geometry, path: Path) -> HostMemory:
         """Map the shared file another process made."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            size = os.fstat(fd).st_size
-            if size != geometry.bytes:
-                raise ValueError(f"{path}: {size} bytes, but this scenario's host memory has {geometry.bytes}")
-            return cls(geometry, mmap.mmap(fd, size))
-        finally:
-            os.close(fd)
+        return cls(geometry, sharedfile.attach(path, geometry.bytes))

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from apf import refusal
 from apf.fields import Seconds, Section
@@ -121,10 +121,7 @@ class IoFaultWish(_IoFault):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> IoFaultWish:
         """Checked. Raises ValueError that names field, value and what is allowed."""
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise ValueError("; ".join(refusal.lines(error, cls))) from error
+        return refusal.checked(cls, fields, ValueError)
 
 
 def endless_stop(what: str, length: Decimal | int, duration: Decimal | int) -> bool:

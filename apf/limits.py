@@ -44,6 +44,7 @@ CALLS_MAX: Mapping[str, int] = MappingProxyType(
     {
         _LOAD + "WatchCounters": 64,  # each is work every interval
         _LOAD + "GetProfile": 16,
+        _HOST + "GetMemory": 16,  # each counts the pages of all VMs
         _LOAD + "Replay": 256,
         _LOAD + "Spawn": 64,  # each takes a thread to read a program
     }
@@ -63,6 +64,7 @@ CALL_S: Mapping[str, float] = MappingProxyType(
     {
         _HOST + "LoadVm": 600.0,
         _HOST + "InjectIoFault": 600.0,
+        _HOST + "GetMemory": 60.0,
         _LOAD + "Spawn": 600.0,
         _LOAD + "Kill": 600.0,
         _LOAD + "Inject": 600.0,

@@ -41,8 +41,8 @@ number), and the words listed here. ``G`` gauge, ``C`` counter, ``H`` histogram.
 | apf_swap_slots                    | G | state (free, used)                   | slots of the swap area                 |
 | apf_host_NAME_total               | C |                                      | NAME of ``hostd.core.mm.COUNTERS``,    |
 |                                   |   |                                      | the kernel's where it has one          |
-| apf_reclaim_scanned_pages_total   | C | vm                                   | the group's part of pgscan_direct      |
-| apf_reclaim_stolen_pages_total    | C | vm                                   | the group's part of pgsteal_direct     |
+| apf_reclaim_scanned_pages_total   | C | vm                                   | the group's pgscan of memory.stat      |
+| apf_reclaim_stolen_pages_total    | C | vm                                   | the group's pgsteal of memory.stat     |
 | apf_swap_io_total                 | C | device, kind (read, write), result   | I/Os submitted; torn and lost writes   |
 |                                   |   | (ok, error, and of reads checksum,   | seem done, and are found by a read's   |
 |                                   |   | of writes torn, lost)                | checksum                               |

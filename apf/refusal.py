@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def checked(model: type[_Model], fields: Mapping[str, Any], refused: type[Exception]) -> _Model:
+    """``model`` of ``fields``; raises ``refused`` with all that is wrong in a line."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise refused("; ".join(lines(error, model))) from error
 
 
 def lines(error: ValidationError, model: type[BaseModel], tags: Sequence[str] = ()) -> list[str]:
@@ -39,5 +49,5 @@ def _model_of(annotation: Any) -> type[BaseModel]:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

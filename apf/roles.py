@@ -9,9 +9,9 @@ PERMISSION_DENIED and changes nothing. What is not in the table nobody may call.
 |----------|-------------------------------------|-------------------------------------------------------------------|
 | vcpu     | a vCPU worker                       | RunVcpu, TakeTraps                                                |
 | guest    | a guestsched, towards hostd         | LoadVm                                                            |
-| load     | a load generator, a viewer          | the load API except what steers: see below                        |
+| load     | a load generator, a viewer          | the load API except what steers: see below; GetMemory of hostd    |
 | operator | who runs the host or a guest        | the whole load API: Spawn, Kill, Inject and Shutdown too;         |
-|          |                                     | InjectIoFault of hostd                                            |
+|          |                                     | GetMemory and InjectIoFault of hostd                              |
 
 A role is a level of trust, not an identity: whoever attaches as vCPU 0 *is* vCPU 0, and a vCPU that breaks its contract
 fails its run, as a broken CPU would. What a peer that is not attached does never reaches a run.
@@ -35,18 +35,23 @@ class Role(StrEnum):
 
 Roles = frozenset[Role]
 ALL: Roles = frozenset(Role)
-HOSTD: Roles = frozenset({Role.VCPU, Role.GUEST, Role.OPERATOR})
+HOSTD: Roles = frozenset(Role)
 """Roles of hostd's peers."""
 GUESTSCHED: Roles = frozenset({Role.VCPU})
 """Roles of guestsched's peers, those of its API apart."""
 API: Roles = frozenset({Role.LOAD, Role.OPERATOR})
-"""Roles of the peers of guestsched's API."""
+"""Roles of the peers of guestsched's API, who may also look at the host's memory."""
 
 _VCPU = frozenset({Role.VCPU})
 _GUEST = frozenset({Role.GUEST})
 _OPERATOR = frozenset({Role.OPERATOR})
 _TABLE: dict[str, dict[str, Roles]] = {
-    "apf.v1.HostService": {"RunVcpu": _VCPU, "LoadVm": _GUEST, "InjectIoFault": _OPERATOR},
+    "apf.v1.HostService": {
+        "RunVcpu": _VCPU,
+        "LoadVm": _GUEST,
+        "InjectIoFault": _OPERATOR,
+        "GetMemory": API,
+    },
     "apf.v1.GuestService": {"TakeTraps": _VCPU},
     "apf.v1.LoadService": {
         "Access": API,

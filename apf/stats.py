@@ -8,13 +8,12 @@ sleep for a peer, and never go back; histograms (``HISTOGRAMS``) are counted in 
 from __future__ import annotations
 
 import mmap
-import os
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from apf import histogram
+from apf import histogram, sharedfile
 from apf.histogram import Histogram
 
 STATES = ("counting", "faulting", "other", "stall", "idle", "apf", "kernel")
@@ -63,21 +62,12 @@ class VcpuStats:
     @classmethod
     def create(cls, path: Path, vcpus: int) -> VcpuStats:
         """Make the file at ``path``, all zero."""
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, vcpus * ROW * 8)
-            return cls(mmap.mmap(fd, vcpus * ROW * 8), vcpus)
-        finally:
-            os.close(fd)
+        return cls(sharedfile.create(path, vcpus * ROW * 8), vcpus)
 
     @classmethod
     def attach(cls, path: Path, vcpus: int) -> VcpuStats:
         """Map the file another process made."""
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return cls(mmap.mmap(fd, vcpus * ROW * 8), vcpus)
-        finally:
-            os.close(fd)
+        return cls(sharedfile.attach(path, vcpus * ROW * 8), vcpus)
 
     def total(self, field: str) -> int:
         """Sum over the vCPUs."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,6 +16,7 @@ from apf.v1.host_pb2_grpc import HostServiceStub
 from apf.v1.load_pb2_grpc import LoadServiceStub
 from deploy.clusters import BadInput, Clusters, Record
 
+_Stub = TypeVar("_Stub")
 CALL_S = 30.0
 """Deadline of a call that only waits for a window to open, wall s."""
 
@@ -97,22 +99,21 @@ def refused(error: grpc.RpcError, address: str) -> Failure | BadInput:
     return Failure(f"{address}: {code.name}: {details}")
 
 
-@contextmanager
-def host_service(address: str) -> Iterator[HostServiceStub]:
-    """A stub of hostd's service at ``address``, likewise."""
-    with channel(address) as opened:
-        try:
-            yield HostServiceStub(opened)
-        except grpc.RpcError as error:
-            raise refused(error, address) from error
+def host_service(address: str) -> AbstractContextManager[HostServiceStub]:
+    """A stub of hostd's service at ``address``; what a call meets is raised as Failure or BadInput."""
+    return _service(address, HostServiceStub)
+
+
+def load_service(address: str) -> AbstractContextManager[LoadServiceStub]:
+    """A stub of the API at ``address``, likewise."""
+    return _service(address, LoadServiceStub)
 
 
 @contextmanager
-def load_service(address: str) -> Iterator[LoadServiceStub]:
-    """A stub of the API at ``address``; what a call meets is raised as Failure or BadInput."""
+def _service(address: str, stub: Callable[[grpc.Channel], _Stub]) -> Iterator[_Stub]:
     with channel(address) as opened:
         try:
-            yield LoadServiceStub(opened)
+            yield stub(opened)
         except grpc.RpcError as error:
             raise refused(error, address) from error
 

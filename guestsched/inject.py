@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from apf import refusal
 from apf.messages import ProtocolFault
 from apf.protocol_faults import InjectName, check_inject
 from apf.scenario import ScenarioError
-from guestsched.spawn import explain
 
 
 class InjectWish(BaseModel):
@@ -31,10 +31,7 @@ class InjectWish(BaseModel):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> InjectWish:
         """Checked. Raises ScenarioError that names field, value and what is allowed."""
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise ScenarioError("; ".join(explain(item) for item in error.errors())) from error
+        return refusal.checked(cls, fields, ScenarioError)
 
     def fault(self) -> ProtocolFault:
         """As the vCPU is told."""

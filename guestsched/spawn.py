@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from apf import refusal
 from apf.messages import PAGE_SIZE
 from apf.scenario import ScenarioError
 from guestsched.core.process import ProcessPlan
@@ -57,10 +58,7 @@ class SpawnWish(BaseModel):
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> SpawnWish:
         """Checked. Raises ScenarioError that names field, value and what is allowed."""
-        try:
-            return cls.model_validate(fields)
-        except ValidationError as error:
-            raise ScenarioError("; ".join(explain(item) for item in error.errors())) from error
+        return refusal.checked(cls, fields, ScenarioError)
 
     def plan(self, seed: int, vcpus: int) -> ProcessPlan:
         """The plan for a VM with so many vCPUs. Raises ScenarioError."""
@@ -102,12 +100,3 @@ class SpawnWish(BaseModel):
                 return load_elf(Path(file.name))
             except ScenarioError as error:
                 raise ScenarioError(str(error).replace(file.name, "elf")) from error
-
-
-def explain(item: Any) -> str:
-    """One of pydantic's errors: the field, its value and what is allowed."""
-    where = ".".join(str(part) for part in item["loc"])
-    message = item["msg"].removeprefix("Value error, ")
-    value = item["input"]
-    shown = f"{len(value)} bytes" if isinstance(value, bytes) else repr(value)
-    return f"{where} = {shown}: {message[:1].lower()}{message[1:]}" if where else message

@@ -8,7 +8,8 @@ cache, mapped or not: pages in memory that have a slot. ``file`` is the page cac
 
 Departures: a page on its way out is uncharged when it is picked (``hostd.core.page``), so it is in the host's figures
 only; what a group's own limit makes it reclaim is in the host's pgscan_direct and pgsteal_direct too, and in allocstall,
-which stands for all its zones' counters; memory.swap.max is not limited for a group.
+which stands for all its zones' counters; memory.swap.max is not limited for a group; page tables take no memory
+(sec_pagetables); memory.events has no oom_group_kill.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from apf.vcpu_stream import VcpuStream
 from hostd.config import HostdConfig
 from hostd.io_fault_requests import IO_FAULTS_MAX, IoFaultRequests
 from hostd.shell import HostShell
+from hostd.showing import memory_out
 from hostd.vms import Vms
 
 _IN = {kind: f"in.{name}" for kind, name in wire.HOST_KINDS.items()}
@@ -26,7 +27,7 @@ _OUT = {kind: f"out.{name}" for kind, name in wire.HOST_KINDS.items()}
 
 
 class HostService(HostServiceServicer):
-    """Answers vCPUs, guest kernels that load their VM, and operators."""
+    """Answers vCPUs, guest kernels that load their VM, operators, and whoever watches."""
 
     def __init__(
         self,
@@ -99,6 +100,20 @@ class HostService(HostServiceServicer):
         at_ns = self._io_faults.ask(wish)
         self._turns.ask_for_clock()
         return host_pb2.InjectIoFaultResponse(at_ns=await asyncio.shield(at_ns))
+
+    async def GetMemory(  # noqa: N802, D102 - the generated base names and documents it
+        self,
+        request: host_pb2.GetMemoryRequest,
+        context: grpc.aio.ServicerContext[host_pb2.GetMemoryRequest, host_pb2.GetMemoryResponse],
+    ) -> host_pb2.GetMemoryResponse:
+        if request.vm >= self._config.places:
+            text = f"vm = {request.vm}: 0 to {self._config.places - 1}"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
+        if request.vm not in self._vms.present:
+            present = ", ".join(map(str, sorted(self._vms.present))) or "none"
+            text = f"vm = {request.vm}: no VM is there; on the host: {present}"
+            await context.abort(grpc.StatusCode.NOT_FOUND, text)
+        return memory_out(self._shell.core.watched(), request.vm, self._clock.now_ns())
 
     async def _attached(self, vm: int, vcpu: int, seq: int) -> host_pb2.RunVcpuResponse:
         start_ns = await self._vms.started(vm)

@@ -178,6 +178,83 @@ class InjectIoFaultResponse(_message.Message):
     at_ns: int
     def __init__(self, at_ns: _Optional[int] = ...) -> None: ...
 
+class GetMemoryRequest(_message.Message):
+    __slots__ = ("vm",)
+    VM_FIELD_NUMBER: _ClassVar[int]
+    vm: int
+    def __init__(self, vm: _Optional[int] = ...) -> None: ...
+
+class GetMemoryResponse(_message.Message):
+    __slots__ = ("now_ns", "group", "vmstat", "root_pressure")
+    class VmstatEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    NOW_NS_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    VMSTAT_FIELD_NUMBER: _ClassVar[int]
+    ROOT_PRESSURE_FIELD_NUMBER: _ClassVar[int]
+    now_ns: int
+    group: MemoryGroup
+    vmstat: _containers.ScalarMap[str, int]
+    root_pressure: Pressure
+    def __init__(self, now_ns: _Optional[int] = ..., group: _Optional[_Union[MemoryGroup, _Mapping]] = ..., vmstat: _Optional[_Mapping[str, int]] = ..., root_pressure: _Optional[_Union[Pressure, _Mapping]] = ...) -> None: ...
+
+class MemoryGroup(_message.Message):
+    __slots__ = ("current", "high", "max", "swap_current", "stat", "events", "pressure")
+    class StatEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class EventsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    CURRENT_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    MAX_FIELD_NUMBER: _ClassVar[int]
+    SWAP_CURRENT_FIELD_NUMBER: _ClassVar[int]
+    STAT_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    PRESSURE_FIELD_NUMBER: _ClassVar[int]
+    current: int
+    high: int
+    max: int
+    swap_current: int
+    stat: _containers.ScalarMap[str, int]
+    events: _containers.ScalarMap[str, int]
+    pressure: Pressure
+    def __init__(self, current: _Optional[int] = ..., high: _Optional[int] = ..., max: _Optional[int] = ..., swap_current: _Optional[int] = ..., stat: _Optional[_Mapping[str, int]] = ..., events: _Optional[_Mapping[str, int]] = ..., pressure: _Optional[_Union[Pressure, _Mapping]] = ...) -> None: ...
+
+class Pressure(_message.Message):
+    __slots__ = ("some", "full")
+    SOME_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    some: PressureLine
+    full: PressureLine
+    def __init__(self, some: _Optional[_Union[PressureLine, _Mapping]] = ..., full: _Optional[_Union[PressureLine, _Mapping]] = ...) -> None: ...
+
+class PressureLine(_message.Message):
+    __slots__ = ("avg10", "avg60", "avg300", "total_us")
+    AVG10_FIELD_NUMBER: _ClassVar[int]
+    AVG60_FIELD_NUMBER: _ClassVar[int]
+    AVG300_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_US_FIELD_NUMBER: _ClassVar[int]
+    avg10: float
+    avg60: float
+    avg300: float
+    total_us: int
+    def __init__(self, avg10: _Optional[float] = ..., avg60: _Optional[float] = ..., avg300: _Optional[float] = ..., total_us: _Optional[int] = ...) -> None: ...
+
 class LoadVmResponse(_message.Message):
     __slots__ = ("resident_pages", "swapped_pages", "start_ns")
     RESIDENT_PAGES_FIELD_NUMBER: _ClassVar[int]

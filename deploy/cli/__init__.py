@@ -34,6 +34,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "list": guests.list_,
     "load": guests.load,
     "top": guests.top,
+    "memory": guests.memory,
     "policies": runs.policies,
 }
 _DEVICE_COMMANDS: dict[str, Callable[..., None]] = {"list": devices.list_, "fit": devices.fit}

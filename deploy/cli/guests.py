@@ -237,6 +237,21 @@ def top(
             return
 
 
+def memory(
+    *,
+    name: Name = DEFAULT_NAME,
+    vm: Annotated[int, typer.Option(metavar="N", help="VM of the host, from 0.", min=0, max=(1 << 32) - 1)] = 0,
+    api: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Of hostd, for load or operators.")] = None,
+    tls: Tls,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write it there too.")] = None,
+) -> None:
+    """Show the memory of a VM on a running host, by the kernel's names: memory.stat, memory.events, vmstat, ..."""
+    with calling():
+        from deploy import memory as viewer
+
+        viewer.show(_host(name, api, tls), vm, json_file, console())
+
+
 def _host(name: str, api: str | None, tls: Tls) -> Address:
     """Address of hostd: the one given, or a cluster's for operators."""
     from deploy import client

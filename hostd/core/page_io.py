@@ -175,6 +175,7 @@ class PageIo:
         """
         mm = self._mm
         pages, group = mm.pages, mm.groups[vm]
+        was_writing = pages.flags[key] & WRITING  # a page of zeros never is
         pages.flags[key] &= ~WRITING
         if self.write_failed and key in self.write_failed:
             self.write_failed.remove(key)
@@ -189,7 +190,7 @@ class PageIo:
             elif group.usage < group.limit and len(mm.frames.free) > mm.watermarks.high:
                 group.usage += 1
                 group.lists.add_tail(key)
-                group.stat["pgrotated"] += 1
+                group.stat["pgrotated"] += was_writing != 0
             else:
                 pages.move(key, RELEASED, at_ns)
                 mm.forget_frame(key, group)

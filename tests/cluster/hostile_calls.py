@@ -37,9 +37,10 @@ SOCKETS = (
     ("vcpu", "guestsched-0"),
     ("load", "guestsched-0"),
     ("operator", "guestsched-0"),
+    ("load", "hostd"),
 )
 BUGS = {"UNKNOWN", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-LOOKING = {"List", "WatchCounters", "GetProfile", "Check", "Watch", "ServerReflectionInfo", "Wait"}
+LOOKING = {"List", "WatchCounters", "GetProfile", "GetMemory", "Check", "Watch", "ServerReflectionInfo", "Wait"}
 """Methods that may answer OK: they change nothing."""
 
 u64 = st.integers(0, 2**64 - 1) | st.integers(0, 8)
@@ -118,6 +119,7 @@ def messages(digest: str) -> dict[str, st.SearchStrategy[Any]]:
         "/apf.v1.HostService/RunVcpu": host,
         "/apf.v1.HostService/LoadVm": built(host_pb2.LoadVmRequest, vm=u32, segments=st.lists(segments, max_size=4)),
         "/apf.v1.HostService/InjectIoFault": io_faults,
+        "/apf.v1.HostService/GetMemory": built(host_pb2.GetMemoryRequest, vm=u32),
         "/apf.v1.GuestService/TakeTraps": guest,
         "/apf.v1.LoadService/Access": accesses,
         "/apf.v1.LoadService/AccessStream": built(load_pb2.AccessStreamRequest, items=st.lists(item, max_size=70)),

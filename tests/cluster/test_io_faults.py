@@ -1,34 +1,40 @@
-"""An operator lets the swap device of a running host fail, and the twin repeats the run from the log of it."""
+"""An operator lets the swap device of a running host fail, and the twin repeats the run from the log of it.
+
+And who watches looks at the host's memory meanwhile, of which the run knows nothing.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import subprocess
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cluster_runs import small, until_running
+from cluster_runs import DEADLINE_S, small, until_running
 
+from apf.roles import Role
 from apf.scenario import Scenario, ScenarioError
 from deploy import journals, replay
 from deploy.local import LocalCluster
 from deploy.result import RunResult
-from tests.commands import Commands
 
 SLOWLY = {"duration_s": "0.06", "pace": "0.004"}
 """Long enough in wall time for somebody to do something."""
 
 
-IoFault = Callable[..., subprocess.CompletedProcess[str]]
+def apf(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """The command line, in a process of its own: this one forks clusters."""
+    command = [sys.executable, "-c", "from deploy.cli import main; main()", *words, "--api", address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
 
-@pytest.fixture
-def io_fault(commands: Commands) -> IoFault:
-    """``apf io-fault``, in a process of its own: this one forks clusters."""
-    return lambda address, *words: commands.run("io-fault", *words, "--api", address)
+def io_fault(address: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """``apf io-fault``."""
+    return apf(address, "io-fault", *words)
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,33 @@ class Failed:
     result: RunResult
     merged: list[str]
     log: Path
+    looks: list[dict[str, Any]]
+    """At the host's memory, before the first and the last command."""
 
 
-def while_it_runs(scenario: Scenario, directory: Path, io_fault: IoFault, *commands: tuple[str, ...]) -> Failed:
+def while_it_runs(scenario: Scenario, directory: Path, *commands: tuple[str, ...]) -> Failed:
     merged = io.StringIO()
     with LocalCluster(scenario, journals=True) as cluster:
         until_running(cluster)
-        said = [io_fault(cluster.run.host_operator_address, *words) for words in commands]
+        looks = [look(cluster, directory)]
+        said = [io_fault(cluster.run.host_operator_address, *words) for words in commands[:-1]]
+        looks.append(look(cluster, directory))
+        said.append(io_fault(cluster.run.host_operator_address, *commands[-1]))
         result = cluster.wait()
         log = directory / "io-faults.jsonl"
         log.write_bytes(cluster.run.io_faults.read_bytes())
         journals.merge(result.mode, cluster.journals(), merged)
-    return Failed(said, result, merged.getvalue().splitlines(), log)
+    return Failed(said, result, merged.getvalue().splitlines(), log, looks)
+
+
+def look(cluster: LocalCluster, directory: Path) -> dict[str, Any]:
+    """``apf memory`` of VM 0, with the rights of a load generator."""
+    file = directory / "memory.json"
+    done = apf(cluster.run.address(Role.LOAD, "hostd"), "memory", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(file.read_text())
+    assert f"memory.current {found['memory']['0']['memory.current']}" in done.stdout.splitlines()
+    return found
 
 
 def repeats(failed: Failed) -> None:
@@ -64,11 +85,10 @@ def repeats(failed: Failed) -> None:
     )
 
 
-def test_the_twin_repeats_it(tmp_path: Path, io_fault: IoFault) -> None:
+def test_the_twin_repeats_it(tmp_path: Path) -> None:
     failed = while_it_runs(
         small("pv", swap__errors="report", **SLOWLY),
         tmp_path,
-        io_fault,
         ("slow", "--factor", "3", "--io", "read", "--for", "0.002"),
         ("read_error", "--nth", "2", "--count", "1"),
         ("lost_write", "--count", "0"),
@@ -83,17 +103,23 @@ def test_the_twin_repeats_it(tmp_path: Path, io_fault: IoFault) -> None:
         assert f"from {at_ns / 1e9:.9f} s of guest time on" in done.stdout
     assert failed.result.host_counters["swap_lost_write"] > 0
     repeats(failed)
+    times = [found["now_ns"] for found in failed.looks]
+    assert times == sorted(times) and 0 < times[-1] <= 60_000_000
+    for name in ("pgfault", "pgmajfault", "pswpin", "pgscan_direct"):
+        grown = [found["memory"]["0"]["memory.stat"][name] for found in failed.looks]
+        grown.append(failed.result.host_counters[name])
+        assert grown == sorted(grown) and grown[-2] > 0
 
 
-def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path, io_fault: IoFault) -> None:
+def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path) -> None:
     # Without readahead, for whoever reads a page then needs it.
-    failed = while_it_runs(small("off", swap__readahead="none", **SLOWLY), tmp_path, io_fault, ("read_error",))
+    failed = while_it_runs(small("off", swap__readahead="none", **SLOWLY), tmp_path, ("read_error",))
     assert "KVM_RUN: Bad address" in failed.result.failed[0]
     repeats(failed)
 
 
-def test_who_may_and_what_is_refused(io_fault: IoFault) -> None:
-    with LocalCluster(small("off", duration_s="10", pace="0.001")) as cluster:
+def test_who_may_and_what_is_refused() -> None:
+    with LocalCluster(small("off", duration_s="10", pace="0.001", host__max_vms=2)) as cluster:
         until_running(cluster)
         operator, guest = cluster.run.host_operator_address, cluster.run.host_load_address
         denied = io_fault(guest, "read_error")
@@ -102,12 +128,22 @@ def test_who_may_and_what_is_refused(io_fault: IoFault) -> None:
             for words in (("no_error",), ("stop", "--gfn", "5"), ("read_error", "--vm", "3"), ("slow", "--add", "-1"))
         ]
         assert not cluster.run.io_faults.exists()
+        looks = {role: apf(cluster.run.address(role, "hostd"), "memory") for role in Role}
+        missing = [apf(operator, "memory", "--vm", number) for number in ("1", "2")]
     assert "PERMISSION_DENIED: /apf.v1.HostService/InjectIoFault as guest: allowed: operator" in denied.stderr
     told = [(done.returncode, done.stderr.removeprefix("apf: ").strip()) for done in refused]
     assert told[0][1].startswith("what = 'no_error': ") and "'read_error'" in told[0][1]
     assert told[1][1] == "gfn = 5: stop is of the whole device for a time; allowed: -1"
-    assert told[2][1] == "vm = 3: 0 to 0" and told[3][1].startswith("--add = '-1'")
+    assert told[2][1] == "vm = 3: 0 to 1" and told[3][1].startswith("--add = '-1'")
     assert {code for code, _ in told} == {2} and denied.returncode == 1
+    assert {role for role, done in looks.items() if done.returncode == 0} == {Role.LOAD, Role.OPERATOR}
+    for role in (Role.VCPU, Role.GUEST):
+        text = f"PERMISSION_DENIED: /apf.v1.HostService/GetMemory as {role}: allowed: load, operator"
+        assert text in looks[role].stderr and not looks[role].stdout
+    assert [(done.returncode, done.stderr.strip()) for done in missing] == [
+        (2, "apf: vm = 1: no VM is there; on the host: 0"),
+        (2, "apf: vm = 2: 0 to 1"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -187,23 +187,27 @@ TestHostMemory = HostMemory.TestCase
 TestHostMemory.settings = settings(max_examples=100, stateful_step_count=25, deadline=None, derandomize=True)
 
 
-def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
-    """Some thousand accesses, half of them to a few hot pages, by eight vCPUs to twice the memory there is."""
-    pages = (100, 24, 24, 24)
-    limits = (60, 9, 12, 5)
-    vms = tuple(VmConfig(size, limit, 2, backing=backing) for size, limit in zip(pages, limits, strict=True))
-    shell = FakeShell(
-        HostConfig(seed, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=8, readahead=KernelReadahead)
-    )
+def access_at_random(shell: FakeShell, pages: tuple[int, ...], chance: Stream) -> None:
+    """Some thousand accesses, half of them to a few hot pages, by all vCPUs; ``pages`` of each VM."""
     shell.check_every = 0
     shell.load(0, 100)
-    chance = Stream(seed, "thrash")
     for _ in range(3_000):
         vcpu = chance.below(len(shell.vcpus))
         among = pages[shell.vcpus[vcpu].vm] if chance.below(2) else 8
         shell.enqueue(vcpu, chance.below(among), chance.below(2) == 1, chance.below(4) == 0)
     shell.drain()
     shell.core.check()
+
+
+def thrash(gup: GupVariant, seed: int, backing: Backing = ANON) -> FakeShell:
+    """Random accesses by eight vCPUs to twice the memory there is."""
+    pages = (100, 24, 24, 24)
+    limits = (60, 9, 12, 5)
+    vms = tuple(VmConfig(size, limit, 2, backing=backing) for size, limit in zip(pages, limits, strict=True))
+    shell = FakeShell(
+        HostConfig(seed, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=8, readahead=KernelReadahead)
+    )
+    access_at_random(shell, pages, Stream(seed, "thrash"))
     shell.core.finish(shell.now_ns)
     return shell
 
@@ -250,15 +254,7 @@ def test_failing_ios_lose_no_page_but_those_the_core_says_are_lost() -> None:
             for place, what in enumerate(OF_IOS)
         )
         shell = FakeShell(HostConfig(5, gup, Costs(), 10_000, vms, PROFILE, reserve_frames=16, failures=failures))
-        shell.check_every = 0
-        shell.load(0, 100)
-        chance = Stream(5, "failing")
-        for _ in range(3_000):
-            vcpu = chance.below(len(shell.vcpus))
-            among = pages[shell.vcpus[vcpu].vm] if chance.below(2) else 8
-            shell.enqueue(vcpu, chance.below(among), chance.below(2) == 1, chance.below(4) == 0)
-        shell.drain()
-        shell.core.check()
+        access_at_random(shell, pages, Stream(5, "failing"))
         assert shell.given_up > 20, gup
         for name in ("read_error", "write_error", "torn_write", "lost_write", "checksum_error"):
             assert shell.core.counters[f"swap_{name}"] > 3, f"{gup.name}: the test does not cover {name}"

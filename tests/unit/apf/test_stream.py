@@ -46,6 +46,19 @@ def echo(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any
         yield Response(seq=request.seq, at_ns=request.time_ns + 1)
 
 
+class Hangs:
+    """Takes a request and says nothing, until ``gone``."""
+
+    def __init__(self) -> None:
+        self.asked, self.gone = threading.Event(), threading.Event()
+
+    def __call__(self, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        next(requests)
+        self.asked.set()
+        self.gone.wait(10)
+        yield from ()
+
+
 def test_each_request_has_its_reply(tmp_path: Path) -> None:
     with asking(tmp_path, echo) as (stream, _):
         for seq in range(100):
@@ -90,38 +103,24 @@ def test_a_server_that_says_more_after_the_end(tmp_path: Path) -> None:
 
 
 def test_a_server_that_goes_away(tmp_path: Path) -> None:
-    asked, gone = threading.Event(), threading.Event()
-
-    def hang(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        next(requests)
-        asked.set()
-        gone.wait(10)
-        yield from ()
-
-    with asking(tmp_path, hang) as (stream, server):
-        stopping = threading.Thread(target=lambda: asked.wait(10) and server.stop(0))
+    hangs = Hangs()
+    with asking(tmp_path, hangs) as (stream, server):
+        stopping = threading.Thread(target=lambda: hangs.asked.wait(10) and server.stop(0))
         stopping.start()
         with pytest.raises(PeerLost, match=r"lost its server: (UNAVAILABLE|CANCELLED)"):
             stream.ask(Request(seq=1))
-        gone.set()
+        hangs.gone.set()
         stopping.join(10)
 
 
 def test_giving_up(tmp_path: Path) -> None:
-    asked, gone = threading.Event(), threading.Event()
-
-    def hang(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        next(requests)
-        asked.set()
-        gone.wait(10)
-        yield from ()
-
-    with asking(tmp_path, hang) as (stream, _):
-        watchdog = threading.Thread(target=lambda: asked.wait(10) and stream.cancel())
+    hangs = Hangs()
+    with asking(tmp_path, hangs) as (stream, _):
+        watchdog = threading.Thread(target=lambda: hangs.asked.wait(10) and stream.cancel())
         watchdog.start()
         with pytest.raises(PeerLost, match="lost its server: CANCELLED: given up"):
             stream.ask(Request(seq=1))
-        gone.set()
+        hangs.gone.set()
         watchdog.join(10)
 
 

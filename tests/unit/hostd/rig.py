@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from apf.costs import Costs
 from apf.messages import (
@@ -21,7 +21,8 @@ from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
 from hostd.core.events import BorderReached, HostEffect, Reply, RequestTaken, SegmentsLoaded
 from hostd.core.host import HostCore
-from hostd.core.page import PageState
+from hostd.core.lru import Policy
+from hostd.core.page import Pages, PageState
 from hostd.core.userfault import ONE_HANDLER, UserfaultConfig
 
 WINDOW_NS = 20_000
@@ -29,6 +30,9 @@ READ_NS, WRITE_NS = 100_000, 40_000
 PROFILE = DeviceProfile("test", 1, True, READ_NS, (READ_NS, READ_NS), (WRITE_NS, WRITE_NS), 0, 0, 0)
 COSTS = Costs()
 READ, WRITE = Access.READ, Access.WRITE
+
+
+_Lists = TypeVar("_Lists", bound=Policy)
 
 
 class Rig:
@@ -115,3 +119,13 @@ class Rig:
         last = self.effects[-1]
         assert isinstance(last, Reply)
         return last.reply
+
+
+def filled(policy: type[_Lists], count: int) -> tuple[_Lists, Pages, bytearray]:
+    """A policy that has been given so many pages, one after the other."""
+    pages, young = Pages((count,)), bytearray(count)
+    made = policy(pages, young)
+    for key in range(count):
+        pages.pfn[key] = key
+        made.add(key)
+    return made, pages, young

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hostd.core.lru import Kernel, Scan
 from hostd.core.page import LRU, WORKINGSET, Pages
+from tests.unit.hostd.rig import filled
 
 
 class Lists(Kernel):
@@ -23,24 +24,15 @@ class Lists(Kernel):
         return [key for key in victims if key in self.refuses]
 
 
-def group_of(count: int) -> tuple[Lists, Pages, bytearray]:
-    pages, young = Pages((count,)), bytearray(count)
-    group = Lists(pages, young)
-    for key in range(count):
-        pages.pfn[key] = key
-        group.add(key)
-    return group, pages, young
-
-
 def test_unused_pages_are_picked_oldest_first_and_no_more_than_wanted() -> None:
-    group, _pages, _young = group_of(6)
+    group, _pages, _young = filled(Lists, 6)
     scan = group.reclaim(4)
     assert (group.picked, scan.taken, scan.scanned) == ([0, 1, 2, 3], 4, 4)
     assert list(group.inactive) == [4, 5]
 
 
 def test_first_use_goes_round_again_second_use_activates() -> None:
-    group, _pages, young = group_of(4)
+    group, _pages, young = filled(Lists, 4)
     young[0] = 1
     group.reclaim(1)
     assert group.picked == [1]
@@ -55,14 +47,14 @@ def test_first_use_goes_round_again_second_use_activates() -> None:
 
 
 def test_a_used_page_that_is_not_used_again_is_picked_at_its_second_turn() -> None:
-    group, _pages, young = group_of(2)
+    group, _pages, young = filled(Lists, 2)
     young[0] = young[1] = 1
     group.reclaim(2)
     assert group.picked == [0, 1]
 
 
 def test_pinned_pages_are_passed_over_and_a_scan_of_only_those_ends() -> None:
-    group, pages, _young = group_of(3)
+    group, pages, _young = filled(Lists, 3)
     pages.pins[0] = 1
     group.reclaim(2)
     assert group.picked == [1, 2]
@@ -72,7 +64,7 @@ def test_pinned_pages_are_passed_over_and_a_scan_of_only_those_ends() -> None:
 
 
 def test_active_pages_are_demoted_whatever_their_use_when_inactive_is_low() -> None:
-    group, pages, young = group_of(4)
+    group, pages, young = filled(Lists, 4)
     for key in (0, 1, 2):
         del group.inactive[key]
         group.active[key] = None
@@ -88,7 +80,7 @@ def test_active_pages_are_demoted_whatever_their_use_when_inactive_is_low() -> N
 
 
 def test_a_page_that_cannot_go_is_activated() -> None:
-    group, _pages, _young = group_of(3)
+    group, _pages, _young = filled(Lists, 3)
     group.refuses = {0, 1, 2}
     scan = group.reclaim(1)
     assert scan.taken == 0 and scan.activated == scan.scanned
@@ -97,7 +89,7 @@ def test_a_page_that_cannot_go_is_activated() -> None:
 
 
 def test_a_page_put_at_the_tail_is_the_next_to_go() -> None:
-    group, _pages, _young = group_of(3)
+    group, _pages, _young = filled(Lists, 3)
     del group.inactive[2]
     group.add_tail(2)
     group.reclaim(1)

@@ -9,18 +9,9 @@ import pytest
 from apf.scenario import ScenarioError
 from hostd import reclaim_policies
 from hostd.core.lru import Kernel, Policy
-from hostd.core.page import LRU, Pages
+from hostd.core.page import LRU
 from hostd.core.policies import Clock, Fifo, Lru
-from tests.unit.hostd.rig import WINDOW_NS, Rig
-
-
-def filled(policy: type[Policy], count: int) -> tuple[Policy, Pages, bytearray]:
-    pages, young = Pages((count,)), bytearray(count)
-    made = policy(pages, young)
-    for key in range(count):
-        pages.pfn[key] = key
-        made.add(key)
-    return made, pages, young
+from tests.unit.hostd.rig import WINDOW_NS, Rig, filled
 
 
 def taken(policy: Policy, want: int) -> list[int]:
