@@ -41,6 +41,7 @@ class Commands:
             )
         self._socket = ours
         self._socket.settimeout(DEADLINE_S)
+        assert self._socket.recv(_MESSAGE_BYTES), "it cannot import what commands need"
 
     def run(
         self, *arguments: str, program: str = "", environment: Mapping[str, str] | None = None
@@ -65,7 +66,8 @@ class Commands:
 
 
 def _serve(orders: socket.socket) -> None:
-    """Fork for each order."""
+    """Say that all is imported, then fork for each order."""
+    orders.send(b"ready")
     while True:
         order, descriptors, _, _ = socket.recv_fds(orders, _MESSAGE_BYTES, 2)
         if not order:

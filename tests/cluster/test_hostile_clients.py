@@ -71,7 +71,7 @@ def attacked(number: int, wall_s: int, *more: str) -> None:
 
 
 def test_some_hundred_bad_inputs() -> None:
-    attacked(300, 15)  # the attack takes some 4 s of them
+    attacked(300, 11)  # the attack takes some 4 s of them
 
 
 @pytest.mark.long

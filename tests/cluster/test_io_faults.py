@@ -8,33 +8,41 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_runs import DEADLINE_S, small, until_running
+from cluster_runs import small, until_running
 
 from apf.roles import Role
 from apf.scenario import Scenario, ScenarioError
 from deploy import journals, replay
 from deploy.local import LocalCluster
 from deploy.result import RunResult
+from tests.commands import Commands
 
-SLOWLY = {"duration_s": "0.06", "pace": "0.004"}
+SLOWLY = {"duration_s": "0.06", "pace": "0.006"}
 """Long enough in wall time for somebody to do something."""
 
 
-def apf(address: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command line, in a process of its own: this one forks clusters."""
-    command = [sys.executable, "-c", "from deploy.cli import main; main()", *words, "--api", address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+class Apf:
+    """The command line, in processes of its own: this one forks clusters."""
+
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
+
+    def __call__(self, address: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return self._commands.run(*words, "--api", address)
+
+    def io_fault(self, address: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """``apf io-fault``."""
+        return self(address, "io-fault", *words)
 
 
-def io_fault(address: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """``apf io-fault``."""
-    return apf(address, "io-fault", *words)
+@pytest.fixture
+def apf(commands: Commands) -> Apf:
+    return Apf(commands)
 
 
 @dataclass(frozen=True)
@@ -49,14 +57,14 @@ class Failed:
     """At the host's memory, before the first and the last command."""
 
 
-def while_it_runs(scenario: Scenario, directory: Path, *commands: tuple[str, ...]) -> Failed:
+def while_it_runs(apf: Apf, scenario: Scenario, directory: Path, *commands: tuple[str, ...]) -> Failed:
     merged = io.StringIO()
     with LocalCluster(scenario, journals=True) as cluster:
         until_running(cluster)
-        looks = [look(cluster, directory)]
-        said = [io_fault(cluster.run.host_operator_address, *words) for words in commands[:-1]]
-        looks.append(look(cluster, directory))
-        said.append(io_fault(cluster.run.host_operator_address, *commands[-1]))
+        looks = [look(apf, cluster, directory)]
+        said = [apf.io_fault(cluster.run.host_operator_address, *words) for words in commands[:-1]]
+        looks.append(look(apf, cluster, directory))
+        said.append(apf.io_fault(cluster.run.host_operator_address, *commands[-1]))
         result = cluster.wait()
         log = directory / "io-faults.jsonl"
         log.write_bytes(cluster.run.io_faults.read_bytes())
@@ -64,7 +72,7 @@ def while_it_runs(scenario: Scenario, directory: Path, *commands: tuple[str, ...
     return Failed(said, result, merged.getvalue().splitlines(), log, looks)
 
 
-def look(cluster: LocalCluster, directory: Path) -> dict[str, Any]:
+def look(apf: Apf, cluster: LocalCluster, directory: Path) -> dict[str, Any]:
     """``apf memory`` of VM 0, with the rights of a load generator."""
     file = directory / "memory.json"
     done = apf(cluster.run.address(Role.LOAD, "hostd"), "memory", "--json", str(file))
@@ -85,8 +93,9 @@ def repeats(failed: Failed) -> None:
     )
 
 
-def test_the_twin_repeats_it(tmp_path: Path) -> None:
+def test_the_twin_repeats_it(tmp_path: Path, apf: Apf) -> None:
     failed = while_it_runs(
+        apf,
         small("pv", swap__errors="report", **SLOWLY),
         tmp_path,
         ("slow", "--factor", "3", "--io", "read", "--for", "0.002"),
@@ -111,20 +120,20 @@ def test_the_twin_repeats_it(tmp_path: Path) -> None:
         assert grown == sorted(grown) and grown[-2] > 0
 
 
-def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path) -> None:
+def test_a_vm_that_dies_of_it_is_named_at_the_end(tmp_path: Path, apf: Apf) -> None:
     # Without readahead, for whoever reads a page then needs it.
-    failed = while_it_runs(small("off", swap__readahead="none", **SLOWLY), tmp_path, ("read_error",))
+    failed = while_it_runs(apf, small("off", swap__readahead="none", **SLOWLY), tmp_path, ("read_error",))
     assert "KVM_RUN: Bad address" in failed.result.failed[0]
     repeats(failed)
 
 
-def test_who_may_and_what_is_refused() -> None:
+def test_who_may_and_what_is_refused(apf: Apf) -> None:
     with LocalCluster(small("off", duration_s="10", pace="0.001", host__max_vms=2)) as cluster:
         until_running(cluster)
         operator, guest = cluster.run.host_operator_address, cluster.run.host_load_address
-        denied = io_fault(guest, "read_error")
+        denied = apf.io_fault(guest, "read_error")
         refused = [
-            io_fault(operator, *words)
+            apf.io_fault(operator, *words)
             for words in (("no_error",), ("stop", "--gfn", "5"), ("read_error", "--vm", "3"), ("slow", "--add", "-1"))
         ]
         assert not cluster.run.io_faults.exists()
