@@ -102,10 +102,13 @@ class _Worker:
             self._guest: Stream[Any, Any] = stream.Stream(
                 guest_channel, wire.TAKE_TRAPS, guest_pb2.TakeTrapsResponse.FromString
             )
-            self._clock = ClockPage.attach(config.run.clock)
+            try:
+                self._clock = ClockPage.attach(config.run.clock)
+                memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
+            except FileNotFoundError:  # it has answered, and ended since
+                raise PeerLost("lost hostd: its memory is gone") from None
             self._hostd = self._clock.want_entry(Server.HOSTD, 0)
             self._guestsched = self._clock.want_entry(Server.GUESTSCHED, config.participant - config.vcpu)
-            memory = HostMemory.attach(Geometry.of(config.scenario), config.run.host_memory)
             stats = VcpuStats.attach(config.run.vcpu_stats(config.vm), config.scenario.vm.vcpus)
             self._fields = stats.fields(config.vcpu)
             sink = config.journal.open("w") if config.journal else None
