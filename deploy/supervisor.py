@@ -161,20 +161,27 @@ def start(order: Order, clusters: Clusters) -> Record:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        _daemon(order, clusters, writing)
-    os.close(writing)
-    os.waitpid(child, 0)  # it only forks the supervisor
-    with os.fdopen(reading, "rb", buffering=0) as pipe:
-        pid = int(_read_line(pipe, _FORK_S) or 0)
-        try:
-            line = _read_line(pipe, order.start_s + STOP_S)
-        except BaseException:
-            end_process(pid, 0.0)
-            _remove(clusters, order.record)
-            raise
+    # Whom an interrupt is to end must be known first.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        child = os.fork()
+        if child == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.close(reading)
+            _daemon(order, clusters, writing)
+        os.close(writing)
+        os.waitpid(child, 0)  # it only forks the supervisor
+        with os.fdopen(reading, "rb", buffering=0) as pipe:
+            pid = int(_read_line(pipe, _FORK_S) or 0)
+            try:
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                line = _read_line(pipe, order.start_s + STOP_S)
+            except BaseException:
+                end_process(pid, 0.0)
+                _remove(clusters, order.record)
+                raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     told = json.loads(line) if line else {"start_failed": f"the supervisor died{_last_lines(order.record)}"}
     if "start_failed" in told:
         end_process(pid, STOP_S)

@@ -4,75 +4,30 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from fault_runs import all_of, recorded
 from rich.console import Console
-from test_faults import RUNS, SMALL
 
 from apf.process import EXIT_BAD_INPUT
-from apf.scenario import ApfName, ScenarioError, load
-from deploy import explain, recording, twin
+from apf.scenario import ApfName, ScenarioError
+from deploy import explain, recording
 from deploy.cli import app
 from deploy.explain import Choice
 from deploy.fault import Fault
-from deploy.faults import Faults
-from deploy.journals import events
 from deploy.recording import RecordedRun, Recorder
-from deploy.steps import Step
-from deploy.telling import Teller
-from deploy.walk import small
+from tests.commands import Commands
 
 TOKEN = 0x21E001
 GOLDEN: dict[ApfName, int] = {"pv2010": TOKEN, "pv": 0x21F001, "halt": 0x21F000}
 """``explained-MODE.txt`` is what ``told_of`` gives of this token."""
 
 
-def recorded(directory: Path, mode: ApfName = "pv2010", **changes: object) -> RecordedRun:
-    """A recording of one run on the twin."""
-    scenario = load(None, {**SMALL, **changes}) if changes else small(7).model_copy(update={"apf": (mode,)})
-    scratch = directory / "scratch"
-    scratch.mkdir(parents=True)
-    result = twin.run(scenario, journals=scratch)
-    recorder = Recorder(directory / "recording")
-    recorder.keep(result, {path.stem: path for path in scratch.glob("*.journal")})
-    recorder.finish()
-    (run,) = recording.read(directory / "recording")
-    assert run.digest == result.digest
-    return run
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RecordedRun:
     return recorded(tmp_path_factory.mktemp("run"))
-
-
-@dataclass
-class Read:
-    run: RecordedRun
-    found: Faults
-    faults: list[Fault]
-
-    def tell(self, fault: Fault) -> list[Step]:
-        scenario = self.run.scenario
-        teller = Teller(self.run.mode, scenario.gup, self.found.names, self.found.end_ns, scenario.host.vms)
-        return teller.tell(fault)
-
-
-def all_of(run: RecordedRun) -> Read:
-    found = Faults()
-    faults = [fault for event in events(run.journals) for fault in found.take(event)]
-    return Read(run, found, [*faults, *found.open()])
-
-
-@pytest.fixture(scope="module", params=RUNS)
-def read(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Read:
-    return all_of(recorded(tmp_path_factory.mktemp("runs"), **RUNS[request.param]))
 
 
 def told_of(run: RecordedRun, choice: Choice) -> str:
@@ -126,36 +81,6 @@ def test_a_fault_on_a_page_that_the_vcpu_could_not_read_itself(tmp_path: Path) -
     assert "get_user_pages_noio() finds a swap entry, reads the page in vain and so does not succeed." in told
 
 
-def test_steps_are_in_order_and_their_times_add_up(read: Read) -> None:
-    for fault in read.faults:
-        steps = read.tell(fault)
-        times = [step.time_ns for step in steps]
-        assert times == sorted(times) and times[0] == fault.began_ns
-        between = [later - earlier for earlier, later in pairwise(times)]
-        last = next((at for at in (fault.back_ns, fault.over_ns) if at is not None), times[-1])
-        if fault.dropped_ns is None:  # else the worker, of whom nobody wants to know any more, may be the last
-            assert sum(between) == last - fault.began_ns
-        if fault.latency_ns is not None:
-            assert sum(fault.stages().values()) == fault.latency_ns <= sum(between)
-
-
-def test_every_step_has_its_process_and_functions(read: Read) -> None:
-    without = {"unheard", "back", "abandoned", "end"}
-    for fault in read.faults[:2000]:
-        for step in read.tell(fault):
-            assert step.process.split()[0] in ("hostd", "guestsched", "vcpud")
-            assert bool(step.functions) == (step.what not in without), step
-            assert step.text.endswith(".") and "None" not in step.text
-
-
-def test_steps_of_an_asynchronous_fault_that_is_over(read: Read) -> None:
-    whole = ["violation", "gup", "work", "not present", "asleep", "completed", "prefault", "ready", "woken", "back"]
-    for fault in read.faults:
-        plain = not (fault.retries or fault.repeated or fault.kernel_faults or fault.dropped_ns)
-        if fault.back_ns is not None and plain:
-            assert [step.what for step in read.tell(fault)] == whole
-
-
 @pytest.mark.parametrize(
     ("choice", "of"),
     [
@@ -191,22 +116,6 @@ def test_faults_of_one_page(run: RecordedRun) -> None:
 def test_there_is_no_such_fault(run: RecordedRun, choice: Choice, message: str) -> None:
     with pytest.raises(ScenarioError, match=message):
         explain.explain(run, choice)
-
-
-def test_tasks_that_wait_are_those_the_guest_says_wait(read: Read) -> None:
-    """Of a clean run: nothing is lost, they are only not over."""
-    left = explain.summarize(read.run).waiting
-    states: dict[tuple[int, int], str] = {}
-    for event in events(read.run.journals):
-        if event.core.kind == "guest" and event.record.kind == "task":
-            states[event.core.vm, event.record.fields[0]] = event.record.fields[2]
-    assert "APF_WAIT" in states.values() or read.run.mode in ("off", "halt")
-    assert {(one.fault.vm, one.fault.task) for one in left} == {
-        task for task, state in states.items() if state == "APF_WAIT"
-    }
-    for one in left:
-        assert not one.lost and f"the run ended at {read.found.end_ns:,} ns" in one.why
-        assert one.since_ns + one.waited_ns == read.found.end_ns
 
 
 def test_the_summary_counts_what_the_run_counted(run: RecordedRun) -> None:
@@ -245,13 +154,12 @@ def command(*arguments: str) -> int:
     return int(app(list(arguments), standalone_mode=False) or 0)
 
 
-def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands(tmp_path: Path, commands: Commands, capsys: pytest.CaptureFixture[str]) -> None:
     recording, trace, again, cut = (str(tmp_path / name) for name in ("recording", "trace", "again", "cut"))
     sizes = ("--guest-memory", "96MiB", "--group-memory", "4MiB", "--buffer", "32MiB", "--vcpus", "2")
     bench = ("bench", "--twin", "--device", "nvme", "--duration", "0.003", *sizes)
-    apf = (sys.executable, "-c", "from deploy.cli import main; main()")
     kept = ("--record", recording, "--trace", trace)
-    done = subprocess.run((*apf, *bench, *kept), capture_output=True, text=True, timeout=200, check=False)
+    done = commands.run(*bench, *kept)
     assert done.returncode == 0, done.stderr
     assert f"apf: recorded in {recording}" in done.stderr
     assert "events, 0 MiB; open it at ui.perfetto.dev" in done.stderr

@@ -38,8 +38,8 @@ NS_AN_INSTRUCTION = 20
 LOADS = {0.5: 8000, 1.0: 2700, 2.0: 900}
 """D, of the mean computation: faults of each task."""
 SEED = 1
-FAULTS_OF_SIMPY = 20_000
-"""Of each task: so many that what it says spreads by a tenth of the tolerance."""
+FAULTS_OF_SIMPY = 10_000
+"""Of each task: so many that what it says spreads by a seventh of the tolerance."""
 
 SCENARIO = """
 seed = 1

@@ -16,34 +16,38 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.commands import Commands
+
+PROGRAM = str(Path(__file__).with_name("apf_with_fake_cluster.py"))
 DEADLINE_S = 60
 
 
 class Apf:
     """The command line, with a state directory of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, commands: Commands) -> None:
         self.directory = directory
-        self.environment = {**os.environ, "XDG_RUNTIME_DIR": str(directory), "COLUMNS": "160"}
+        self._commands = commands
+        self.environment = {"XDG_RUNTIME_DIR": str(directory), "COLUMNS": "160"}
 
     def start(self, *arguments: str, fault: str = "", stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+        """A command in a new Python, as the shell starts it."""
         return subprocess.Popen(
-            [sys.executable, str(HERE / "apf_with_fake_cluster.py"), *arguments],
+            [sys.executable, PROGRAM, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**self.environment, "APF_FAKE": fault},
+            env={**os.environ, **self.environment, "APF_FAKE": fault},
         )
 
     def __call__(self, *arguments: str, code: int = 0, fault: str = "") -> str:
         """What a command prints, on both streams; it must exit with ``code``."""
-        with self.start(*arguments, fault=fault) as command:
-            out, errors = command.communicate(timeout=DEADLINE_S)
-        assert command.returncode == code, out + errors
-        return out + errors
+        environment = {**self.environment, "APF_FAKE": fault}
+        done = self._commands.run(*arguments, program=PROGRAM, environment=environment)
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def files(self) -> list[str]:
         return sorted(path.name for path in (self.directory / "apf").glob("*"))
@@ -54,8 +58,8 @@ class Apf:
 
 
 @pytest.fixture
-def apf(tmp_path: Path) -> Iterator[Apf]:
-    command = Apf(tmp_path)
+def apf(tmp_path: Path, commands: Commands) -> Iterator[Apf]:
+    command = Apf(tmp_path, commands)
     yield command
     if command.files():  # it runs, or was left behind
         for name in json.loads(command("status", "--json", code=0)):
@@ -63,12 +67,18 @@ def apf(tmp_path: Path) -> Iterator[Apf]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apf]:
+def running(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Iterator[Apf]:
     """One cluster for all that leave it as it is."""
-    command = Apf(tmp_path_factory.mktemp("running"))
+    command = Apf(tmp_path_factory.mktemp("running"), commands)
     command("up")
     yield command
     command("down")
+
+
+def test_the_command_in_a_new_python(apf: Apf) -> None:
+    with apf.start("status") as command:
+        out, errors = command.communicate(timeout=DEADLINE_S)
+    assert command.returncode == 0 and "no clusters" in out and not errors
 
 
 def test_up_status_down(apf: Apf) -> None:
@@ -233,14 +243,9 @@ def test_bad_input_is_named(
     assert not list((tmp_path / "apf").glob("*"))
 
 
-@pytest.mark.grpc
-def test_nobody_at_an_address_is_told() -> None:
-    from typer.testing import CliRunner
-
-    from deploy.cli import app
-
-    done = CliRunner().invoke(app, ["kill", "mem", "--api", "127.0.0.1:1"])
-    assert done.exit_code == 1 and "apf: 127.0.0.1:1: the run is ending, or nobody answers" in done.output
+def test_nobody_at_an_address_is_told(apf: Apf) -> None:
+    told = apf("kill", "mem", "--api", "127.0.0.1:1", code=1)
+    assert "apf: 127.0.0.1:1: the run is ending, or nobody answers" in told
 
 
 def test_load_prints_and_writes_what_it_measured(running: Apf, tmp_path: Path) -> None:
@@ -315,7 +320,7 @@ def test_a_prometheus_lives_as_long_as_its_cluster(apf: Apf, tmp_path: Path) -> 
     path.mkdir()
     (path / "prometheus").write_text(f"#!{sys.executable}\n{PLAYS_PROMETHEUS}")
     (path / "prometheus").chmod(0o755)
-    apf.environment["PATH"] = f"{path}:{apf.environment['PATH']}"
+    apf.environment["PATH"] = f"{path}:{os.environ['PATH']}"
     told = apf("up", "--prometheus")
     (entry,) = json.loads(apf("status", "--json"))
     assert f"prometheus  http://{entry['prometheus']}" in told

@@ -14,7 +14,7 @@ from deploy.faults import Faults, latencies
 from deploy.journals import events
 from deploy.waiting import Looping, Waiting, looping, waiting
 
-SHORT_S, LONG_S = "0.0165", "0.035"
+SHORT_S, LONG_S = "0.0165", "0.0252"
 """What is injected is over 5 ms before the long run ends, and a read takes 0.1."""
 RUN = {
     "seed": 2,
@@ -45,8 +45,8 @@ NOT_LOST: list[tuple[str, dict[str, Any] | None]] = [
     ("pv", {"what": "dropped_ack"}),
     ("pv", {"what": "restore"}),
     ("pv2010", {"what": "restore_without_int"}),
-    ("pv", {"what": "lapic_off", "for_s": "0.02"}),
-    ("pv", {"what": "paging_off", "for_s": "0.02"}),
+    ("pv", {"what": "lapic_off", "for_s": "0.01"}),
+    ("pv", {"what": "paging_off", "for_s": "0.01"}),
 ]
 
 
@@ -95,7 +95,7 @@ def test_only_not_over(mode: str, inject: dict[str, Any] | None, tmp_path: Path)
 
 
 def test_an_apic_that_is_off_is_named(tmp_path: Path) -> None:
-    waits = left("pv", {"what": "lapic_off", "for_s": "0.02"}, SHORT_S, tmp_path / "run")
+    waits = left("pv", {"what": "lapic_off", "for_s": "0.01"}, SHORT_S, tmp_path / "run")
     assert any("but the local APIC is disabled since 10,100,240 ns; the run ended at" in one.why for one in waits)
 
 
