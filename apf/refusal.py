@@ -1,8 +1,10 @@
-"""What pydantic refused, told in the project's way: field, value, what is allowed."""
+"""Bad input, told in the project's way: field, value, what is allowed."""
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -16,6 +18,16 @@ def checked(model: type[_Model], fields: Mapping[str, Any], refused: type[Except
         return model.model_validate(fields)
     except ValidationError as error:
         raise refused("; ".join(lines(error, model))) from error
+
+
+def read_toml(path: Path, what: str, refused: type[Exception]) -> dict[str, Any]:
+    """What the TOML file at ``path`` says; raises ``refused`` with ``what`` it was to be."""
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise refused(f"{what} {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise refused(f"{what} {path}: not TOML: {error}") from error
 
 
 def lines(error: ValidationError, model: type[BaseModel], tags: Sequence[str] = ()) -> list[str]:

@@ -7,7 +7,6 @@ with what it held and what is allowed (``ScenarioError``).
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -305,14 +304,7 @@ def load(path: Path | None, overrides: Mapping[str, Any]) -> Scenario:
 
     Raises ScenarioError.
     """
-    data: dict[str, Any] = {}
-    if path is not None:
-        try:
-            data = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ScenarioError(f"scenario file {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ScenarioError(f"scenario file {path}: not TOML: {error}") from error
+    data: dict[str, Any] = {} if path is None else refusal.read_toml(path, "scenario file", ScenarioError)
     for dotted, value in overrides.items():
         *sections, name = dotted.split(".")
         table = data

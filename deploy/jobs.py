@@ -20,7 +20,6 @@ at the same time, each on a stream of its own.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from apf import refusal
 from apf.fields import Section, decimal, parse_size
 from apf.messages import PAGE_SIZE
 from deploy.clusters import BadInput
@@ -115,12 +115,7 @@ class Job(Section):
 
 def load_jobs(path: Path) -> tuple[Job, ...]:
     """The jobs of a file. Raises BadInput naming each field that is wrong."""
-    try:
-        data = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise BadInput(f"job file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"job file {path}: not TOML: {error}") from error
+    data = refusal.read_toml(path, "job file", BadInput)
     seed, defaults, tables = data.pop("seed", 1), data.pop("defaults", {}), data.pop("job", {})
     if data:
         raise BadInput(f"{next(iter(data))}: no such field; allowed: seed, defaults, job")

@@ -183,11 +183,17 @@ def test_dying_is_never_delayed() -> None:
     assert rq.load == 1024
 
 
-def test_delayed_sleeper_that_still_owes_wakes_where_it_is() -> None:
+def queue_with_delayed() -> tuple[EevdfRunQueue, EevdfEntity, EevdfEntity]:
+    """A queue, one that sleeps and owes what it ran in excess, and one that runs."""
     rq, (sleeper, other) = queue(0, 0)
     run(rq, 2 * MS)
     rq.dequeue_curr()
-    assert rq.pick_next() is other
+    assert sleeper.delayed and rq.pick_next() is other
+    return rq, sleeper, other
+
+
+def test_delayed_sleeper_that_still_owes_wakes_where_it_is() -> None:
+    rq, sleeper, _ = queue_with_delayed()
     run(rq, MS)
     rq.enqueue_woken(sleeper)
     assert (sleeper.vruntime, sleeper.deadline) == (2 * MS, 2 * MS + SLICE_NS)
@@ -196,10 +202,7 @@ def test_delayed_sleeper_that_still_owes_wakes_where_it_is() -> None:
 
 
 def test_delayed_sleeper_that_wakes_late_is_placed_at_v() -> None:
-    rq, (sleeper, other) = queue(0, 0)
-    run(rq, 2 * MS)
-    rq.dequeue_curr()
-    assert rq.pick_next() is other
+    rq, sleeper, other = queue_with_delayed()
     run(rq, 12 * MS)
     rq.enqueue_woken(sleeper)
     assert sleeper.vruntime == other.vruntime == 12 * MS
@@ -208,10 +211,7 @@ def test_delayed_sleeper_that_wakes_late_is_placed_at_v() -> None:
 
 
 def test_delayed_sleeper_can_be_killed() -> None:
-    rq, (sleeper, other) = queue(0, 0)
-    run(rq, 2 * MS)
-    rq.dequeue_curr()
-    assert rq.pick_next() is other
+    rq, sleeper, _ = queue_with_delayed()
     rq.dequeue_waiting(sleeper)
     assert not sleeper.delayed and sleeper.vlag < 0
     rq.check()

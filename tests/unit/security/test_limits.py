@@ -60,14 +60,22 @@ def test_sizes(tmp_path: Path) -> None:
     as_operator(tmp_path, test)
 
 
+async def held(
+    everything: Everything, channel: grpc.aio.Channel, method: str, count: int
+) -> list[asyncio.Future[tuple[Code, str]]]:
+    """So many calls that are under way until ``everything.holds`` is set."""
+    everything.holds.clear()
+    calls = [asyncio.ensure_future(status(channel, method)) for _ in range(count)]
+    while len(everything.called) < count:
+        await asyncio.sleep(0.01)
+    return calls
+
+
 def test_calls_in_flight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "CALLS_MAX", {WATCH: 2})
 
     async def test(everything: Everything, channel: grpc.aio.Channel) -> None:
-        everything.holds.clear()
-        calls = [asyncio.ensure_future(status(channel, WATCH)) for _ in range(2)]
-        while len(everything.called) < 2:
-            await asyncio.sleep(0.01)
+        calls = await held(everything, channel, WATCH, 2)
         code, text = await status(channel, WATCH)
         assert code is Code.RESOURCE_EXHAUSTED and "2 calls" in text
         everything.holds.set()
@@ -81,10 +89,7 @@ def test_rpcs_of_a_listener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(limits, "API_RPCS_MAX", 3)
 
     async def test(everything: Everything, channel: grpc.aio.Channel) -> None:
-        everything.holds.clear()
-        calls = [asyncio.ensure_future(status(channel, LIST)) for _ in range(3)]
-        while len(everything.called) < 3:
-            await asyncio.sleep(0.01)
+        calls = await held(everything, channel, LIST, 3)
         # Three streams a connection, too: the fourth call needs a connection of its own.
         other = grpc.aio.insecure_channel(channel_address(tmp_path), options=(("grpc.use_local_subchannel_pool", 1),))
         async with other:
