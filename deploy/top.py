@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from http.client import HTTPException
 from typing import Any
 
 import grpc
@@ -69,7 +69,7 @@ def scrape(addresses: Mapping[str, str]) -> tuple[dict[str, float], tuple[str, .
             with urllib.request.urlopen(f"http://{address}/metrics", timeout=_SCRAPE_S) as answer:
                 text = answer.read(_SCRAPE_BYTES_MAX).decode()
             samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
-        except (OSError, ValueError, urllib.error.URLError):
+        except (OSError, ValueError, HTTPException):  # not there, or it ended in mid-answer
             silent.append(name)
             continue
         for sample in samples:

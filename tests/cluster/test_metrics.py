@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +254,7 @@ def test_scrapes_change_nothing(apf: str) -> None:
                 for name in DAEMONS:
                     try:
                         samples = scrape(cluster, name).samples
-                    except OSError:  # it has ended
+                    except (OSError, HTTPException):  # it has ended, perhaps in mid-answer
                         return
                     for (sample, labels), value in samples.items():
                         if sample.endswith(("_total", "_count", "_sum", "_bucket")):
