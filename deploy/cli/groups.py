@@ -35,6 +35,6 @@ def ungrouped(command: Callable[..., None]) -> Callable[..., None]:
             given[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
         command(**given)
 
-    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]  # inspect looks there
     call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return call
