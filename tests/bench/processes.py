@@ -140,7 +140,7 @@ def cluster_faults() -> list[Figure]:
         figure = f"{min(rates):,.0f}-{max(rates):,.0f}/s"
         for stack, what in _STACKS.items():
             ratios = sorted(rate / bare for rate, bare in zip(rates, against[stack], strict=True))
-            target = Target(0.5, ">=") if window_ns == _LONG_WINDOW_NS and stack == "aio" else None
+            target = Target(0.5, ">=") if stack == "aio" else None
             bare = f"{what}, {statistics.median(against[stack]):,.0f}/s: {ratios[0]:.2f}-{ratios[-1]:.2f}"
             figures.append(Figure(name, figure, statistics.median(ratios), bare, target))
     return figures
