@@ -25,44 +25,51 @@ def _lines(records: list[Record]) -> bytes:
     """Their lines, by way of JSON: four times as fast as one after the other."""
     text = _ENCODER.encode_lines(records)
     commas = sum(map(len, records)) - len(records)
-    if text.count(b",") != commas or b"\\" in text:
+    opened, closed = text.count(b"["), text.count(b"]")
+    if text.count(b",") != commas or opened != len(records) or closed != opened or b"\\" in text:
         return b"".join(map(_line, records))  # a word that JSON writes otherwise
-    return text.replace(b"]\n", b"\n").replace(b"\n[", b"\n")[1:].translate(_SPACES, b'"')
+    return text.translate(_SPACES, b'[]"')
 
 
 def _line(record: Record) -> bytes:
     return b" ".join(word.encode() if isinstance(word, str) else _ENCODER.encode(word) for word in record) + b"\n"
 
 
-class Journal:
-    """Records of one core. Hashes as it goes; writes the lines to ``sink`` too if there is one."""
+class Journal(list[Record]):
+    """Records of one core. Hashes as it goes; writes the lines to ``sink`` too if there is one.
+
+    It is the list of those records that are not hashed yet, so that ``record`` is no more than a list's ``append``. A core
+    calls ``settle`` now and then.
+    """
+
+    __slots__ = ("_flushed", "_hash", "_sink")
 
     def __init__(self, sink: TextIO | None = None) -> None:
+        super().__init__()
         self._hash = hashlib.blake2b(digest_size=16)
-        self._pending: list[Record] = []
         self._sink = sink
         self._flushed = 0
+
+    record = list.append
+    """Append one record: its time, its kind, and what else it has."""
 
     @property
     def records(self) -> int:
         """How many there are."""
-        return self._flushed + len(self._pending)
+        return self._flushed + len(self)
 
-    def record(self, *record: int | str) -> None:
-        """Append one record: its time, its kind, and what else it has."""
-        pending = self._pending
-        pending.append(record)
-        if len(pending) >= _FLUSH_RECORDS:
+    def settle(self) -> None:
+        """Flush if that is worth while."""
+        if len(self) >= _FLUSH_RECORDS:
             self.flush()
 
     def flush(self) -> None:
         """Format, hash and write what is pending."""
-        pending = self._pending
-        if not pending:
+        if not self:
             return
-        lines = _lines(pending)
-        self._flushed += len(pending)
-        pending.clear()
+        lines = _lines(self)
+        self._flushed += len(self)
+        self.clear()
         self._hash.update(lines)
         if self._sink is not None:
             self._sink.write(lines.decode())

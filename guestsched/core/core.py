@@ -180,6 +180,7 @@ class GuestCore:
             self._outside.take(event.arrivals, now_ns)
         else:
             self._trap(event, now_ns)
+        self._journal.settle()
         return effects
 
     def _trap(self, event: TrapTaken, now_ns: int) -> None:
@@ -234,28 +235,28 @@ class GuestCore:
         record, trap, costs = self._journal.record, raised.trap, self._costs
         match trap:
             case Booted():
-                record(now_ns, "boot", cpu.index)
+                record((now_ns, "boot", cpu.index))
                 self._kernel.schedule(cpu, now_ns)
                 return 0
             case TickArrived():
-                record(now_ns, "tick", cpu.index)
+                record((now_ns, "tick", cpu.index))
                 cpu.ticks += 1
                 cpu.need_resched |= cpu.rq.tick_preempts()
                 return 0
             case TimerArrived():
-                record(now_ns, "timer", cpu.index)
+                record((now_ns, "timer", cpu.index))
                 self._timers(cpu, now_ns)
                 return costs.interrupt_ns
             case InterruptArrived():
-                record(now_ns, "interrupt", cpu.index)
+                record((now_ns, "interrupt", cpu.index))
                 cpu.interrupts += 1
                 return costs.interrupt_ns if cpu.need_resched else 0
             case NotPresentArrived(token):
-                record(now_ns, "not_present", cpu.index, token)
+                record((now_ns, "not_present", cpu.index, token))
                 self._kvm.not_present(cpu, token, raised.kernel, now_ns)
                 return costs.apf_handler_ns
             case PageReadyArrived(token, failed):
-                record(now_ns, "page_ready", cpu.index, token, *(("failed",) if failed else ()))
+                record((now_ns, "page_ready", cpu.index, token, *(("failed",) if failed else ())))
                 self._kvm.page_ready(cpu, token, failed, now_ns)
                 return costs.apf_handler_ns
             case SyscallRaised(data):
@@ -265,15 +266,15 @@ class GuestCore:
                 self._fetched(cpu, data, now_ns)
                 return 0
             case ExceptionRaised(vector, address, rip):
-                record(now_ns, "exception", cpu.index, vector, address, rip)
+                record((now_ns, "exception", cpu.index, vector, address, rip))
                 self._exception(cpu, vector, address, rip, now_ns)
                 return 0
             case RunFailed(gfn, error):
-                record(now_ns, "run_failed", cpu.index, gfn, error.name)
+                record((now_ns, "run_failed", cpu.index, gfn, error.name))
                 self._run_failed(cpu, trap, now_ns)
                 return 0
             case Stopped():
-                record(now_ns, "stop", cpu.index)
+                record((now_ns, "stop", cpu.index))
                 return 0
             case _:
                 assert_never(trap)
@@ -349,9 +350,9 @@ class GuestCore:
         for row in results:
             values = (f"{name}={value}" for name, value in row.values)
             times = (row.sum_exec_ns, row.nvcsw, row.nivcsw, row.min_flt, row.maj_flt, row.counted, row.status)
-            self._journal.record(now_ns, "task", row.id, row.name, row.state, *times, *values)
+            self._journal.record((now_ns, "task", row.id, row.name, row.state, *times, *values))
         for line in self.profile.rows():
-            self._journal.record(now_ns, "profile", line.program or "[kernel]", line.symbol, line.samples)
+            self._journal.record((now_ns, "profile", line.program or "[kernel]", line.symbol, line.samples))
         return results
 
     def results(self) -> tuple[TaskResult, ...]:

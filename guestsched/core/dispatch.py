@@ -101,4 +101,4 @@ class Dispatcher:
         cpu.timer_ns = cpu.next_timer_ns
         timer_ns = -1 if cpu.timer_ns == NEVER_NS else cpu.timer_ns
         times = (cpu.resume_ns, cpu.run_until_ns, timer_ns)
-        self._kernel.journal.record(now_ns, "dispatch", cpu.index, task_id, *times)
+        self._kernel.journal.record((now_ns, "dispatch", cpu.index, task_id, *times))

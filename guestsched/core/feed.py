@@ -155,7 +155,7 @@ class Feed:
         for done in retired(work.batch, ring, work.faults):
             access = done.access
             met = "HIT" if done.met is None else done.met.name
-            self._kernel.journal.record(now_ns, "retired", access.ticket, done.done_ns, met)
+            self._kernel.journal.record((now_ns, "retired", access.ticket, done.done_ns, met))
             self._kernel.effects.append(AccessDone(access.ticket, access.arrived_ns, done.done_ns, done.met, task.id))
         work.batch = []
 
@@ -169,6 +169,6 @@ class Feed:
         work.batch = []
         if work.ticket and work.position == len(work.own):
             met = tuple(sorted(work.met.items(), key=lambda item: -1 if item[0] is None else item[0]))
-            self._kernel.journal.record(now_ns, "replayed", work.ticket, len(work.own))
+            self._kernel.journal.record((now_ns, "replayed", work.ticket, len(work.own)))
             self._kernel.effects.append(ReplayDone(work.ticket, work.arrived_ns, now_ns, met, task.id))
             work.own, work.ticket = None, 0

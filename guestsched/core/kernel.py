@@ -106,7 +106,7 @@ class Kernel:
             if spec.ring:
                 self.works[task_id] = Work(own=spec.trace, base=plan.memory[0])
             process.tasks.append(task_id)
-            self.journal.record(now_ns, "task_new", task_id, spec.name, process.asid, spec.nice)
+            self.journal.record((now_ns, "task_new", task_id, spec.name, process.asid, spec.nice))
         return process
 
     def start_in_time(self, task: Task, now_ns: int, here: Cpu | None) -> None:
@@ -129,7 +129,7 @@ class Kernel:
         cpu.rq.enqueue_new(task.entity)
         if task.spec.lifetime_ns:
             self.arm(here or cpu, now_ns + task.spec.lifetime_ns, TimerKind.KILL, task, here)
-        self.journal.record(now_ns, "start", task.id, cpu.index)
+        self.journal.record((now_ns, "start", task.id, cpu.index))
         self._check_preempt(cpu, task, here)
 
     def wake(self, task: Task, event: TaskEvent, now_ns: int, here: Cpu | None) -> None:
@@ -140,7 +140,7 @@ class Kernel:
         task.wakes += 1
         task.cpu = cpu.index
         cpu.rq.enqueue_woken(task.entity)
-        self.journal.record(now_ns, "wake", task.id, cpu.index)
+        self.journal.record((now_ns, "wake", task.id, cpu.index))
         self._check_preempt(cpu, task, here)
 
     def _select(self, task: Task, here: Cpu | None) -> Cpu:
@@ -193,7 +193,7 @@ class Kernel:
         """Current goes to sleep or dies, and another runs."""
         task.move(event, now_ns)
         task.nvcsw += 1
-        self.journal.record(now_ns, "leave", task.id, event.name)
+        self.journal.record((now_ns, "leave", task.id, event.name))
         cpu.rq.dequeue_curr(sleeps=task.state is not TaskState.DEAD)
         if task.state is TaskState.DEAD:
             self._ended(task, now_ns)
@@ -246,7 +246,7 @@ class Kernel:
             cpu.rq.enqueue_migrated(entity)
             self.tasks[entity.id].cpu = cpu.index
             cpu.pulled += 1
-            self.journal.record(now_ns, "pull", entity.id, busiest.index, cpu.index)
+            self.journal.record((now_ns, "pull", entity.id, busiest.index, cpu.index))
             return True
         return False
 
@@ -294,7 +294,7 @@ class Kernel:
     def _bury(self, task: Task, now_ns: int) -> None:
         task.move(TaskEvent.KILLED, now_ns)
         task.killed = task.doomed
-        self.journal.record(now_ns, "leave", task.id, TaskEvent.KILLED.name)
+        self.journal.record((now_ns, "leave", task.id, TaskEvent.KILLED.name))
         self._ended(task, now_ns)
 
     def has_access_threads(self, process: Process) -> bool:

@@ -109,7 +109,7 @@ class KvmGuest:
     def _panic(self, cpu: Cpu, why: str, now_ns: int) -> None:
         """The guest is dead: every vCPU stops."""
         assert self._send_always, f"vCPU {cpu.index}: {why}, and it had not asked for that"
-        self._kernel.journal.record(now_ns, "panic", cpu.index)
+        self._kernel.journal.record((now_ns, "panic", cpu.index))
         self._kernel.end(cpu, f"vCPU {cpu.index}: Kernel panic - not syncing: {why}", now_ns)
 
     def steps(self, cpu: Cpu, raised: TrapRaised) -> tuple[KernelStep, ...]:

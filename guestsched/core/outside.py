@@ -53,27 +53,27 @@ class Outside:
             case AccessArrived():
                 write = "w" if arrival.write else "r"
                 place = (arrival.ticket, arrival.process, arrival.offset, arrival.words, write)
-                record(now_ns, "arrive_access", *place)
+                record((now_ns, "arrive_access", *place))
                 self._feed.access_arrived(arrival, now_ns)
             case AccessCancelled():
-                record(now_ns, "arrive_cancel", arrival.ticket)
+                record((now_ns, "arrive_cancel", arrival.ticket))
                 self._feed.cancelled(arrival)
             case ReplayArrived():
-                record(now_ns, "arrive_replay", arrival.ticket, arrival.process, len(arrival.accesses))
+                record((now_ns, "arrive_replay", arrival.ticket, arrival.process, len(arrival.accesses)))
                 self._feed.replay_arrived(arrival, now_ns)
             case SpawnArrived():
-                record(now_ns, "arrive_spawn", arrival.ticket, arrival.plan.name, arrival.plan.digest)
+                record((now_ns, "arrive_spawn", arrival.ticket, arrival.plan.name, arrival.plan.digest))
                 self._spawn(arrival, now_ns)
             case KillArrived():
-                record(now_ns, "arrive_kill", arrival.ticket, arrival.process, arrival.task)
+                record((now_ns, "arrive_kill", arrival.ticket, arrival.process, arrival.task))
                 self._kill(arrival, now_ns)
             case InjectArrived():
                 fault = arrival.fault
                 numbers = (fault.nth, fault.count, fault.for_ns)
-                record(now_ns, "arrive_inject", arrival.ticket, arrival.vcpu, fault.what, *numbers)
+                record((now_ns, "arrive_inject", arrival.ticket, arrival.vcpu, fault.what, *numbers))
                 self._inject(arrival)
             case ShutdownArrived():
-                record(now_ns, "arrive_shutdown")
+                record((now_ns, "arrive_shutdown"))
                 kernel.ending = True
                 for cpu in kernel.cpus:
                     kernel.post(cpu)
@@ -138,7 +138,7 @@ class Outside:
             return ()
         told, cpu.injections = cpu.injections, []
         for ticket, fault in told:
-            self._kernel.journal.record(now_ns, "inject", cpu.index, ticket, fault.what, cpu.resume_ns)
+            self._kernel.journal.record((now_ns, "inject", cpu.index, ticket, fault.what, cpu.resume_ns))
             self._kernel.effects.append(InjectTaken(ticket, cpu.resume_ns))
         return tuple(fault for _, fault in told)
 

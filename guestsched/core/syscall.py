@@ -60,7 +60,7 @@ class Syscalls:
         number, first, second, third = (
             register_file.get(task.registers, name) for name in ("rax", "rdi", "rsi", "rdx")
         )
-        kernel.journal.record(now_ns, "syscall", cpu.index, task.id, number)
+        kernel.journal.record((now_ns, "syscall", cpu.index, task.id, number))
         process = kernel.processes[task.asid]
         match number:
             case Syscall.EXIT:
@@ -97,7 +97,7 @@ class Syscalls:
         assert what == "write", what
         text = data.decode("utf-8", "replace").rstrip("\n")
         self._kernel.effects.append(Log(now_ns, f"task {task.id} {task.spec.name}: {text}", warning=False))
-        self._kernel.journal.record(now_ns, "write", task.id, len(data))
+        self._kernel.journal.record((now_ns, "write", task.id, len(data)))
         _result(task, len(data))
 
     def _mmap(self, task: Task, process: Process, size: int) -> None:

@@ -58,12 +58,15 @@ class Border:
         if len(event.dirty):
             self._mark_dirty(event.dirty, now_ns)
         mm.host_stat["border"] += 1
-        mm.journal.record(now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
+        mm.journal.record(
+            (now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
+        )
         effects = self._evict(event.zero, now_ns) if mm.evicting else []
         if mm.publish:
             self._publish(effects)
         if not mm.host_stat["border"] % _SETTLE_EVERY:
             mm.settle_figures(now_ns)
+        mm.journal.settle()
         return effects
 
     def _mark_dirty(self, dirty: Pfns, now_ns: int) -> None:
@@ -109,7 +112,7 @@ class Border:
             else:
                 group = mm.groups[vm]
                 pages.move(key, DROPPED, now_ns)
-                mm.journal.record(now_ns, "drop", vm, key - first_key[vm], slots[key], pfn)
+                mm.journal.record((now_ns, "drop", vm, key - first_key[vm], slots[key], pfn))
                 mm.forget_frame(key, group)
                 group.stat["swap_dropped_clean"] += 1
                 group.stat["pgsteal_kswapd" if key in mm.vmscan.for_kswapd else "pgsteal_direct"] += 1

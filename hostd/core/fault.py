@@ -375,14 +375,14 @@ class FaultPath:
         record = self._mm.journal.record
         if isinstance(reply, Mapped):
             kind, writable = _KINDS[reply.kind], int(reply.writable)
-            record(now_ns, what, vm, vcpu, gfn, how, kind, reply.at_ns, reply.pfn, writable, reply.stall_ns)
+            record((now_ns, what, vm, vcpu, gfn, how, kind, reply.at_ns, reply.pfn, writable, reply.stall_ns))
         elif isinstance(reply, InProgress):
-            record(now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns)
+            record((now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns))
         elif isinstance(reply, Failed):
             self._mm.groups[vm].stat["page_error"] += reply.error is not PageError.OUT_OF_MEMORY
-            record(now_ns, what, vm, vcpu, gfn, how, "failed", reply.at_ns, reply.error.name, reply.stall_ns)
+            record((now_ns, what, vm, vcpu, gfn, how, "failed", reply.at_ns, reply.error.name, reply.stall_ns))
         else:
-            record(now_ns, what, vm, vcpu, gfn, how, "retry", reply.at_ns)
+            record((now_ns, what, vm, vcpu, gfn, how, "retry", reply.at_ns))
 
 
 def _reply_of(effects: list[HostEffect]) -> HostReply:

@@ -204,8 +204,8 @@ class HostCore:
         self._mm.run_until(now_ns)
         self._mm.settle_figures(now_ns)
         for name, value in sorted(self.counters.items()):
-            self.journal.record(now_ns, "counter", name, value)
+            self.journal.record((now_ns, "counter", name, value))
         for vm, group in enumerate(self._mm.groups):
-            self.journal.record(now_ns, "group", vm, group.usage, *group.lists.sizes(), group.pinned)
-        self.journal.record(now_ns, "host", len(self._mm.frames.free), self._mm.swap.in_use)
+            self.journal.record((now_ns, "group", vm, group.usage, *group.lists.sizes(), group.pinned))
+        self.journal.record((now_ns, "host", len(self._mm.frames.free), self._mm.swap.in_use))
         self.journal.flush()

@@ -40,7 +40,7 @@ def leave(mm: Mm, vm: int, now_ns: int) -> list[HostEffect]:
         else:
             mm.free_page(key, vm, now_ns)
             freed += 1
-    mm.journal.record(now_ns, "left", vm, freed, held)
+    mm.journal.record((now_ns, "left", vm, freed, held))
     return [ClearVm(vm)]
 
 

@@ -110,7 +110,7 @@ class Memcontrol:
             if not delay_ns or not freed:
                 break
             want = SWAP_CLUSTER_MAX
-        mm.journal.record(now_ns, "high", vm, charged, cost_ns, delay_ns)
+        mm.journal.record((now_ns, "high", vm, charged, cost_ns, delay_ns))
         mm.pressure[vm].waits(at_ns, at_ns + cost_ns + delay_ns)
         return cost_ns + delay_ns
 
@@ -147,7 +147,7 @@ class Memcontrol:
         group.killed = True
         group.events["oom"] += 1
         group.events["oom_kill"] += 1
-        mm.journal.record(now_ns, "oom_kill", vm, group.usage)
+        mm.journal.record((now_ns, "oom_kill", vm, group.usage))
         mm.log.alert(
             "oom-kill",
             f"Memory cgroup out of memory: killed the VMM of VM {vm}: limit {group.limit} pages, {group.usage} charged, "

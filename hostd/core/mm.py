@@ -95,7 +95,7 @@ class Mm(MmState):
             if key not in self.damage.pages:  # else its error is nobody's
                 self.map_page(key, vm, True, at_ns)
         stat["kvm_async_pf_completed"] += 1
-        self.journal.record(at_ns, "completed", vm, key - self.pages.first_key[vm])
+        self.journal.record((at_ns, "completed", vm, key - self.pages.first_key[vm]))
 
     def fetch(self, key: int, vm: int, event_ns: int, reclaim_ns: int, now_ns: int) -> int:
         """Have a handler fetch page ``key``, which is missing and has its frame; returns when it is there."""
@@ -107,7 +107,7 @@ class Mm(MmState):
         self.reads[key] = done_ns
         self.schedule(done_ns, _ON_READ, key, vm)
         gfn = key - pages.first_key[vm]
-        self.journal.record(now_ns, "userfault", vm, gfn, pages.slot[key], pages.pfn[key], event_ns, done_ns)
+        self.journal.record((now_ns, "userfault", vm, gfn, pages.slot[key], pages.pfn[key], event_ns, done_ns))
         return done_ns
 
     def _fetched(self, key: int, vm: int, at_ns: int) -> None:

@@ -116,7 +116,7 @@ class PageIo:
         heappush(mm.agenda, (done_ns, order, _ON_READ, key, vm, False))
         if mm.swapping[vm]:
             mm.groups[vm].stat["pswpin"] += 1
-        mm.journal.record(now_ns, what, vm, gfn, slot, pfn, arrival_ns, start_ns, done_ns)
+        mm.journal.record((now_ns, what, vm, gfn, slot, pfn, arrival_ns, start_ns, done_ns))
         if result is not _OK:
             self._note_failure(_READ, result, vm, gfn, slot, done_ns, now_ns)
         return result
@@ -151,7 +151,7 @@ class PageIo:
         if mm.swapping[vm]:
             stat["pswpout"] += 1
         stat["nr_vmscan_write"] += 1
-        mm.journal.record(now_ns, "write", vm, gfn, slot, pfn, start_ns, done_ns)
+        mm.journal.record((now_ns, "write", vm, gfn, slot, pfn, start_ns, done_ns))
         if result is not _OK:
             self._note_failure(_WRITE, result, vm, gfn, slot, done_ns, now_ns)
         return result
@@ -165,7 +165,7 @@ class PageIo:
         stat = mm.groups[vm].stat
         stat["swpout_zero"] += 1
         stat["nr_vmscan_write"] += 1  # without I/O too: mm/vmscan.c:pageout
-        mm.journal.record(now_ns, "write_zeros", vm, key - pages.first_key[vm], pages.slot[key])
+        mm.journal.record((now_ns, "write_zeros", vm, key - pages.first_key[vm], pages.slot[key]))
         self.write_done(key, vm, now_ns)
 
     def write_done(self, key: int, vm: int, at_ns: int) -> None:
@@ -222,7 +222,7 @@ class PageIo:
 
     def _note_measured(self, op: Op, slot: int, now_ns: int) -> None:
         assert isinstance(self._device, MeasuredDevice)
-        self._mm.journal.record(now_ns, "measured", op.name.lower(), slot, self._device.took_ns)
+        self._mm.journal.record((now_ns, "measured", op.name.lower(), slot, self._device.took_ns))
 
     def _note_failure(
         self, op: Op, result: IoResult, vm: int, gfn: int, slot: int, done_ns: int, now_ns: int
@@ -231,7 +231,7 @@ class PageIo:
         mm = self._mm
         self.failed_ios[op, result] += 1
         mm.groups[vm].stat[_FAILURES[op, result]] += 1
-        mm.journal.record(now_ns, "io_failed", vm, gfn, slot, op.name, result.name, done_ns)
+        mm.journal.record((now_ns, "io_failed", vm, gfn, slot, op.name, result.name, done_ns))
         if op is Op.READ:
             what = "Read-error on swap-device"
             if result is IoResult.CHECKSUM:
@@ -244,4 +244,4 @@ class PageIo:
         mm.io_faults.add(Failure.of(wish, now_ns))
         self._device.serve_by(mm.io_faults.served)
         about = (wish.nth, wish.count, wish.vm, wish.gfn, wish.slot, wish.for_ns, wish.io, wish.factor, wish.add_ns)
-        mm.journal.record(now_ns, "io_fault", wish.what, *about)
+        mm.journal.record((now_ns, "io_fault", wish.what, *about))

@@ -50,7 +50,7 @@ def populate(mm: Mm, event: SegmentsLoaded, now_ns: int) -> list[HostEffect]:
         swapped = min(excess, segment.pages)
         excess -= swapped
         effects.append(_fill(mm, event.vm, segment, swapped))
-        mm.journal.record(now_ns, "segment", event.vm, segment.gfn, segment.pages, segment.pages - swapped, swapped)
+        mm.journal.record((now_ns, "segment", event.vm, segment.gfn, segment.pages, segment.pages - swapped, swapped))
     return effects
 
 
@@ -93,7 +93,7 @@ def _restore(mm: Mm, vm: int, loaded: list[Segment], now_ns: int) -> list[HostEf
         mm.swap.set_zeros(place, segment.pages, False)
         numbers = np.arange(segment.pages, dtype=np.int64)
         effects.append(FillPages(vm, segment, nothing, nothing, numbers, numbers + place))
-        mm.journal.record(now_ns, "segment", vm, segment.gfn, segment.pages, 0, segment.pages)
+        mm.journal.record((now_ns, "segment", vm, segment.gfn, segment.pages, 0, segment.pages))
     return effects
 
 

@@ -65,7 +65,7 @@ class Vmscan:
         stat["pgdeactivate"] += scan.refilled
         stat["pgactivate"] += scan.activated
         group.age += scan.activated
-        mm.journal.record(now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed)
+        mm.journal.record((now_ns, "reclaim", vm, scan.scanned, scan.refilled, scan.activated, picked, freed))
         cost_ns = (scan.scanned + scan.refilled) * costs.reclaim_scan_ns + scan.taken * costs.reclaim_unmap_ns
         return cost_ns, freed
 

@@ -169,7 +169,7 @@ class Vcpu(ABC):
     def _exit(self, reason: str) -> None:
         """The vCPU leaves guest mode, for ``reason`` as kvm_exit names it (SYSCALL: no exit in KVM)."""
         self.counters.exits += 1
-        self.journal.record(self.now_ns, "exit", reason, self._rip)
+        self.journal.record((self.now_ns, "exit", reason, self._rip))
 
     def _hit(self, what: Injected) -> bool:
         """Whether this event is one that is to be spoiled."""
@@ -180,7 +180,7 @@ class Vcpu(ABC):
 
     def _note_injected(self, what: Injected) -> None:
         self.counters.injected += 1
-        self.journal.record(self.now_ns, "injected", what.value)
+        self.journal.record((self.now_ns, "injected", what.value))
 
     # What the layers above do
 

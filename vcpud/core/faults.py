@@ -72,7 +72,7 @@ class Faults(MsrSteps):
         work = self.async_pf.next_token() if mode is _NOWAIT else 0
         now_ns, task, retired = self.now_ns, self._dispatch.task, self.retired
         self.observed.raised(gfn, task, retired, now_ns)
-        self.journal.record(now_ns, "page_fault", gfn, _ACCESSES[access], _MODES[mode], work, task, retired)
+        self.journal.record((now_ns, "page_fault", gfn, _ACCESSES[access], _MODES[mode], work, task, retired))
         self._fault_gfn = gfn
         self._move(_FAULT)
         return [self._ask_host(gfn, access, mode, work)]
@@ -111,7 +111,7 @@ class Faults(MsrSteps):
             if item.state is ItemState.DONE:
                 return _BLOCKING
             counters.repeated += 1
-            self.journal.record(self.now_ns, "async_pf_repeated_fault", gfn)
+            self.journal.record((self.now_ns, "async_pf_repeated_fault", gfn))
             self._spend(self._cause, self.now_ns + self._costs.ept_violation_ns)
             self._halt()
             return None
@@ -152,7 +152,7 @@ class Faults(MsrSteps):
         self.thread.move(ThreadEvent.FAILED)
         self._spend(Cause.STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._fault_cause(), reply.at_ns)
-        self.journal.record(self.now_ns, "failed", reply.gfn, reply.error.name, reply.stall_ns)
+        self.journal.record((self.now_ns, "failed", reply.gfn, reply.error.name, reply.stall_ns))
         if reply.error is PageError.OUT_OF_MEMORY:
             self._item = None
             return self._end_vm(reply)
@@ -252,7 +252,7 @@ class Faults(MsrSteps):
             self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
         self._spend(self._cause if self.state is _FAULT else self._fault_cause(), reply.at_ns)
         page = MapPage(reply.gfn, reply.pfn, reply.writable)
-        self.journal.record(self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns)
+        self.journal.record((self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns))
         if prefault:
             assert self._item is not None
             self.observed.prefaulted(self._item.token, reply.at_ns)
@@ -301,7 +301,7 @@ class Faults(MsrSteps):
 
     def _halt_for(self, item: WorkItem) -> list[Effect]:
         """The guest is not told: the vCPU halts until the item is done, or something else comes."""
-        self.journal.record(self.now_ns, "async_pf_halt", item.token, item.gfn)
+        self.journal.record((self.now_ns, "async_pf_halt", item.token, item.gfn))
         self.async_pf.schedule(item, self.now_ns)
         self._halt()
         return self._go_back()

@@ -59,7 +59,7 @@ class MsrSteps(PageReady):
                 return None
         before = self.msrs.enabled
         outcome = self.msrs.write(write.msr, write.value)
-        self.journal.record(self.now_ns, "wrmsr", f"{write.msr:#x}", f"{write.value:#x}", outcome.value)
+        self.journal.record((self.now_ns, "wrmsr", f"{write.msr:#x}", f"{write.value:#x}", outcome.value))
         match outcome:
             case Outcome.GP:
                 self.counters.msr_gp += 1
@@ -82,7 +82,7 @@ class MsrSteps(PageReady):
     def _drop(self) -> int:
         """kvm_clear_async_pf_completion_queue; returns when it would return (E36)."""
         self.counters.dropped += len(self.async_pf)
-        self.journal.record(self.now_ns, "async_pf_cleared", len(self.async_pf))
+        self.journal.record((self.now_ns, "async_pf_cleared", len(self.async_pf)))
         self._apf_ready = False
         self._forgotten += [item.token for item in self.async_pf.queue if not item.wakeup_all]
         return self.async_pf.clear(self.now_ns)

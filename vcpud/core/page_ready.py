@@ -61,7 +61,7 @@ class PageReady(Vcpu):
         self._item = None
         self.counters.not_present += 1
         self.observed.injected(item.token, self.now_ns)
-        self.journal.record(self.now_ns, "async_pf_not_present", item.token, item.gfn)
+        self.journal.record((self.now_ns, "async_pf_not_present", item.token, item.gfn))
         return self._ask_guest(NotPresentArrived(item.token), State.TRAP)
 
     def _check_completion(self) -> list[Effect]:
@@ -103,7 +103,7 @@ class PageReady(Vcpu):
             return self._present()
         if self._config.shadow and item.asid != self._cr3:
             self.counters.prefault_skipped += 1
-            self.journal.record(self.now_ns, "async_pf_prefault_skipped", item.token)
+            self.journal.record((self.now_ns, "async_pf_prefault_skipped", item.token))
             self._forgotten.append(item.token)
             return self._present()
         self._move(State.PREFAULT)
@@ -175,7 +175,7 @@ class PageReady(Vcpu):
     def _leave_queue(self, item: WorkItem) -> None:
         self._item = None
         self.async_pf.present(item)
-        self.journal.record(self.now_ns, "async_pf_ready", item.token, item.gfn)
+        self.journal.record((self.now_ns, "async_pf_ready", item.token, item.gfn))
 
     def _take_ready(self) -> list[Effect]:
         """The interrupt for page ready: sysvec_kvm_asyncpf_interrupt reads the token."""

@@ -193,11 +193,11 @@ class VcpuCore(Faults):
     def finish(self) -> None:
         """Write the final counters to the journal."""
         counters = self.counters
-        self.journal.record(self.now_ns, "final.retired", self.retired)
+        self.journal.record((self.now_ns, "final.retired", self.retired))
         for name in counters.__slots__:
-            self.journal.record(self.now_ns, f"final.{name}", getattr(counters, name))
+            self.journal.record((self.now_ns, f"final.{name}", getattr(counters, name)))
         for cause, spent_ns in self.account.spent_ns.items():
-            self.journal.record(self.now_ns, f"final.time.{cause.value}", spent_ns)
+            self.journal.record((self.now_ns, f"final.time.{cause.value}", spent_ns))
 
     # enter
 
@@ -321,6 +321,7 @@ class VcpuCore(Faults):
         """Apic timer interrupt; what was missed since the last one has coalesced into it."""
         due_ns = self.now_ns
         self.counters.ticks += 1
+        self.journal.settle()
         self._next_tick_ns = (due_ns // self._tick_period_ns + 1) * self._tick_period_ns
         self._end_halt(ThreadEvent.INTERRUPT)
         self._spend(Cause.KERNEL, due_ns + self._costs.tick_ns, KernelPath.TICK)
@@ -414,6 +415,7 @@ class VcpuCore(Faults):
 
     def _ask_guest(self, trap: Trap, state: State) -> list[Effect]:
         self.counters.traps += 1
+        self.journal.settle()
         self._move(state)
         self._path = _PATH_OF_TRAP.get(type(trap))
         self._in_kernel = self._at is State.COPY
@@ -445,7 +447,7 @@ class VcpuCore(Faults):
             self._end_ns = self.now_ns
             self.account.end(self.now_ns)
         for fault in dispatch.injections:
-            self.journal.record(self.now_ns, "inject", fault.what, fault.nth, fault.count, fault.for_ns)
+            self.journal.record((self.now_ns, "inject", fault.what, fault.nth, fault.count, fault.for_ns))
         self._injections.add(
             tuple(
                 Injection(Injected(fault.what), self.now_ns, fault.nth, fault.count, fault.for_ns)

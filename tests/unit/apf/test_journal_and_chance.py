@@ -19,7 +19,7 @@ lines = st.tuples(st.integers(0, 1 << 62), st.sampled_from(["fault", "tick"]), s
 def digest(records: list[tuple[int, str, int]]) -> str:
     journal = Journal()
     for record in records:
-        journal.record(*record)
+        journal.record((*record,))
     return journal.digest()
 
 
@@ -35,7 +35,7 @@ def test_a_digest_does_not_depend_on_when_it_was_flushed() -> None:
     third = Journal(sink)
     for number in range(10_000):
         for journal in (one, other, third):
-            journal.record(number, "fault", number * 7, "x")
+            journal.record((number, "fault", number * 7, "x"))
         if number % 97 == 0:
             other.digest()
     assert one.digest() == other.digest() == third.digest()
@@ -93,7 +93,7 @@ def test_a_line_is_its_fields_whatever_words_they_are(records: list[list[int | s
     sink = io.StringIO()
     journal = Journal(sink)
     for record in records:
-        journal.record(*record)
+        journal.record((*record,))
     journal.flush()
     assert sink.getvalue() == "".join(" ".join(map(str, record)) + "\n" for record in records)
 
