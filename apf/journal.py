@@ -38,8 +38,8 @@ def _line(record: Record) -> bytes:
 class Journal(list[Record]):
     """Records of one core. Hashes as it goes; writes the lines to ``sink`` too if there is one.
 
-    It is the list of those records that are not hashed yet, so that ``record`` is no more than a list's ``append``. A core
-    calls ``settle`` now and then.
+    It is the list of those records that are not hashed yet, so that ``record`` is no more than a list's ``append``. A
+    core calls ``settle`` now and then.
     """
 
     __slots__ = ("_flushed", "_hash", "_sink")

@@ -119,3 +119,13 @@ def pointer_u64(typingctx, address):
         return _pointer(builder, args[0], 64)
 
     return types.CPointer(types.uint64)(types.int64), codegen
+
+
+@intrinsic
+def pointer_u8(typingctx, address):
+    """``address`` as a pointer to bytes, likewise."""
+
+    def codegen(context, builder, signature, args):
+        return _pointer(builder, args[0], 8)
+
+    return types.CPointer(types.uint8)(types.int64), codegen

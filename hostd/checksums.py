@@ -96,9 +96,11 @@ def read_page(descriptor: int, slot: int, address: int, sums_at: int, writes_at:
     return wrong
 
 
-@njit("int64(int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
-def write_pages(descriptor: int, table: int, count: int, sums_at: int, writes_at: int, slots: int) -> int:
-    """Write ``count`` pages, of each of which ``table`` has slot and address; consecutive slots at once.
+@njit("int64(int64, int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
+def write_pages(
+    descriptor: int, table: int, count: int, frames_at: int, sums_at: int, writes_at: int, slots: int
+) -> int:
+    """Write ``count`` pages, of each of which ``table`` has slot and frame; consecutive slots at once.
 
     Returns the first slot of those that were not written whole, -1 if all were.
     """
@@ -111,7 +113,8 @@ def write_pages(descriptor: int, table: int, count: int, sums_at: int, writes_at
         while length < _VECTOR_MAX and first + length < count:
             if length and pairs[first + length, 0] != pairs[first, 0] + np.uint64(length):
                 break
-            vector[length, 0], vector[length, 1] = pairs[first + length, 1], np.uint64(PAGE_SIZE)
+            vector[length, 0] = np.uint64(frames_at) + pairs[first + length, 1] * np.uint64(PAGE_SIZE)
+            vector[length, 1] = np.uint64(PAGE_SIZE)
             length += 1
         slot = np.int64(pairs[first, 0])
         wanted = length * PAGE_SIZE

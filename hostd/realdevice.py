@@ -40,19 +40,18 @@ class MeasuredFile(SwapFile):
 
     def carry(self, op: Op, slot: int, pfn: int) -> int:
         """Read ``slot`` into frame ``pfn``, or write it, now; the ns of wall time that took."""
-        address = self._address + pfn * PAGE_SIZE
         began_ns = time.perf_counter_ns()
         if op is Op.READ:
-            self._found[slot] = super().read_to(slot, address)
+            self._found[slot] = super().read_to(slot, self._address + pfn * PAGE_SIZE)
         else:
-            super().write_all([slot, address])
+            super().write_all([slot, pfn], self._address)
         return time.perf_counter_ns() - began_ns
 
     def read_to(self, slot: int, address: int) -> str:
         """What is wrong with what ``carry`` read."""
         return self._found.pop(slot)
 
-    def write_all(self, pairs: list[int]) -> None:
+    def write_all(self, pairs: list[int], frames_at: int) -> None:
         """``carry`` has written them."""
 
 

@@ -6,7 +6,8 @@ Used by the daemon and by the twin alike; neither gRPC nor clocks come in here.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import assert_never
 
@@ -17,12 +18,11 @@ from numba import carray, njit
 from apf.hostmem import HostMemory, ept_entry
 from apf.io_faults import IoFaultWish
 from apf.messages import PAGE_SIZE, HostReply, HostRequest, PageError, Segment
-from apf.native import pointer_u64
+from apf.native import pointer_u8, pointer_u64
 from apf.process import Failure
 from hostd.contents import Audit, fill
 from hostd.core.events import (
     BorderReached,
-    ClearEpt,
     ClearVm,
     FillPages,
     HostEffect,
@@ -31,10 +31,11 @@ from hostd.core.events import (
     ReadSlot,
     Reply,
     RequestTaken,
+    RewriteEpt,
     SegmentsLoaded,
-    SetEpt,
     VmLeft,
     WriteSlot,
+    WriteSlots,
     ZeroFrame,
 )
 from hostd.core.frames import FEW
@@ -64,7 +65,14 @@ class HostShell:
         self._epts = [ept.data for ept in memory.epts]
         self.swap = swap
         self._loaded: dict[int, tuple[Segment, ...]] = {}
-        self._found = np.empty(2 * len(memory.accessed), np.int64)
+        frames = memory.geometry.frames
+        self._found = np.empty(2 * frames, np.int64)
+        self._uses = (
+            int(memory.accessed.ctypes.data),
+            int(memory.dirty.ctypes.data),
+            frames,
+            self._found.ctypes.data,
+        )
         self._audited = Audit()
         self.on_use: Callable[[int, npt.NDArray[np.int64]], None] | None = None
         """Told at each border that has work of the frames used since the last one, ascending."""
@@ -96,18 +104,17 @@ class HostShell:
 
     def border(self, now_ns: int) -> None:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
-        memory = self._memory
-        used, written = _take_used(memory.accessed, memory.dirty, self._found)
+        used, written = _take_used(*self._uses)
         found, both = self._found, used + written
         # A few as plain integers, which plain loops are for.
         accessed: Pfns = found[:used].tolist() if used <= FEW else found[:used].copy()
         dirty: Pfns = found[used:both].tolist() if written <= FEW else found[used:both].copy()
         if self.on_use is not None:
             self.on_use(now_ns, np.asarray(accessed, np.int64))
-        zero: list[int] = []
+        zero: Sequence[int] = ()
         if ahead := self.core.writes_ahead():
-            frames = self._address
-            zero = [pfn for pfn in ahead if _is_zero(frames + pfn * PAGE_SIZE)]
+            table = array("q", ahead)
+            zero = table[: _take_zero(self._address, table.buffer_info()[0], len(table))]
         self._carry_out(self.core.step(BorderReached(accessed, dirty, zero), now_ns))
 
     def audit(self) -> Audit:
@@ -147,22 +154,19 @@ class HostShell:
     def _carry_out(self, effects: list[HostEffect]) -> HostReply | None:
         # In the order of how often they come; a class pattern of match costs twice what isinstance does.
         reply = None
-        # Slot and address of each page: written together, for nothing else in this step touches these slots or frames.
-        writes: list[int] = []
         for effect in effects:
             if isinstance(effect, Reply):
                 reply = effect.reply
             elif isinstance(effect, ReadSlot):
                 self._read(effect)
-            elif isinstance(effect, SetEpt):
-                self._epts[effect.vm][effect.gfn] = ept_entry(effect.pfn, effect.writable)
-            elif isinstance(effect, ClearEpt):
-                self._epts[effect.vm][effect.gfn] = 0
+            elif isinstance(effect, RewriteEpt):
+                ept = self._epts[effect.vm]
+                for gfn, entry in effect.entries.items():
+                    ept[gfn] = entry
+            elif isinstance(effect, WriteSlots):
+                self.swap.write_all(effect.pairs, self._address)
             elif isinstance(effect, WriteSlot):
-                if effect.result is IoResult.OK:
-                    writes += (effect.slot, self._address + effect.pfn * PAGE_SIZE)
-                else:
-                    self._write_badly(effect)
+                self._write_badly(effect)
             elif isinstance(effect, ZeroFrame):
                 self._memory.frames[effect.pfn] = 0
                 self._generation[effect.pfn] += 1
@@ -172,8 +176,6 @@ class HostShell:
                 self._memory.epts[effect.vm][:] = 0
             else:
                 assert_never(effect)
-        if writes:
-            self.swap.write_all(writes)
         if len(self._lines) > self._told:
             for line in self._lines[self._told :]:
                 log.warning("%s", line)
@@ -223,41 +225,52 @@ class HostShell:
             memory.epts[effect.vm][segment.gfn + numbers] = entries
 
 
-@njit("boolean(int64)", cache=True, nogil=True)
-def _is_zero(address: int) -> bool:
-    """Whether the page there is; most pages say no with their first words."""
-    words = carray(pointer_u64(address), PAGE_SIZE // 8)
-    for word in words:
-        if word:
-            return False
-    return True
+# Natively, and with addresses for arrays: an array costs half a microsecond to hand over.
 
 
-@njit("int64(uint8[::1], int64[::1], int64)", cache=True, nogil=True)
-def _take_set(flags: npt.NDArray[np.uint8], found: npt.NDArray[np.int64], start: int) -> int:
-    """How many bytes are set; clears them. Their numbers, ascending, go to ``found`` from ``start`` on."""
-    count = start
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def _take_zero(frames_at: int, pfns_at: int, count: int) -> int:
+    """Moves those of ``count`` frame numbers to the front whose pages are all zeros; how many there are.
+
+    Most pages say no with their first words.
+    """
+    pfns = carray(pointer_u64(pfns_at), count)
+    found = 0
+    for nth in range(count):
+        words = carray(pointer_u64(frames_at + np.int64(pfns[nth]) * PAGE_SIZE), PAGE_SIZE // 8)
+        for word in words:
+            if word:
+                break
+        else:
+            pfns[found] = pfns[nth]
+            found += 1
+    return found
+
+
+@njit("int64(int64, int64, int64)", cache=True, nogil=True)
+def _take_set(flags_at: int, count: int, found_at: int) -> int:
+    """How many of ``count`` bytes are set; clears them. Their numbers, ascending, go to ``found_at``, 64 bits each."""
+    flags, found = carray(pointer_u8(flags_at), count), carray(pointer_u64(found_at), count)
+    taken = 0
     # Eight at a time: most are clear.
-    words = flags[: len(flags) // 8 * 8].view(np.uint64)
+    words = carray(pointer_u64(flags_at), count // 8)
     for group in range(len(words)):
         if words[group]:
             for number in range(group * 8, group * 8 + 8):
                 if flags[number]:
                     flags[number] = 0
-                    found[count] = number
-                    count += 1
-    for number in range(len(words) * 8, len(flags)):
+                    found[taken] = number
+                    taken += 1
+    for number in range(len(words) * 8, count):
         if flags[number]:
             flags[number] = 0
-            found[count] = number
-            count += 1
-    return count - start
+            found[taken] = number
+            taken += 1
+    return taken
 
 
-@njit("UniTuple(int64, 2)(uint8[::1], uint8[::1], int64[::1])", cache=True, nogil=True)
-def _take_used(
-    accessed: npt.NDArray[np.uint8], dirty: npt.NDArray[np.uint8], found: npt.NDArray[np.int64]
-) -> tuple[int, int]:
-    """The frames that were used, and behind them in ``found`` those that were written; how many of each."""
-    used = _take_set(accessed, found, 0)
-    return used, _take_set(dirty, found, used)
+@njit("UniTuple(int64, 2)(int64, int64, int64, int64)", cache=True, nogil=True)
+def _take_used(accessed_at: int, dirty_at: int, frames: int, found_at: int) -> tuple[int, int]:
+    """The frames that were used, and behind them at ``found_at`` those that were written; how many of each."""
+    used = _take_set(accessed_at, frames, found_at)
+    return used, _take_set(dirty_at, frames, found_at + 8 * used)

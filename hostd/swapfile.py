@@ -67,14 +67,17 @@ class SwapFile:
 
     def write_from(self, slot: int, address: int) -> None:
         """The same for the frame at ``address``."""
-        self.write_all([slot, address])
+        self.write_all([slot, 0], address)
 
-    def write_all(self, pairs: list[int]) -> None:
-        """The same for many: slot, address, slot, address ...; natively, and consecutive slots at once."""
+    def write_all(self, pairs: list[int], frames_at: int) -> None:
+        """The same for many: slot, frame, slot, frame ..., of the frames at ``frames_at``.
+
+        Natively, and consecutive slots at once.
+        """
         table = array("q", pairs)
-        first = write_pages(self._page_fd, table.buffer_info()[0], len(pairs) // 2, *self._checksums.where)
+        first = write_pages(self._page_fd, table.buffer_info()[0], len(pairs) // 2, frames_at, *self._checksums.where)
         if first >= 0:
-            address = pairs[2 * pairs[::2].index(first) + 1]
+            address = frames_at + pairs[2 * pairs[::2].index(first) + 1] * PAGE_SIZE
             done = os.pwrite(self._fd, ctypes.string_at(address, PAGE_SIZE), first * PAGE_SIZE)  # which says why
             raise OSError(f"{self.path}: slots from {first}: not written whole, and {done} bytes when tried again")
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from apf.hostmem import ept_entry
-from hostd.core.events import BorderReached, ClearEpt, HostEffect, Pfns, SetEpt, WriteSlot
+from apf.messages import PAGE_SHIFT
+from hostd.core.events import BorderReached, HostEffect, Pfns, RewriteEpt, WriteSlot, WriteSlots
 from hostd.core.frames import FEW
 from hostd.core.io_faults import IoResult
 from hostd.core.mm import Mm
@@ -33,7 +34,8 @@ from hostd.core.page import (
 
 _MAPPABLE = np.array([state in (RESIDENT, EVICTING, CACHED) for state in PageState])
 _ARE_MAPPABLE: list[bool] = _MAPPABLE.tolist()
-_ERROR = IoResult.ERROR
+_OK, _ERROR = IoResult.OK, IoResult.ERROR
+_READ_ONLY, _WRITABLE = ept_entry(0, False), ept_entry(0, True)
 _SETTLE_EVERY = 64
 
 
@@ -61,9 +63,13 @@ class Border:
         mm.journal.record(
             (now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
         )
-        effects = self._evict(event.zero, now_ns) if mm.evicting else []
+        effects: list[HostEffect] = []
+        entries: list[dict[int, int]] = [{} for _ in mm.groups]  # of the EPTs, new ones by gfn
+        if mm.evicting:
+            self._evict(event.zero, entries, effects, now_ns)
         if mm.publish:
-            self._publish(effects)
+            self._publish(entries)
+        effects += [RewriteEpt(vm, changed) for vm, changed in enumerate(entries) if changed]
         if not mm.host_stat["border"] % _SETTLE_EVERY:
             mm.settle_figures(now_ns)
         mm.journal.settle()
@@ -88,50 +94,55 @@ class Border:
             first, end = mm.pages.bounds[vm]
             group.lists.used([key for key in used if first <= key < end])
 
-    def _evict(self, zeros: Sequence[int], now_ns: int) -> list[HostEffect]:
+    def _evict(
+        self, zeros: Sequence[int], entries: list[dict[int, int]], effects: list[HostEffect], now_ns: int
+    ) -> None:
         mm, pages = self._mm, self._mm.pages
-        cleared: list[HostEffect] = []
-        writes: list[HostEffect] = []
-        zero = frozenset(zeros) if zeros else ()
+        zero = frozenset(zeros)
+        pairs: list[int] = []
+        gone_wrong: list[HostEffect] = []
         ept, pfns, flags, slots, young = pages.ept, pages.pfn, pages.flags, pages.slot, mm.frames.young
-        first_key = pages.first_key
+        first_key, submit_write = pages.first_key, mm.page_io.submit_write
+        pages.move_all([key for key in mm.evicting if flags[key] & DIRTY], WRITE_SUBMITTED, now_ns)
         for key, vm in mm.evicting.items():
             pfn = pfns[key]
             if ept[key]:
                 ept[key] = 0
-                cleared.append(ClearEpt(vm, key - first_key[vm]))
+                entries[vm][key - first_key[vm]] = 0
             young[pfn] = 0
-            if flags[key] & DIRTY:
-                pages.move(key, WRITE_SUBMITTED, now_ns)
-                if pfn in zero and mm.swapping[vm]:
-                    mm.page_io.write_zeros(key, vm, now_ns)
-                else:
-                    result = mm.page_io.submit_write(key, vm, now_ns)
-                    if result is not _ERROR:
-                        writes.append(WriteSlot(slots[key], pfn, result))
+            if not flags[key] & DIRTY:
+                self._drop(key, vm, now_ns)
+            elif pfn in zero and mm.swapping[vm]:
+                mm.page_io.write_zeros(key, vm, now_ns)
             else:
-                group = mm.groups[vm]
-                pages.move(key, DROPPED, now_ns)
-                mm.journal.record((now_ns, "drop", vm, key - first_key[vm], slots[key], pfn))
-                mm.forget_frame(key, group)
-                group.stat["swap_dropped_clean"] += 1
-                group.stat["pgsteal_kswapd" if key in mm.vmscan.for_kswapd else "pgsteal_direct"] += 1
+                result = submit_write(key, vm, now_ns)
+                if result is _OK:
+                    pairs += (slots[key], pfn)
+                elif result is not _ERROR:
+                    gone_wrong.append(WriteSlot(slots[key], pfn, result))
         mm.evicting.clear()
         mm.vmscan.for_kswapd.clear()
-        cleared.extend(writes)
-        return cleared
+        if pairs:
+            effects.append(WriteSlots(pairs))
+        effects += gone_wrong
 
-    def _publish(self, effects: list[HostEffect]) -> None:
+    def _drop(self, key: int, vm: int, now_ns: int) -> None:
+        """A page whose slot holds its bytes (pageout -> PAGE_CLEAN)."""
+        mm, pages, group = self._mm, self._mm.pages, self._mm.groups[vm]
+        pages.move(key, DROPPED, now_ns)
+        mm.journal.record((now_ns, "drop", vm, key - pages.first_key[vm], pages.slot[key], pages.pfn[key]))
+        mm.forget_frame(key, group)
+        group.stat["swap_dropped_clean"] += 1
+        group.stat["pgsteal_kswapd" if key in mm.vmscan.for_kswapd else "pgsteal_direct"] += 1
+
+    def _publish(self, entries: list[dict[int, int]]) -> None:
         mm, pages = self._mm, self._mm.pages
-        state, ept, first_key = pages.state, pages.ept, pages.first_key
+        state, ept, pfns, flags, first_key = pages.state, pages.ept, pages.pfn, pages.flags, pages.first_key
         for key, vm in mm.publish.items():
-            if state[key] != RESIDENT:
-                continue
-            pfn, writable = pages.pfn[key], bool(pages.flags[key] & DIRTY)
-            entry = ept_entry(pfn, writable)
-            if ept[key] != entry:
-                ept[key] = entry
-                effects.append(SetEpt(vm, key - first_key[vm], pfn, writable))
+            if state[key] == RESIDENT:
+                entry = pfns[key] << PAGE_SHIFT | (_WRITABLE if flags[key] & DIRTY else _READ_ONLY)
+                if ept[key] != entry:
+                    ept[key] = entries[vm][key - first_key[vm]] = entry
         mm.publish.clear()
 
 

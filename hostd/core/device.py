@@ -111,21 +111,30 @@ class Device:
         start_ns = free_ns if free_ns > arrival_ns else arrival_ns
         if start_ns < self._link_ns:
             start_ns = self._link_ns
-        last_op, last_slot = self._last[server]
-        if op is last_op and 0 < slot - last_slot <= self._skip_slots_max:
-            service_ns = (slot - last_slot) * self._transfer_ns
+        passed = self._passed(op, slot, server) if self._skip_slots_max else 0
+        if passed:
+            service_ns = passed * self._transfer_ns
         else:
             service_ns = self._draws[op]() + self._transfer_ns
             if self._rotation_ns:
                 service_ns += self._rotation.below(self._rotation_ns)
-        done_ns = start_ns + (service_ns or 1)
-        if self._served is not None:
-            start_ns, done_ns = self._served(op, start_ns, service_ns or 1)
+        if not service_ns:
+            service_ns = 1
+        if self._served is None:
+            done_ns = start_ns + service_ns
+        else:
+            start_ns, done_ns = self._served(op, start_ns, service_ns)
         if self._page_ns:
             self._link_ns = start_ns + self._page_ns
         heapreplace(self._servers, (done_ns, server))
-        self._last[server] = (op, slot)
         return start_ns, done_ns
+
+    def _passed(self, op: Op, slot: int, server: int) -> int:
+        """How many slots the head passes to get to ``slot`` if it stays on its track, else 0; its place is noted."""
+        last_op, last_slot = self._last[server]
+        self._last[server] = (op, slot)
+        passed = slot - last_slot
+        return passed if op is last_op and 0 < passed <= self._skip_slots_max else 0
 
 
 Carry = Callable[[Op, int, int], int]

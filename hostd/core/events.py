@@ -4,16 +4,16 @@ The order of a step's effects is a contract; a shell carries them out in that or
 
 - a request step gives a ``ZeroFrame`` or ``ReadSlot`` for each page that it makes or reads (the one that faults, and
   those read ahead), then exactly one ``Reply``, which is the last;
-- a border step gives all ``ClearEpt``, then all ``WriteSlot``, then all ``SetEpt``; between
-  borders nothing touches an EPT;
+- a border step gives one ``WriteSlots``, then a ``WriteSlot`` for each write that goes wrong, then a ``RewriteEpt`` for
+  each VM, each only if there is anything to do; between borders nothing touches an EPT;
 - a step with VmLeft gives one ``ClearVm``;
 - a population step gives one ``FillPages`` for each segment that is not demand-zero.
 
 Three rules let real I/O run beside the core. (1) The bytes of a ``ZeroFrame`` or ``ReadSlot`` are in the frame
 before the ``Reply`` of the same step leaves. (2) Effects that name the same slot take effect in the order given,
 over all steps: a slot is not read before its last write returned, nor written while an older write to it runs. (3)
-Likewise for a frame: ``WriteSlot`` must have taken the frame's bytes before a later ``ZeroFrame`` or ``ReadSlot``
-refills it. The core hands frames out oldest first, so a shell seldom waits for (3).
+Likewise for a frame: a write must have taken the frame's bytes before a later ``ZeroFrame`` or ``ReadSlot`` refills
+it. The core hands frames out oldest first, so a shell seldom waits for (3).
 
 An I/O that the device reports as failed moves nothing and has no effect here.
 
@@ -110,30 +110,27 @@ class ReadSlot:
 
 
 @message
+class WriteSlots:
+    """Write frames to swap slots: slot, frame, slot, frame ...; no slot or frame is there twice."""
+
+    pairs: list[int]
+
+
+@message
 class WriteSlot:
-    """Write frame ``pfn`` to swap slot ``slot``: all of it (OK), its first half (TORN), or nothing (LOST)."""
+    """Write frame ``pfn`` to swap slot ``slot`` badly: its first half (TORN), or nothing (LOST)."""
 
     slot: int
     pfn: int
-    result: IoResult = IoResult.OK
+    result: IoResult
 
 
 @message
-class SetEpt:
-    """Let the EPT of ``vm`` map ``gfn`` to ``pfn``."""
+class RewriteEpt:
+    """Change the EPT of ``vm``: its new entries by gfn (``apf.hostmem.ept_entry``), 0 for what it maps no more."""
 
     vm: int
-    gfn: int
-    pfn: int
-    writable: bool
-
-
-@message
-class ClearEpt:
-    """Take ``gfn`` out of the EPT of ``vm``."""
-
-    vm: int
-    gfn: int
+    entries: dict[int, int]
 
 
 @message
@@ -168,4 +165,4 @@ class ClearVm:
     vm: int
 
 
-HostEffect = ZeroFrame | ReadSlot | WriteSlot | SetEpt | ClearEpt | Reply | FillPages | ClearVm
+HostEffect = ZeroFrame | ReadSlot | WriteSlots | WriteSlot | RewriteEpt | Reply | FillPages | ClearVm

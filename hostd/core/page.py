@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
+from collections.abc import Iterable
 from enum import IntEnum
 
 import numpy as np
@@ -127,8 +128,9 @@ WORKINGSET = 32
 READAHEAD = 64
 """Read ahead of any fault, and not used yet (PG_readahead)."""
 
-_ILLEGAL = 255
-_NEXT = tuple(bytearray([_ILLEGAL]) * len(PageState) for _ in PageEvent)
+_ILLEGAL = 256
+"""No byte, so it cannot be stored as a state."""
+_NEXT = tuple([_ILLEGAL] * len(PageState) for _ in PageEvent)
 """``TABLE`` by event and state."""
 for (_state, _event), _next in TABLE.transitions.items():
     _NEXT[_event][_state] = _next
@@ -166,14 +168,28 @@ class Pages:
         """Take page ``key`` to the state ``event`` leads to; AssertionError with its story if there is none."""
         states = self.state
         state = states[key]
-        after = _NEXT[event][state]
-        if after == _ILLEGAL:
-            raise AssertionError(
-                f"page {key}: {PageEvent(event).name} in state {PageState(state).name}\n{self.story(key)}"
-            )
+        try:
+            states[key] = _NEXT[event][state]
+        except ValueError:
+            raise self._illegal(key, event) from None
         if __debug__:  # for whoever looks for the reason of a failed assertion
             self._past.append((now_ns, key, event, state))
-        states[key] = after
+
+    def move_all(self, keys: Iterable[int], event: int, now_ns: int) -> None:
+        """``move`` each of them."""
+        states, after = self.state, _NEXT[event]
+        for key in keys:
+            state = states[key]
+            try:
+                states[key] = after[state]
+            except ValueError:
+                raise self._illegal(key, event) from None
+            if __debug__:
+                self._past.append((now_ns, key, event, state))
+
+    def _illegal(self, key: int, event: int) -> AssertionError:
+        state = PageState(self.state[key])
+        return AssertionError(f"page {key}: {PageEvent(event).name} in state {state.name}\n{self.story(key)}")
 
     def story(self, key: int) -> str:
         """What happened to page ``key`` lately, a line each."""

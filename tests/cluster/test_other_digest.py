@@ -12,12 +12,12 @@ from cluster_runs import on_processes, small
 from apf import messages as m
 from apf.core import CoreError
 from apf.costs import Costs
-from apf.journal import Journal
+from apf.journal import Journal, Record
 from apf.process import Failure
 from apf.scenario import Scenario
 from deploy import twin
 from guestsched.shell import GuestShell
-from hostd.core.events import BorderReached, SetEpt
+from hostd.core.events import BorderReached, RewriteEpt
 from hostd.core.host import HostCore
 from hostd.shell import HostShell
 from vcpud.core.effects import MapPage
@@ -155,13 +155,13 @@ def doubled_trap(original: Any, shell: GuestShell, vcpu: int, raised: m.TrapRais
     return dispatch
 
 
-def dropped_record(original: Any, journal: Journal, time_ns: int, kind: str, *fields: int | str) -> None:
+def dropped_record(original: Any, journal: Journal, record: Record) -> None:
     """One line of a journal is missing."""
 
 
-def doubled_record(original: Any, journal: Journal, time_ns: int, kind: str, *fields: int | str) -> None:
-    original(journal, time_ns, kind, *fields)
-    original(journal, time_ns, kind, *fields)
+def doubled_record(original: Any, journal: Journal, record: Record) -> None:
+    original(journal, record)
+    original(journal, record)
 
 
 class SwappedRecords:
@@ -169,19 +169,19 @@ class SwappedRecords:
 
     def __init__(self, n: int) -> None:
         self._left = n
-        self._held: tuple[Journal, tuple[Any, ...]] | None = None
+        self._held: tuple[Journal, Record] | None = None
         self.done = False
         self._original = Journal.record
 
     def __get__(self, instance: Journal, owner: type) -> Callable[..., None]:
-        def record(*line: Any) -> None:
+        def record(line: Record) -> None:
             self._left -= 1
             if self._left == 0:
                 self._held = (instance, line)
                 return
-            self._original(instance, *line)
+            self._original(instance, line)
             if self._held is not None and self._held[0] is instance and self._held[1] != line:
-                self._original(*(instance, *self._held[1]))
+                self._original(*self._held)
                 self._held = None
                 self.done = True
 
@@ -251,19 +251,26 @@ def test_two_requests_swapped(n: int, published: str, monkeypatch: pytest.Monkey
 SOME = 0
 
 
-def _holds(kind: type) -> Callable[[list[Any]], bool]:
-    return lambda effects: any(isinstance(effect, kind) for effect in effects)
+def _is_mapping(effect: Any) -> bool:
+    return isinstance(effect, MapPage) or (isinstance(effect, RewriteEpt) and any(effect.entries.values()))
 
 
-def _without(kind: type) -> Callable[[list[Any]], list[Any]]:
-    def mutant(effects: list[Any]) -> list[Any]:
-        index = next(i for i, effect in enumerate(effects) if isinstance(effect, kind))
+def _maps(effects: list[Any]) -> bool:
+    return any(map(_is_mapping, effects))
+
+
+def _without_mapping(effects: list[Any]) -> list[Any]:
+    """Without the first page that is mapped."""
+    index = next(i for i, effect in enumerate(effects) if _is_mapping(effect))
+    changed = effects[index]
+    if isinstance(changed, MapPage):
         return effects[:index] + effects[index + 1 :]
+    first = next(gfn for gfn, entry in changed.entries.items() if entry)
+    rest = {gfn: entry for gfn, entry in changed.entries.items() if gfn != first}
+    return [*effects[:index], RewriteEpt(changed.vm, rest), *effects[index + 1 :]]
 
-    return mutant
 
-
-@pytest.mark.parametrize(("kind", "n"), [(MapPage, 2), (MapPage, 40), (SetEpt, SOME)])
+@pytest.mark.parametrize(("kind", "n"), [(MapPage, 2), (MapPage, 40), (RewriteEpt, SOME)])
 def test_an_effect_dropped(kind: type, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page that is in no overlay, or in the overlay but never in the EPT, is missed when it is used again.
 
@@ -280,7 +287,7 @@ def _dropped(kind: type, n: int, monkeypatch: pytest.MonkeyPatch) -> bool:
     scenario = small("off", vm__group_memory="6MiB", bench__buffer="8MiB", bench__work_threads=0, vm__vcpus=1)
     expected = digest(scenario)
     owner: type = VcpuCore if kind is MapPage else HostCore
-    nth = NthWhere(owner.step, _holds(kind), _without(kind), n)  # both have it
+    nth = NthWhere(owner.step, _maps, _without_mapping, n)  # both have it
     with monkeypatch.context() as patched:
         patched.setattr(owner, "step", nth)
         found = mutated(scenario)

@@ -21,8 +21,10 @@ from typing import NamedTuple
 import numpy as np
 
 from apf.core import CoreError
+from apf.hostmem import EPT_WRITE
 from apf.io_faults import IoFaultWish
 from apf.messages import (
+    PAGE_SHIFT,
     Access,
     Failed,
     FaultMode,
@@ -38,7 +40,6 @@ from apf.messages import (
 from hostd.core.config import HostConfig
 from hostd.core.events import (
     BorderReached,
-    ClearEpt,
     ClearVm,
     FillPages,
     HostEffect,
@@ -46,10 +47,11 @@ from hostd.core.events import (
     ReadSlot,
     Reply,
     RequestTaken,
+    RewriteEpt,
     SegmentsLoaded,
-    SetEpt,
     VmLeft,
     WriteSlot,
+    WriteSlots,
     ZeroFrame,
 )
 from hostd.core.host import HostCore
@@ -334,17 +336,21 @@ class FakeShell:
                 assert damaged == (slot in self.bad_slots), f"slot {slot}: the core says damaged: {damaged}"
                 assert not self.core._mm.swap.is_zero(slot), "zeros are not read"
                 self.frames[pfn] = self.slots[slot]
-            case WriteSlot(slot, _pfn, result):
+            case WriteSlots(pairs):
+                for slot, pfn in zip(pairs[::2], pairs[1::2], strict=True):
+                    self._settle_writes(slot=slot)
+                    self.writes.append(WriteSlot(slot, pfn, IoResult.OK))
+                    self.bad_slots.discard(slot)
+            case WriteSlot(slot):
                 self._settle_writes(slot=slot)
                 self.writes.append(effect)
-                if result is IoResult.OK:
-                    self.bad_slots.discard(slot)
-                else:
-                    self.bad_slots.add(slot)
-            case SetEpt(vm, gfn, pfn, writable):
-                self.epts[vm][gfn] = (pfn, writable)
-            case ClearEpt(vm, gfn):
-                del self.epts[vm][gfn]
+                self.bad_slots.add(slot)
+            case RewriteEpt(vm, entries):
+                for gfn, entry in entries.items():
+                    if entry:
+                        self.epts[vm][gfn] = (entry >> PAGE_SHIFT, bool(entry & EPT_WRITE))
+                    else:
+                        del self.epts[vm][gfn]
             case FillPages():
                 self._fill(effect)
             case ClearVm(vm):

@@ -36,7 +36,7 @@ def test_set_bytes_are_found_in_order_and_cleared(length: int, marks: set[int]) 
     expected = sorted(mark for mark in marks if mark < length)
     flags[expected] = 1
     found = np.empty(length, np.int64)
-    assert found[: _take_set(flags, found, 0)].tolist() == expected
+    assert found[: _take_set(flags.ctypes.data, length, found.ctypes.data)].tolist() == expected
     assert not flags.any()
 
 

@@ -19,7 +19,7 @@ from apf.messages import (
 from hostd.core.backing import ANON, Backing
 from hostd.core.config import HostConfig, VmConfig
 from hostd.core.device import DeviceProfile
-from hostd.core.events import BorderReached, HostEffect, Reply, RequestTaken, SegmentsLoaded
+from hostd.core.events import BorderReached, HostEffect, Reply, RequestTaken, RewriteEpt, SegmentsLoaded, WriteSlots
 from hostd.core.host import HostCore
 from hostd.core.lru import Policy
 from hostd.core.page import Pages, PageState
@@ -114,6 +114,17 @@ class Rig:
     def seen(self, kind: type[HostEffect]) -> list[HostEffect]:
         """The last step's effects of one kind."""
         return [effect for effect in self.effects if isinstance(effect, kind)]
+
+    def written(self) -> list[tuple[int, int]]:
+        """Slot and frame of each page that the last step writes, all of it."""
+        pairs = [number for effect in self.effects if isinstance(effect, WriteSlots) for number in effect.pairs]
+        return list(zip(pairs[::2], pairs[1::2], strict=True))
+
+    def entries(self, vm: int = 0) -> dict[int, int]:
+        """What the last step changes in the EPT of ``vm``."""
+        changed = [effect for effect in self.effects if isinstance(effect, RewriteEpt) and effect.vm == vm]
+        assert len(changed) <= 1
+        return changed[0].entries if changed else {}
 
     def _reply(self) -> HostReply:
         last = self.effects[-1]

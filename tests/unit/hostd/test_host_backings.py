@@ -9,7 +9,7 @@ import pytest
 from apf.core import CoreError
 from apf.messages import FaultKind, GupVariant, InProgress, Mapped, Segment
 from hostd.core.backing import BACKINGS, FILE, MEMFD, USERFAULT
-from hostd.core.events import FillPages, ReadSlot, SegmentsLoaded, VmLeft, WriteSlot, ZeroFrame
+from hostd.core.events import FillPages, ReadSlot, SegmentsLoaded, VmLeft, ZeroFrame
 from hostd.core.page import DIRTY, PageState
 from hostd.core.readahead import FILE_PAGES, KernelReadahead
 from hostd.core.userfault import UserfaultConfig
@@ -75,8 +75,7 @@ def test_clean_pages_of_a_file_are_dropped_and_dirty_ones_written_to_their_place
     mm = rig.core._mm
     mm.vmscan.reclaim(0, 2, LATE_NS)
     rig.border(LATE_NS + WINDOW_NS)
-    writes = [effect.slot for effect in rig.seen(WriteSlot) if isinstance(effect, WriteSlot)]
-    assert writes == [place(rig, 1)]
+    assert list(dict(rig.written())) == [place(rig, 1)]
     assert rig.state(0) is PageState.SWAPPED and rig.core.counters["swap_dropped_clean"] == 1
 
 
@@ -86,7 +85,7 @@ def test_a_page_of_zeros_of_a_file_is_written_like_any_other(new_rig: NewRig) ->
     rig.core._mm.vmscan.reclaim(0, 2, 0)
     ahead = rig.core.writes_ahead()
     rig.border(WINDOW_NS, zero=ahead)
-    assert len(rig.seen(WriteSlot)) == len(ahead) == 2
+    assert len(rig.written()) == len(ahead) == 2
 
 
 @pytest.mark.parametrize(("gup", "finds"), [(FAST, False), (NOIO, True), (NOWAIT, True)])
@@ -150,7 +149,7 @@ def test_e14_swapping_shared_memory_in_frees_the_slot_even_for_a_read(new_rig: N
     assert rig.slot(0) == -1 and rig.core._mm.pages.flags[0] & DIRTY
     rig.core._mm.vmscan.reclaim(0, 1, LATE_NS)
     rig.border(LATE_NS + WINDOW_NS)
-    assert len(rig.seen(WriteSlot)) == 1
+    assert len(rig.written()) == 1
 
 
 def test_e14_shared_memory_is_read_ahead_by_slot_whatever_the_device(new_rig: NewRig) -> None:

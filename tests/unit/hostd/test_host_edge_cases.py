@@ -10,7 +10,7 @@ import pytest
 from apf.core import CoreError
 from apf.messages import FaultKind, GupVariant, Mapped, Retry
 from hostd import device_profiles
-from hostd.core.events import ClearEpt, ReadSlot, WriteSlot, ZeroFrame
+from hostd.core.events import ReadSlot, ZeroFrame
 from hostd.core.page import PageState
 from tests.unit.hostd.rig import COSTS, PROFILE, WINDOW_NS, WRITE, WRITE_NS, Rig
 
@@ -140,7 +140,7 @@ def test_e41_a_read_served_by_the_worker_leaves_the_page_dirty_and_its_next_evic
     assert rig.slot(0) == -1
     rig.mapped(1, LATE_NS)
     rig.border(2 * LATE_NS)
-    assert [type(effect) for effect in rig.effects][:1] == [WriteSlot]
+    assert len(rig.written()) == 1
     assert rig.state(0) is PageState.WRITEBACK
 
 
@@ -152,7 +152,7 @@ def test_a_read_served_synchronously_is_dropped_without_a_write(new_rig: NewRig)
     rig.border(LATE_NS)
     rig.mapped(1, LATE_NS + 1)
     rig.border(2 * LATE_NS)
-    assert not rig.seen(WriteSlot)
+    assert not rig.written()
     assert rig.state(0) is PageState.SWAPPED and rig.core.counters["swap_dropped_clean"] == 1
 
 
@@ -183,4 +183,4 @@ def test_e42_a_page_picked_while_it_is_used_loses_its_mapping_at_the_border_only
     again = rig.mapped(0, 10, WRITE, vcpu=1)
     assert again.pfn == pfn and rig.core._mm.pages.ept[0]
     rig.border(WINDOW_NS)
-    assert rig.state(0) is PageState.RESIDENT and ClearEpt(0, 0) not in rig.effects and ClearEpt(0, 1) in rig.effects
+    assert rig.state(0) is PageState.RESIDENT and 0 not in rig.entries() and rig.entries()[1] == 0

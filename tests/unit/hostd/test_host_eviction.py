@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from apf.hostmem import EPT_WRITE
+from apf.hostmem import EPT_WRITE, ept_entry
 from apf.messages import FaultKind
-from hostd.core.events import ClearEpt, SetEpt, WriteSlot
 from hostd.core.frames import FEW
 from hostd.core.page import DIRTY, PageState
 from tests.unit.hostd.rig import WINDOW_NS, WRITE, WRITE_NS, Rig
@@ -32,7 +31,7 @@ def test_a_fault_on_a_page_being_evicted_cancels_the_eviction(new_rig: NewRig) -
     assert (reply.pfn, reply.kind) == (pfn, FaultKind.MINOR)
     assert rig.core.resident_pages(0) == usage + 1
     rig.border(WINDOW_NS)
-    assert ClearEpt(0, 3) not in rig.effects and len(rig.seen(ClearEpt)) == 31
+    assert rig.entries() == {gfn: 0 for gfn in range(32) if gfn != 3}
     assert rig.state(3) is PageState.RESIDENT
 
 
@@ -73,7 +72,7 @@ def test_a_write_to_a_page_in_writeback_frees_the_slot_only_when_the_write_is_do
     rig.border(WINDOW_NS + WRITE_NS)
     assert rig.slot(0) == -1
     assert rig.core.swap_pages == 31
-    assert SetEpt(0, 0, 0, True) in rig.effects
+    assert rig.entries()[0] == ept_entry(0, True)
 
 
 def test_accessed_pages_get_a_second_chance(new_rig: NewRig) -> None:
@@ -93,7 +92,7 @@ def test_a_dirty_byte_alone_makes_a_clean_page_be_written(new_rig: NewRig) -> No
     rig.border(20 * WINDOW_NS)
     rig.mapped(1, 20 * WINDOW_NS + 1)
     rig.border(21 * WINDOW_NS, dirty=[reply.pfn])
-    assert WriteSlot(0, reply.pfn) in rig.effects
+    assert (0, reply.pfn) in rig.written()
 
 
 def test_a_page_is_not_reclaimed_before_its_promised_mapping_takes_effect(new_rig: NewRig) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from apf.messages import Failed, FaultKind, GupVariant, InProgress, Mapped, PageError, Segment
 from hostd.core.backing import FILE, MEMFD, USERFAULT, Backing
-from hostd.core.events import ReadSlot, SegmentsLoaded, VmLeft, WriteSlot
+from hostd.core.events import ReadSlot, SegmentsLoaded, VmLeft
 from hostd.core.io_faults import Failure
 from hostd.core.page import DIRTY, READAHEAD, PageState
 from hostd.core.readahead import KernelReadahead
@@ -266,7 +266,7 @@ def test_a_fetched_page_whose_write_fails_stays_and_its_handler_is_not_asked_aga
     at_ns = settled(rig, rig.mapped(0, 0, WRITE).at_ns)
     rig.core._mm.vmscan.reclaim(0, 32, at_ns)
     rig.border(at_ns + WINDOW_NS)
-    assert not rig.seen(WriteSlot)
+    assert not rig.written()
     at_ns = settled(rig, at_ns + WINDOW_NS)
     assert counter(rig, "swap_write_error") == [1] and rig.core._mm.pages.flags[0] & DIRTY
     assert rig.mapped(0, at_ns + 1).kind is FaultKind.MINOR

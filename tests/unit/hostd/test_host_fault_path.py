@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from apf.hostmem import ept_entry
 from apf.messages import FaultKind, Mapped
-from hostd.core.events import ClearEpt, ReadSlot, SetEpt, WriteSlot, ZeroFrame
+from hostd.core.events import ReadSlot, RewriteEpt, WriteSlots, ZeroFrame
 from hostd.core.page import PageState
 from tests.unit.hostd.rig import COSTS, READ_NS, WINDOW_NS, WRITE, Rig
 
@@ -26,7 +27,7 @@ def test_t2_first_access_allocates_an_empty_page_and_the_border_publishes_it(new
     assert reply == Mapped(1_000 + cost_ns, 5, 0, True, FaultKind.MINOR, 0)
     assert rig.effects[0] == ZeroFrame(0)
     assert rig.core.border_due_ns() == reply.at_ns
-    assert rig.border(WINDOW_NS) == [SetEpt(0, 5, 0, True)]
+    assert rig.border(WINDOW_NS) == [RewriteEpt(0, {5: ept_entry(0, True)})]
     assert rig.core.border_due_ns() is None
 
 
@@ -34,7 +35,8 @@ def test_t3_t4_each_fault_maps_one_page_until_all_in_use_are(new_rig: NewRig) ->
     rig = new_rig()
     pfns = [rig.mapped(gfn, gfn * 100).pfn for gfn in range(10)]
     assert sorted(pfns) == list(range(10))
-    assert [effect.gfn for effect in rig.border(WINDOW_NS) if isinstance(effect, SetEpt)] == list(range(10))
+    rig.border(WINDOW_NS)
+    assert list(rig.entries()) == list(range(10)) and all(rig.entries().values())
     assert rig.core.counters["pf_taken"] == rig.core.counters["pf_fixed"] == 10
 
 
@@ -44,12 +46,11 @@ def test_t5_a_page_swapped_out_leaves_the_ept_at_the_border(new_rig: NewRig) -> 
     rig.mapped(100, 1_000)
     assert rig.state(0) is PageState.EVICTING
     rig.border(WINDOW_NS)
-    kinds = [type(effect) for effect in rig.effects]
-    assert kinds == [ClearEpt] * 32 + [WriteSlot] * 32
-    assert rig.effects[0] == ClearEpt(0, 0)
-    assert [effect.slot for effect in rig.effects if isinstance(effect, WriteSlot)] == list(range(32))
+    assert [type(effect) for effect in rig.effects] == [WriteSlots, RewriteEpt]
+    assert rig.entries() == dict.fromkeys(range(32), 0)
+    assert rig.written() == [(slot, slot) for slot in range(32)]
     assert rig.state(0) is PageState.WRITEBACK
-    assert rig.border(3 * WINDOW_NS) == [SetEpt(0, 100, 64, True)]
+    assert rig.border(3 * WINDOW_NS) == [RewriteEpt(0, {100: ept_entry(64, True)})]
 
 
 def test_t6_the_next_access_reads_the_slot_and_the_vcpu_sleeps_until_it_is_done(new_rig: NewRig) -> None:
@@ -81,7 +82,7 @@ def test_a_read_fault_keeps_the_slot_and_a_write_fault_takes_it(new_rig: NewRig)
     assert (read.writable, written.writable) == (False, True)
     rig.border(15 * WINDOW_NS)
     assert (rig.slot(0), rig.slot(1)) == (0, -1)
-    assert SetEpt(0, 0, read.pfn, False) in rig.effects and SetEpt(0, 1, written.pfn, True) in rig.effects
+    assert rig.entries()[0] == ept_entry(read.pfn, False) and rig.entries()[1] == ept_entry(written.pfn, True)
 
 
 def test_a_write_to_a_page_mapped_read_only_takes_its_slot(new_rig: NewRig) -> None:
@@ -93,7 +94,7 @@ def test_a_write_to_a_page_mapped_read_only_takes_its_slot(new_rig: NewRig) -> N
     assert reply.writable and reply.kind is FaultKind.MINOR
     assert reply.at_ns == 15 * WINDOW_NS + 1 + EPT_NS + COSTS.host_fault_ns
     assert rig.slot(0) == -1 and rig.core.counters["wp_fault"] == 1
-    assert rig.border(16 * WINDOW_NS) == [SetEpt(0, 0, reply.pfn, True)]
+    assert rig.border(16 * WINDOW_NS) == [RewriteEpt(0, {0: ept_entry(reply.pfn, True)})]
 
 
 def test_pages_of_two_vms_never_share_a_frame_and_groups_do_not_reclaim_each_other(new_rig: NewRig) -> None:

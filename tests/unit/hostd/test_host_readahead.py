@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from apf.messages import FaultKind, GupVariant, InProgress, Mapped
-from hostd.core.events import ReadSlot, WriteSlot, ZeroFrame
+from hostd.core.events import ReadSlot, ZeroFrame
 from hostd.core.page import READAHEAD, PageState
 from hostd.core.readahead import KernelReadahead, StrideReadahead
 from tests.unit.hostd.rig import COSTS, PROFILE, READ_NS, WINDOW_NS, WRITE, Rig
@@ -142,7 +142,7 @@ def test_what_nobody_uses_is_dropped_without_io_and_is_no_hit_when_it_comes_back
     mm.vmscan.reclaim(0, 64, late_ns)
     rig.border(late_ns + WINDOW_NS)
     assert rig.state(21) is PageState.SWAPPED
-    assert not [effect for effect in rig.seen(WriteSlot) if isinstance(effect, WriteSlot) and effect.slot == 21]
+    assert 21 not in dict(rig.written())
     rig.core.check()
     rig.mapped(21, late_ns + WINDOW_NS + 1)
     assert 21 in slots_read(rig) and rig.core.counters["swap_ra_hit"] == 0

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from apf.messages import Failed, FaultKind, GupVariant, InProgress, Mapped, PageError, Retry
-from hostd.core.events import ReadSlot, WriteSlot, ZeroFrame
+from hostd.core.events import ReadSlot, ZeroFrame
 from hostd.core.group import MEMCG_CHARGE_BATCH
 from hostd.core.memcontrol import MAX_RECLAIM_RETRIES, high_delay_ns
 from hostd.core.page import ACTIVE, DIRTY, WORKINGSET, PageState
@@ -29,7 +29,7 @@ def zeros_in_swap(new_rig: NewRig, gup: GupVariant = GupVariant.NOIO) -> Rig:
     assert rig.core.writes_ahead()[0] == pfn and len(rig.core.writes_ahead()) == 32
     rig.border(WINDOW_NS, zero=[pfn])
     assert rig.state(0) is PageState.CACHED and rig.state(1) is PageState.WRITEBACK
-    assert not [one for one in rig.seen(WriteSlot) if isinstance(one, WriteSlot) and one.pfn == pfn]
+    assert pfn not in dict(rig.written()).values()
     rig.core._mm.vmscan.reclaim(0, 1, WINDOW_NS)
     assert rig.state(0) is PageState.SWAPPED
     rig.core.check()

@@ -59,7 +59,7 @@ def test_many_pages_are_written_each_to_its_slot_and_their_checksums_with_them(t
     slots = [*range(10, 140), 200, 201, 199, 150, 3, 255, 0]
     pages = np.stack([page(slot) for slot in slots])
     for _ in range(2):
-        swap.write_all([number for nth, slot in enumerate(slots) for number in (slot, pages[nth].ctypes.data)])
+        swap.write_all([number for nth, slot in enumerate(slots) for number in (slot, nth)], pages.ctypes.data)
     for nth, slot in enumerate(slots):
         frame, wrong = read(swap, slot)
         assert not wrong and (frame == pages[nth]).all()
@@ -75,7 +75,7 @@ def test_a_write_that_fails_names_its_slot(tmp_path: Path) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (6 * PAGE + 100, limit[1]))
         with pytest.raises(OSError, match="slots from 5: not written whole, and 4096 bytes when tried again"):
-            swap.write_all([2, pages[0].ctypes.data, 5, pages[1].ctypes.data, 6, pages[2].ctypes.data])
+            swap.write_all([2, 0, 5, 1, 6, 2], pages.ctypes.data)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
