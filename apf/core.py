@@ -24,7 +24,8 @@ def message(cls: type[T]) -> type[T]:
     """Make a struct of a class that is written as a dataclass is: its instances have slots, and nobody changes them.
 
     A struct of msgspec is made in a third of the time of a dataclass with slots, and in a tenth of that of a frozen one,
-    and a fault is a score of events, effects and messages.
+    and a fault is a score of events, effects and messages. It has a metaclass, so isinstance costs four times as much as
+    a look at its type where the answer is no, and a class pattern of match more still: where it matters, compare types.
     """
     names = inspect.get_annotations(cls)
     fields = [(name, Any, cls.__dict__[name]) if name in cls.__dict__ else (name, Any) for name in names]

@@ -13,6 +13,7 @@ All times are guest ns, all addresses bytes, gfn and pfn are frame numbers of 40
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import final
 
 from apf.core import message
 
@@ -133,6 +134,7 @@ HostRequest = FaultRaised | PrefaultRaised
 # hostd -> vCPU -------------------------------------------------------------------------------------------------
 
 
+@final
 @message
 class Mapped:
     """The page is mapped. From ``at_ns`` on the vCPU may use ``pfn`` (its private overlay holds it until the border).
@@ -312,6 +314,7 @@ class FaultMet:
     kind: FaultKind
 
 
+@final
 @message
 class TrapRaised:
     """A trap with the registers of the task it interrupted (``None`` if the vCPU was idle).

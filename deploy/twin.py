@@ -175,7 +175,8 @@ class Twin:
         """Let a vCPU go on in the open window, until it needs a server or the next one."""
         need = self._needs[participant] = self._machines[participant].proceed(self.border_ns)
         self._bounds[participant] = need.time_ns
-        self._interruptible.discard(participant)
+        if self._interruptible:
+            self._interruptible.discard(participant)
         if need.kind in _SERVERS:
             heappush(self._asking, (need.time_ns, participant))
         elif need.interruptible:
@@ -276,7 +277,7 @@ class Twin:
         need, machine = self._needs[participant], self._machines[participant]
         request = need.request
         vm, vcpu = divmod(participant, self._vcpus)
-        if isinstance(request, TrapRaised):
+        if type(request) is TrapRaised:
             dispatch = self._guests[vm].take(vcpu, request, need.time_ns)
             machine.guest_replied(dispatch)
             return dispatch.at_ns

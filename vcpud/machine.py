@@ -62,20 +62,9 @@ class Need:
     """Of a WINDOW: a posted interrupt ends the wait for it."""
 
 
-@message
-class _Answer:
-    """A server's answer, which the core hears of in the window that holds the time it goes on at.
-
-    Not before: that time is what the server has put into the slot, and windows open by slots. What the core makes of
-    the answer may be later at once (a late tick's cost), and the opener must not see now the one, now the other.
-    """
-
-    event: HostReplied | GuestReplied
-    at_ns: int
-
-
-_TIMED = (_Answer, WaitUntil)
+# Bound once: looked up on its class a member costs 0.06 us on Python 3.11.
 _WINDOW, _HOST = NeedKind.WINDOW, NeedKind.HOST
+_BUDGET = ExitCause.BUDGET
 
 
 class Machine:
@@ -92,7 +81,12 @@ class Machine:
         self._take_interrupt = take_interrupt
         self._entered_ns = 0  # border of the window that was last looked at for interrupts
         self._window_ns = 0  # border of the window the engine was last opened for
-        self._todo: deque[Effect | _Answer] = deque()
+        self._todo: deque[Effect] = deque()
+        # A server's answer, which the core hears of in the window that holds the time it goes on at. Not before: that
+        # time is what the server has put into the slot, and windows open by slots. What the core makes of the answer may
+        # be later at once (a late tick's cost), and the opener must not see now the one, now the other.
+        self._answer: HostReplied | GuestReplied | None = None
+        self._goes_on_ns = 0
 
     def start(self) -> None:
         """Both servers know the vCPU."""
@@ -100,42 +94,44 @@ class Machine:
 
     def host_replied(self, reply: HostReply) -> None:
         """Hostd has answered the last need."""
-        self._todo.append(_Answer(HostReplied(reply), reply.at_ns))
+        self._answer, self._goes_on_ns = HostReplied(reply), reply.at_ns
 
     def guest_replied(self, dispatch: Dispatch) -> None:
         """Guestsched has answered the last need."""
-        self._todo.append(_Answer(GuestReplied(dispatch), dispatch.at_ns))
+        self._answer, self._goes_on_ns = GuestReplied(dispatch), dispatch.at_ns
 
     def proceed(self, border_ns: int) -> Need:
         """Carry out effects until one needs somebody else, in the window that ends at ``border_ns``."""
-        todo, core = self._todo, self.core
+        todo, core, engine = self._todo, self.core, self.engine
         if border_ns != self._entered_ns:
             self._entered_ns = border_ns
             if posted_ns := self._take_interrupt(border_ns):
                 self._interrupt(posted_ns)
+        answer = self._answer
+        if answer is not None:
+            if self._goes_on_ns >= border_ns:
+                return Need(_WINDOW, self._goes_on_ns)
+            self._answer = None
+            todo.extend(core.step(answer, core.now_ns))
         while True:
             effect = todo[0]
-            time_ns = effect.at_ns if isinstance(effect, _TIMED) else core.now_ns
+            time_ns = effect.at_ns if type(effect) is WaitUntil else core.now_ns
             if time_ns >= border_ns:
-                interruptible = isinstance(effect, WaitUntil) and effect.interruptible
-                return Need(_WINDOW, time_ns, None, interruptible)
+                return Need(_WINDOW, time_ns, None, type(effect) is WaitUntil and effect.interruptible)
             if border_ns != self._window_ns:
                 self._window_ns = border_ns
-                self.engine.open_window()
-            # What a fault is made of first, and not by match: a class pattern costs twice what isinstance does.
-            if isinstance(effect, _Answer):
-                todo.popleft()
-                todo.extend(core.step(effect.event, core.now_ns))
-            elif isinstance(effect, MapPage):
-                todo.popleft()
-                self.engine.map_overlay(effect.gfn, effect.pfn, effect.writable)
-            elif isinstance(effect, EnterGuest):
+                engine.open_window()
+            # What a fault is made of first, and not by match: see ``apf.core.message``.
+            if type(effect) is EnterGuest:
                 need = self._enter_guest(effect, border_ns)
                 if need is not None:
                     return need
-            elif isinstance(effect, AskHost):
+            elif type(effect) is AskHost:
                 todo.popleft()
-                return Need(_HOST, core.now_ns, effect.request)
+                return Need(_HOST, time_ns, effect.request)
+            elif type(effect) is MapPage:
+                todo.popleft()
+                engine.map_overlay(effect.gfn, effect.pfn, effect.writable)
             else:
                 need = self._carry_out(effect)
                 if need is not None:
@@ -145,7 +141,7 @@ class Machine:
         """Tell the core of a posted interrupt; where it kicks the vCPU, this ends what it was about to do."""
         todo, core, engine = self._todo, self.core, self.engine
         now_ns = core.now_ns
-        rip = engine.rip if isinstance(todo[0], EnterGuest) else None
+        rip = engine.rip if todo and type(todo[0]) is EnterGuest else None
         if core.state is State.RUNNING:
             enter = todo.pop()
             assert isinstance(enter, EnterGuest)
@@ -211,14 +207,14 @@ class Machine:
         retired = engine.retired
         now_ns = base_ns + retired * 1000 // mips
         if now_ns >= border_ns:  # the last block went on past more than one border
-            return Need(NeedKind.WINDOW, now_ns)
+            return Need(_WINDOW, now_ns)
         stop_ns = border_ns if border_ns < until_ns else until_ns
         exited = engine.run(-(-(stop_ns - base_ns) * mips // 1000) - retired, base_ns)
         retired += exited.retired
         now_ns = base_ns + retired * 1000 // mips
         cause = exited.cause
-        if cause is ExitCause.BUDGET and now_ns < until_ns:
-            return Need(NeedKind.WINDOW, now_ns)
+        if cause is _BUDGET and now_ns < until_ns:
+            return Need(_WINDOW, now_ns)
         event = GuestExited(cause, retired, exited.gfn, exited.access, exited.vector, exited.address, exited.rip)
         todo = self._todo
         todo.popleft()

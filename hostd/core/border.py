@@ -12,6 +12,7 @@ bytes do; they are kept as a second, independent witness: a byte too many only c
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,9 @@ _ARE_MAPPABLE: list[bool] = _MAPPABLE.tolist()
 _OK, _ERROR = IoResult.OK, IoResult.ERROR
 _READ_ONLY, _WRITABLE = ept_entry(0, False), ept_entry(0, True)
 _SETTLE_EVERY = 64
+
+Entries = defaultdict[int, dict[int, int]]
+"""What a border changes in the EPTs: by VM, the new entries by gfn."""
 
 
 class Border:
@@ -64,12 +68,13 @@ class Border:
             (now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
         )
         effects: list[HostEffect] = []
-        entries: list[dict[int, int]] = [{} for _ in mm.groups]  # of the EPTs, new ones by gfn
+        entries: Entries = defaultdict(dict)
         if mm.evicting:
             self._evict(event.zero, entries, effects, now_ns)
         if mm.publish:
             self._publish(entries)
-        effects += [RewriteEpt(vm, changed) for vm, changed in enumerate(entries) if changed]
+        for vm, changed in entries.items():
+            effects.append(RewriteEpt(vm, changed))
         if not mm.host_stat["border"] % _SETTLE_EVERY:
             mm.settle_figures(now_ns)
         mm.journal.settle()
@@ -94,9 +99,7 @@ class Border:
             first, end = mm.pages.bounds[vm]
             group.lists.used([key for key in used if first <= key < end])
 
-    def _evict(
-        self, zeros: Sequence[int], entries: list[dict[int, int]], effects: list[HostEffect], now_ns: int
-    ) -> None:
+    def _evict(self, zeros: Sequence[int], entries: Entries, effects: list[HostEffect], now_ns: int) -> None:
         mm, pages = self._mm, self._mm.pages
         zero = frozenset(zeros)
         pairs: list[int] = []
@@ -135,7 +138,7 @@ class Border:
         group.stat["swap_dropped_clean"] += 1
         group.stat["pgsteal_kswapd" if key in mm.vmscan.for_kswapd else "pgsteal_direct"] += 1
 
-    def _publish(self, entries: list[dict[int, int]]) -> None:
+    def _publish(self, entries: Entries) -> None:
         mm, pages = self._mm, self._mm.pages
         state, ept, pfns, flags, first_key = pages.state, pages.ept, pages.pfn, pages.flags, pages.first_key
         for key, vm in mm.publish.items():

@@ -38,7 +38,7 @@ _PARTS: dict[str, tuple[tuple[type, str], ...]] = {
     "host's core": ((HostCore, "step"),),
     "swap file": ((SwapFile, "read_to"), (SwapFile, "write_all")),
     "guest's core": ((GuestCore, "step"),),
-    "journal": ((Journal, "record"),),
+    "journal": ((Journal, "flush"),),
 }
 _TRIES = 200_000
 

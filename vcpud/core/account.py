@@ -27,26 +27,18 @@ CAUSE_OF_ACCOUNT = {
 
 
 class TimeAccount:
-    """Guest ns by cause, from ``start_ns`` up to ``end_ns``."""
+    """Guest ns by cause, from ``start_ns`` up to ``end_ns``. Whose time it is counts in ``spent_ns`` as it goes on."""
 
     def __init__(self, end_ns: int, start_ns: int = 0) -> None:
-        self._end_ns = end_ns
-        self._start_ns = self._at_ns = start_ns
+        self.end_ns = end_ns
+        self._start_ns = start_ns
         self.spent_ns: dict[Cause, int] = dict.fromkeys(Cause, 0)
 
-    def spend(self, cause: Cause, until_ns: int) -> None:
-        """The time since the last call, up to ``until_ns``, went to ``cause``; what lies past the end is cut off."""
-        if until_ns > self._end_ns:
-            until_ns = self._end_ns
-        spent_ns = until_ns - self._at_ns
-        if spent_ns > 0:
-            self.spent_ns[cause] += spent_ns
-            self._at_ns = until_ns
+    def within(self, spent_ns: int, until_ns: int) -> int:
+        """How much of the ``spent_ns`` up to ``until_ns`` lies before the end."""
+        beyond_ns = until_ns - self.end_ns
+        return spent_ns if beyond_ns <= 0 else max(0, spent_ns - beyond_ns)
 
-    def end(self, end_ns: int) -> None:
-        """The run ends earlier than planned."""
-        self._end_ns = end_ns
-
-    def check(self) -> None:
+    def check(self, now_ns: int) -> None:
         """Nothing is counted twice or lost."""
-        assert sum(self.spent_ns.values()) == self._at_ns - self._start_ns and self._at_ns <= self._end_ns
+        assert sum(self.spent_ns.values()) == min(now_ns, self.end_ns) - self._start_ns

@@ -55,6 +55,7 @@ class Vcpu(ABC):
         self.counters = VcpuCounters()
         self.observed = Observed()
         self.account = TimeAccount(config.end_ns, config.start_ns)
+        self._spent_ns = self.account.spent_ns
         self.async_pf = AsyncPfQueue(config.vcpu)
         self.msrs = ApfMsrs(config.mode, hlt_exits=config.hlt_exits, guest_bytes=config.guest_bytes)
         self.thread = Thread()
@@ -115,9 +116,12 @@ class Vcpu(ABC):
 
     def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
         """Let the clock go on to ``until_ns`` and book the time; if the guest kernel ran then, it was on ``path``."""
-        self.account.spend(cause, until_ns)
-        if until_ns > self.now_ns:
+        spent_ns = until_ns - self.now_ns
+        if spent_ns > 0:
             self.now_ns = until_ns
+            if until_ns > self.account.end_ns:
+                spent_ns = self.account.within(spent_ns, until_ns)
+            self._spent_ns[cause] += spent_ns
         if path is not None and self._sampler.next_ns <= self.now_ns:
             self._sampler.in_kernel(self.now_ns, path)
             self._sampled()
@@ -125,8 +129,7 @@ class Vcpu(ABC):
     def _sampled(self) -> None:
         """What taking a sample costs the guest."""
         self.counters.samples += 1
-        self.now_ns += self._costs.profile_sample_ns
-        self.account.spend(Cause.KERNEL, self.now_ns)
+        self._spend(Cause.KERNEL, self.now_ns + self._costs.profile_sample_ns)
 
     def _wake(self, event: ThreadEvent) -> None:
         """The thread is in an exit again, if it slept."""
@@ -162,9 +165,6 @@ class Vcpu(ABC):
         """Instructions retired in counting tasks, of ``retired`` in all, which may be later than the last exit."""
         since = retired - self.retired if self._dispatch.account is Account.COUNTING else 0
         return self.observed.work + since
-
-    def _retired_ns(self) -> int:
-        return self.retired * 1000 // self._config.cpu_mips
 
     def _exit(self, reason: str) -> None:
         """The vCPU leaves guest mode, for ``reason`` as kvm_exit names it (SYSCALL: no exit in KVM)."""

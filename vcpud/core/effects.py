@@ -7,6 +7,8 @@ goes on: ``EnterGuest``, ``AskHost``, ``AskGuest``, ``WaitUntil``, ``InjectReaso
 
 from __future__ import annotations
 
+from typing import final
+
 from apf.core import Kind, message
 from apf.messages import Access, AddressSpace, Dispatch, FaultMet, HostReply, HostRequest, Sample, Trap
 
@@ -28,6 +30,7 @@ class Attached:
     """Both servers know this vCPU; time 0."""
 
 
+@final
 @message
 class GuestExited:
     """The CPU left guest mode. ``retired`` is the total of retired instructions since the start."""
@@ -41,6 +44,7 @@ class GuestExited:
     rip: int = 0
 
 
+@final
 @message
 class HostReplied:
     """hostd answered the last AskHost."""
@@ -55,6 +59,7 @@ class GuestReplied:
     dispatch: Dispatch
 
 
+@final
 @message
 class TimeReached:
     """The time of the last WaitUntil has come."""
@@ -116,6 +121,7 @@ Event = (
 # imperatives
 
 
+@final
 @message
 class MapPage:
     """Put a mapping into the vCPU's private overlay."""
@@ -148,6 +154,7 @@ class LoadTask:
     registers: bytes
 
 
+@final
 @message
 class EnterGuest:
     """Run guest code until the clock reaches ``until_ns`` or the guest exits.
@@ -159,6 +166,7 @@ class EnterGuest:
     until_ns: int
 
 
+@final
 @message
 class AskHost:
     """Send a request to hostd and wait for its reply."""
@@ -182,6 +190,7 @@ class AskGuest:
     kernel: bool = False
 
 
+@final
 @message
 class WaitUntil:
     """Let the clock jump to ``at_ns``; ``interruptible``: or until an interrupt is posted."""

@@ -129,7 +129,7 @@ class Faults(MsrSteps):
         return self._enter()
 
     def _host_replied(self, reply: HostReply) -> list[Effect]:
-        if isinstance(reply, Mapped):
+        if type(reply) is Mapped:
             return self._mapped(reply)
         match reply:
             case Retry(at_ns=at_ns):
@@ -232,32 +232,32 @@ class Faults(MsrSteps):
             self._at = State.RUNNING
 
     def _mapped(self, reply: Mapped) -> list[Effect]:
-        prefault = self.state is _PREFAULT
-        major = reply.kind is _MAJOR
-        if major:
-            self.counters.stall_ns += reply.stall_ns
+        state, counters = self.state, self.counters
+        at_ns, gfn, kind, stall_ns = reply.at_ns, reply.gfn, reply.kind, reply.stall_ns
+        cause = self._cause if state is _FAULT else self._fault_cause()
+        if state is _FAULT:
+            self._task_faulted(gfn, kind)
+            self.observed.mapped(kind, stall_ns, at_ns)
+        if kind is _MAJOR:
+            counters.stall_ns += stall_ns
             self.thread.slept()
+            slept_ns = self.now_ns + stall_ns
+            self._spend(_STALL, slept_ns if slept_ns < at_ns else at_ns)
+            if state is _PREFAULT:
+                counters.prefault_again += 1
+            else:
+                counters.faults_major += 1
         else:
             self.thread.mapped()
-        if prefault:
-            self.counters.prefault_again += major
-        elif major:
-            self.counters.faults_major += 1
-        else:
-            self.counters.faults_minor += 1
-        if self.state is _FAULT:
-            self._task_faulted(reply.gfn, reply.kind)
-            self.observed.mapped(reply.kind, reply.stall_ns, reply.at_ns)
-        if major:
-            self._spend(_STALL, min(self.now_ns + reply.stall_ns, reply.at_ns))
-        self._spend(self._cause if self.state is _FAULT else self._fault_cause(), reply.at_ns)
-        page = MapPage(reply.gfn, reply.pfn, reply.writable)
-        self.journal.record((self.now_ns, "mapped", reply.gfn, _KINDS[reply.kind], reply.stall_ns))
-        if prefault:
+            counters.faults_minor += state is not _PREFAULT
+        self._spend(cause, at_ns)
+        page = MapPage(gfn, reply.pfn, reply.writable)
+        self.journal.record((self.now_ns, "mapped", gfn, _KINDS[kind], stall_ns))
+        if state is _PREFAULT:
             assert self._item is not None
-            self.observed.prefaulted(self._item.token, reply.at_ns)
+            self.observed.prefaulted(self._item.token, at_ns)
             return [page, *self._present()]
-        if self.state is _KERNEL_FAULT:
+        if state is _KERNEL_FAULT:
             self._move(self._resume)
             return [page, self._again()]
         self._move(_RUNNING)
