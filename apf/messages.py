@@ -103,6 +103,7 @@ class FaultKind(IntEnum):
 # vCPU -> hostd -------------------------------------------------------------------------------------------------
 
 
+@final
 @message
 class FaultRaised:
     """An EPT violation. ``work`` names the async_pf work item (its token) if ``mode`` is NOWAIT, else 0.
@@ -150,6 +151,7 @@ class Mapped:
     stall_ns: int
 
 
+@final
 @message
 class Retry:
     """Cannot be settled now; the guest executes the access again at ``at_ns`` (KVM's RET_PF_RETRY)."""
@@ -157,6 +159,7 @@ class Retry:
     at_ns: int
 
 
+@final
 @message
 class InProgress:
     """The dedicated fault-in worker has work item ``work``; it will be done at ``ready_at_ns``, never revised.
@@ -169,6 +172,7 @@ class InProgress:
     ready_at_ns: int
 
 
+@final
 @message
 class Failed:
     """The page cannot be had, ever as far as is known: get_user_pages returns -EFAULT, of VM_FAULT_SIGBUS.

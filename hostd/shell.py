@@ -152,22 +152,22 @@ class HostShell:
         audit.corrupt += lost
 
     def _carry_out(self, effects: list[HostEffect]) -> HostReply | None:
-        # In the order of how often they come; a class pattern of match costs twice what isinstance does.
+        # In the order of how often they come, and not by match: see ``apf.core.message``.
         reply = None
         for effect in effects:
-            if isinstance(effect, Reply):
+            if type(effect) is Reply:
                 reply = effect.reply
-            elif isinstance(effect, ReadSlot):
+            elif type(effect) is ReadSlot:
                 self._read(effect)
-            elif isinstance(effect, RewriteEpt):
+            elif type(effect) is RewriteEpt:
                 ept = self._epts[effect.vm]
                 for gfn, entry in effect.entries.items():
                     ept[gfn] = entry
-            elif isinstance(effect, WriteSlots):
+            elif type(effect) is WriteSlots:
                 self.swap.write_all(effect.pairs, self._address)
-            elif isinstance(effect, WriteSlot):
+            elif type(effect) is WriteSlot:
                 self._write_badly(effect)
-            elif isinstance(effect, ZeroFrame):
+            elif type(effect) is ZeroFrame:
                 self._memory.frames[effect.pfn] = 0
                 self._generation[effect.pfn] += 1
             elif isinstance(effect, FillPages):

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,7 @@ Numbers = npt.NDArray[np.int64]
 """Page, frame or slot numbers, one-dimensional."""
 
 
+@final
 @message
 class RequestTaken:
     """A vCPU's request, taken in its place in the order of all requests; the step's time is the request's."""
@@ -49,6 +51,7 @@ class RequestTaken:
     request: HostRequest
 
 
+@final
 @message
 class BorderReached:
     """All vCPUs stand at the border, which is the step's time, and their TLBs are flushed.
@@ -90,6 +93,7 @@ class IoFaultArrived:
 HostEvent = RequestTaken | BorderReached | SegmentsLoaded | VmLeft | IoFaultArrived
 
 
+@final
 @message
 class ZeroFrame:
     """Fill frame ``pfn`` with zeros and bump its generation."""
@@ -97,6 +101,7 @@ class ZeroFrame:
     pfn: int
 
 
+@final
 @message
 class ReadSlot:
     """Read swap slot ``slot`` into frame ``pfn`` and bump its generation.
@@ -109,6 +114,7 @@ class ReadSlot:
     damaged: bool = False
 
 
+@final
 @message
 class WriteSlots:
     """Write frames to swap slots: slot, frame, slot, frame ...; no slot or frame is there twice."""
@@ -116,6 +122,7 @@ class WriteSlots:
     pairs: list[int]
 
 
+@final
 @message
 class WriteSlot:
     """Write frame ``pfn`` to swap slot ``slot`` badly: its first half (TORN), or nothing (LOST)."""
@@ -125,6 +132,7 @@ class WriteSlot:
     result: IoResult
 
 
+@final
 @message
 class RewriteEpt:
     """Change the EPT of ``vm``: its new entries by gfn (``apf.hostmem.ept_entry``), 0 for what it maps no more."""
@@ -133,6 +141,7 @@ class RewriteEpt:
     entries: dict[int, int]
 
 
+@final
 @message
 class Reply:
     """Send ``reply`` to a vCPU."""

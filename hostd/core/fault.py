@@ -103,7 +103,7 @@ class FaultPath:
 
     __slots__ = (
         *("_background", "_bounds", "_costs", "_error_pfn", "_guest_pages", "_gup", "_memcontrol", "_mm"),
-        *("_swap_state", "_works"),
+        *("_map_frees_slot", "_swap_state", "_works"),
     )
 
     def __init__(self, mm: Mm) -> None:
@@ -115,19 +115,20 @@ class FaultPath:
         self._costs = mm.config.costs
         self._background = mm.config.profile.background
         self._guest_pages = [vm.guest_pages for vm in mm.config.vms]
+        self._map_frees_slot = [backing.map_frees_slot for backing in mm.backings]
         self._bounds = mm.pages.bounds
         self._works: dict[tuple[int, int, int], tuple[int, int, bool]] = {}
         """(vm, vcpu, work) -> (gfn, ready_ns, write) of work items not yet prefaulted."""
 
     def fault(self, vm: int, vcpu: int, request: FaultRaised, now_ns: int) -> list[HostEffect]:
         """Handle an EPT violation at ``now_ns``."""
-        mm = self._mm
-        key = self._key(vm, request.gfn)
+        mm, gfn, access, mode = self._mm, request.gfn, request.access, request.mode
+        key = self._key(vm, gfn)
         group, state = mm.groups[vm], mm.pages.state[key]
-        writes = request.access is _WRITE
-        write = writes or mm.backings[vm].map_frees_slot
-        if writes and mm.read_only[key]:
-            raise CoreError(f"VM {vm} writes to gfn {request.gfn:#x}, which its VMM has mapped read-only: -EFAULT")
+        write = access is _WRITE
+        if write and mm.read_only[key]:
+            raise CoreError(f"VM {vm} writes to gfn {gfn:#x}, which its VMM has mapped read-only: -EFAULT")
+        write = write or self._map_frees_slot[vm]
         group.stat["pf_taken"] += 1
         for token in request.forgotten:
             self._works.pop((vm, vcpu, token), None)
@@ -138,16 +139,16 @@ class FaultPath:
         elif key in mm.damage.pages:
             failed = self._error_pfn.not_uptodate(vm, vcpu, key, request, now_ns)
             effects = failed or self._start_work(vm, vcpu, key, request.work, now_ns)
-        elif request.mode is _BLOCKING or self._gup_succeeds(vm, key):
+        elif mode is _BLOCKING or self._gup_succeeds(vm, key):
             effects = self._map(vm, vcpu, key, write, now_ns, now_ns + self._costs.ept_violation_ns)
-            if request.mode is _NOWAIT and self._error_pfn.is_unheard(_reply_of(effects)):
+            if mode is _NOWAIT and self._error_pfn.is_unheard(_reply_of(effects)):
                 effects[-1:] = self._start_work(vm, vcpu, key, request.work, now_ns)
         else:
             effects = self._start_work(vm, vcpu, key, request.work, now_ns)
         reply = _reply_of(effects)
-        if isinstance(reply, InProgress):
-            self._works[vm, vcpu, request.work] = (request.gfn, reply.ready_at_ns, write)
-        self._record("fault", vm, vcpu, request.gfn, _HOW[request.access][request.mode], reply, now_ns)
+        if type(reply) is InProgress:
+            self._works[vm, vcpu, request.work] = (gfn, reply.ready_at_ns, write)
+        self._record("fault", vm, vcpu, gfn, _HOW[access][mode], reply, now_ns)
         return effects
 
     def prefault(self, vm: int, vcpu: int, request: PrefaultRaised, now_ns: int) -> list[HostEffect]:
@@ -207,10 +208,10 @@ class FaultPath:
 
     def _map(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Get the page, sleeping if need be; ``at_ns`` is when a page that is there already can be mapped."""
-        state = self._mm.pages.state[key]
-        if state == READING or (state == SWAPPED and (not self._is_zero(key) or self._mm.is_missing(key, vm))):
-            return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
         mm, pages, costs = self._mm, self._mm.pages, self._costs
+        state = pages.state[key]
+        if state == READING or (state == SWAPPED and (not mm.swap.zero[pages.slot[key]] or mm.is_missing(key, vm))):
+            return self._map_after_read(vm, vcpu, key, write, now_ns, at_ns)
         stat = mm.groups[vm].stat
         effects: list[HostEffect] = []
         if state in _NOWHERE:
@@ -239,7 +240,7 @@ class FaultPath:
 
     def _map_after_read(self, vm: int, vcpu: int, key: int, write: bool, now_ns: int, at_ns: int) -> list[HostEffect]:
         """Wait for the page's read, which is submitted here if nobody has."""
-        mm, stat = self._mm, self._mm.groups[vm].stat
+        mm, costs, stat = self._mm, self._costs, self._mm.groups[vm].stat
         effects: list[HostEffect] = []
         missing = mm.starts_missing[vm] and mm.is_missing(key, vm)
         if missing:
@@ -259,7 +260,7 @@ class FaultPath:
             cost_ns += ahead_ns
             if cost_ns:
                 mm.pressure[vm].waits(at_ns, at_ns + cost_ns)
-            at_ns += cost_ns + len(ahead) * self._costs.swap_submit_ns
+            at_ns += cost_ns + len(ahead) * costs.swap_submit_ns
             effects = self._swap_state.read(vm, key, ahead, at_ns, now_ns)
             if key in mm.damage.pages:
                 mm.damage.in_vain(key)
@@ -272,7 +273,7 @@ class FaultPath:
             mm.pressure[vm].waits(at_ns, at_ns + stall_ns)
         if stall_ns > HUNG_NS:
             mm.log.sleeps(vm, vcpu, at_ns, at_ns + stall_ns, mm.config.end_ns)
-        at_ns += stall_ns + self._costs.host_fault_ns
+        at_ns += stall_ns + costs.host_fault_ns
         effects.append(self._mapped(vm, vcpu, key, write, at_ns, stall_ns, now_ns))
         return effects
 
@@ -373,12 +374,12 @@ class FaultPath:
 
     def _record(self, what: str, vm: int, vcpu: int, gfn: int, how: str | int, reply: HostReply, now_ns: int) -> None:
         record = self._mm.journal.record
-        if isinstance(reply, Mapped):
+        if type(reply) is Mapped:
             kind, writable = _KINDS[reply.kind], int(reply.writable)
             record((now_ns, what, vm, vcpu, gfn, how, kind, reply.at_ns, reply.pfn, writable, reply.stall_ns))
-        elif isinstance(reply, InProgress):
+        elif type(reply) is InProgress:
             record((now_ns, what, vm, vcpu, gfn, how, "async", reply.at_ns, reply.work, reply.ready_at_ns))
-        elif isinstance(reply, Failed):
+        elif type(reply) is Failed:
             self._mm.groups[vm].stat["page_error"] += reply.error is not PageError.OUT_OF_MEMORY
             record((now_ns, what, vm, vcpu, gfn, how, "failed", reply.at_ns, reply.error.name, reply.stall_ns))
         else:

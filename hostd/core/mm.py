@@ -51,20 +51,17 @@ class Mm(MmState):
         agenda = self.agenda
         if not agenda or agenda[0][0] > now_ns:
             return
-        pages, groups, left = self.pages, self.groups, self.left
+        pages, left, failed = self.pages, self.left, self.damage.pages
         pins, state, flags = pages.pins, pages.state, pages.flags
         while agenda and agenda[0][0] <= now_ns:
             at_ns, _order, what, key, vm, write = heappop(agenda)
             if what is _ON_READ:
                 del self.reads[key]
-                pages.move(key, READ_FAILED if key in self.damage.pages else READ_DONE, at_ns)
+                pages.move(key, READ_FAILED if failed and key in failed else READ_DONE, at_ns)
                 if self.starts_missing[vm] and self.is_place(pages.slot[key]):
                     self._fetched(key, vm, at_ns)
                 if not pins[key]:
                     self.settle(key, vm, at_ns)
-                continue
-            if what is _ON_KSWAPD:
-                self.vmscan.kswapd(at_ns)
                 continue
             if what is _ON_WRITE:
                 self.page_io.write_done(key, vm, at_ns)
@@ -75,9 +72,12 @@ class Mm(MmState):
                     if state[key] != RESIDENT or (write and not flags[key] & DIRTY):
                         self.map_page(key, vm, write, at_ns)
                     self.publish[key] = vm
+            elif what is _ON_KSWAPD:
+                self.vmscan.kswapd(at_ns)
+                continue
             else:
                 self._worker_done(key, vm, at_ns, what is _ON_REFUSAL)
-            groups[vm].pinned -= 1
+            self.groups[vm].pinned -= 1
             pins[key] = still = pins[key] - 1
             # Mostly reclaim has it already.
             if not still and (left or not flags[key] & LRU):

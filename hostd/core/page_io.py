@@ -23,6 +23,7 @@ from apf.core import CoreError
 from apf.histogram import Histogram
 from apf.io_faults import IoFaultWish
 from hostd.core.device import Carry, Device, MeasuredDevice, Op
+from hostd.core.events import ReadSlot
 from hostd.core.io_faults import Failure, IoResult, chances
 from hostd.core.page import (
     DIRTY,
@@ -48,6 +49,7 @@ _FAILURES = {
 # Bound once, as in ``page``.
 _ON_READ, _ON_WRITE = Own.READ_DONE, Own.WRITE_DONE
 _READ, _WRITE = Op
+_CLEAN, _WRITTEN = 0xFF & ~DIRTY, 0xFF & ~WRITING
 _OK, _ERROR = IoResult.OK, IoResult.ERROR
 
 
@@ -96,8 +98,8 @@ class PageIo:
         histogram.observe_all(took_ns.copy())
         return histogram
 
-    def submit_read(self, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "read") -> IoResult:
-        """Submit the read of page ``key``, ``what`` in the journal, to its frame; returns what it will come to."""
+    def submit_read(self, key: int, vm: int, arrival_ns: int, now_ns: int, what: str = "read") -> ReadSlot | None:
+        """Submit the read of page ``key``, ``what`` in the journal, to its frame; None: the device moves nothing."""
         mm = self._mm
         pages, damage = mm.pages, mm.damage
         slot, pfn, gfn = pages.slot[key], pages.pfn[key], key - pages.first_key[vm]
@@ -117,9 +119,10 @@ class PageIo:
         if mm.swapping[vm]:
             mm.groups[vm].stat["pswpin"] += 1
         mm.journal.record((now_ns, what, vm, gfn, slot, pfn, arrival_ns, start_ns, done_ns))
-        if result is not _OK:
-            self._note_failure(_READ, result, vm, gfn, slot, done_ns, now_ns)
-        return result
+        if result is _OK:
+            return ReadSlot(slot, pfn)
+        self._note_failure(_READ, result, vm, gfn, slot, done_ns, now_ns)
+        return None if result is _ERROR else ReadSlot(slot, pfn, True)
 
     def read_zeros(self, key: int, vm: int, now_ns: int) -> None:
         """Page ``key``, which is all zeros in swap and has its frame, is in the swap cache at once, and nobody's yet."""
@@ -145,7 +148,7 @@ class PageIo:
             damage.written(slot, result)
             if result is _ERROR:
                 self.write_failed.add(key)
-        pages.flags[key] = pages.flags[key] & ~DIRTY | WRITING
+        pages.flags[key] = pages.flags[key] & _CLEAN | WRITING
         mm.swap.zero[slot] = 0
         mm.schedule(done_ns, _ON_WRITE, key, vm)
         if mm.swapping[vm]:
@@ -175,8 +178,8 @@ class PageIo:
         """
         mm = self._mm
         pages, group = mm.pages, mm.groups[vm]
-        was_writing = pages.flags[key] & WRITING  # a page of zeros never is
-        pages.flags[key] &= ~WRITING
+        was = pages.flags[key]
+        pages.flags[key] = was & _WRITTEN
         if self.write_failed and key in self.write_failed:
             self.write_failed.remove(key)
             self._write_undone(key, vm, at_ns)
@@ -190,13 +193,14 @@ class PageIo:
             elif group.usage < group.limit and len(mm.frames.free) > mm.watermarks.high:
                 group.usage += 1
                 group.lists.add_tail(key)
-                group.stat["pgrotated"] += was_writing != 0
+                if was & WRITING:  # a page of zeros never is
+                    group.stat["pgrotated"] += 1
             else:
                 pages.move(key, RELEASED, at_ns)
                 mm.forget_frame(key, group)
                 # Of whom it was taken: of kswapd if only the host is short of memory.
                 group.stat["pgsteal_kswapd" if group.usage < group.limit else "pgsteal_direct"] += 1
-        elif pages.flags[key] & DIRTY:
+        elif was & DIRTY:
             mm.free_slot(key, vm)
 
     def _write_undone(self, key: int, vm: int, at_ns: int) -> None:

@@ -40,12 +40,13 @@ class SwapArea:
 
     def allocate(self, key: int) -> int:
         """The next free slot, for page ``key``; NO_SLOT if there is none."""
-        slot = self._used.find(0, self._cursor)
+        used = self._used
+        slot = used.find(0, self._cursor)
         if slot < 0:
-            slot = self._used.find(0)
-        if slot < 0:
-            return NO_SLOT
-        self._used[slot] = 1
+            slot = used.find(0)
+            if slot < 0:
+                return NO_SLOT
+        used[slot] = 1
         self._page[slot] = key
         self._cursor = slot + 1
         self.in_use += 1

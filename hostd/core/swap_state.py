@@ -16,14 +16,11 @@ zswap is dirty (mm/zswap.c:zswap_load): both are swapped out anew also if they w
 
 from __future__ import annotations
 
-from hostd.core.events import HostEffect, ReadSlot, ZeroFrame
-from hostd.core.io_faults import IoResult
+from hostd.core.events import HostEffect, ZeroFrame
 from hostd.core.memcontrol import REFUSED
 from hostd.core.mm import Mm
 from hostd.core.page import READAHEAD, SWAPPED
 from hostd.core.readahead import SwapFault
-
-_ERROR, _CHECKSUM = IoResult.ERROR, IoResult.CHECKSUM
 
 
 class SwapState:
@@ -86,25 +83,23 @@ class SwapState:
         """Submit the reads of ``ahead``, which all have their frames, page ``key`` among them."""
         mm, pages = self._mm, self._mm.pages
         mm.groups[vm].stat["pgmajfault"] += 1
+        submit_read = self._page_io.submit_read
         if len(ahead) == 1:
-            return self._submit_read(vm, key, arrival_ns, now_ns, "read")
+            moves = submit_read(key, vm, arrival_ns, now_ns)
+            return [moves] if moves else []
         effects: list[HostEffect] = []
         for one in ahead:
             if one == key:
-                effects += self._submit_read(vm, one, arrival_ns, now_ns, "read")
-                continue
-            whose = mm.vm_of(one)
-            pages.flags[one] |= READAHEAD
-            mm.groups[whose].stat["swap_ra"] += mm.backings[whose].swaps
-            if mm.swap.zero[pages.slot[one]]:
-                effects.append(ZeroFrame(pages.pfn[one]))
-                self._page_io.read_zeros(one, whose, now_ns)
+                moves = submit_read(one, vm, arrival_ns, now_ns)
             else:
-                effects += self._submit_read(whose, one, arrival_ns, now_ns, "readahead")
+                whose = mm.vm_of(one)
+                pages.flags[one] |= READAHEAD
+                mm.groups[whose].stat["swap_ra"] += mm.swapping[whose]
+                if mm.swap.zero[pages.slot[one]]:
+                    effects.append(ZeroFrame(pages.pfn[one]))
+                    self._page_io.read_zeros(one, whose, now_ns)
+                    continue
+                moves = submit_read(one, whose, arrival_ns, now_ns, "readahead")
+            if moves:
+                effects.append(moves)
         return effects
-
-    def _submit_read(self, vm: int, key: int, arrival_ns: int, now_ns: int, what: str) -> list[HostEffect]:
-        result, pages = self._page_io.submit_read(key, vm, arrival_ns, now_ns, what), self._mm.pages
-        if result is _ERROR:  # the device moves nothing
-            return []
-        return [ReadSlot(pages.slot[key], pages.pfn[key], result is _CHECKSUM)]

@@ -75,20 +75,28 @@ class Vmscan:
         Returns those that stay, for they need a slot and there is none.
         """
         mm = self._mm
-        pages, evicting, staying = mm.pages, mm.evicting, []
-        state, flags, slot, move = pages.state, pages.flags, pages.slot, pages.move
+        pages = mm.pages
+        state, flags, slot = pages.state, pages.flags, pages.slot
+        released: list[int] = []
+        picked: list[int] = []
+        staying: list[int] = []
         for key in victims:
-            if state[key] == CACHED and not flags[key] & DIRTY:
-                move(key, RELEASED, now_ns)
-                mm.forget_frame(key, group)
+            was = flags[key]
+            if state[key] == CACHED and not was & DIRTY:
+                released.append(key)
             elif slot[key] >= 0 or mm.give_slot(key, vm, now_ns):
-                move(key, PICKED, now_ns)
-                evicting[key] = vm
+                picked.append(key)
             else:
                 staying.append(key)
                 continue
-            flags[key] &= _LISTED_NO_MORE
-        group.usage -= len(victims) - len(staying)
+            flags[key] = was & _LISTED_NO_MORE
+        pages.move_all(released, RELEASED, now_ns)
+        for key in released:
+            mm.forget_frame(key, group)
+        pages.move_all(picked, PICKED, now_ns)
+        for key in picked:
+            mm.evicting[key] = vm
+        group.usage -= len(released) + len(picked)
         return staying
 
     # The host's memory. ------------------------------------------------------------------------------------------------
