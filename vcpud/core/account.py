@@ -31,14 +31,17 @@ class TimeAccount:
 
     def __init__(self, end_ns: int, start_ns: int = 0) -> None:
         self.end_ns = end_ns
+        """May move, if the run is ended early, and then again if it goes on for a little."""
         self._start_ns = start_ns
+        self._beyond_ns = 0
         self.spent_ns: dict[Cause, int] = dict.fromkeys(Cause, 0)
 
     def within(self, spent_ns: int, until_ns: int) -> int:
-        """How much of the ``spent_ns`` up to ``until_ns`` lies before the end."""
-        beyond_ns = until_ns - self.end_ns
-        return spent_ns if beyond_ns <= 0 else max(0, spent_ns - beyond_ns)
+        """How much of the ``spent_ns`` up to ``until_ns``, and of what was cut off before, lies before the end."""
+        spent_ns += self._beyond_ns
+        self._beyond_ns = min(spent_ns, max(0, until_ns - self.end_ns))
+        return spent_ns - self._beyond_ns
 
     def check(self, now_ns: int) -> None:
         """Nothing is counted twice or lost."""
-        assert sum(self.spent_ns.values()) == min(now_ns, self.end_ns) - self._start_ns
+        assert sum(self.spent_ns.values()) + self._beyond_ns == now_ns - self._start_ns

@@ -450,7 +450,7 @@ class VcpuCore(Faults):
             self._dispatch = changed(self._dispatch, run_until_ns=dispatch.run_until_ns, timer_ns=dispatch.timer_ns)
         if dispatch.shutdown:
             self._end_ns = self.now_ns
-            self.account.end_ns = min(self.account.end_ns, self.now_ns)
+            self.account.end_ns = self.now_ns
         for fault in dispatch.injections:
             self.journal.record((self.now_ns, "inject", fault.what, fault.nth, fault.count, fault.for_ns))
         self._injections.add(
