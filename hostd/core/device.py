@@ -75,6 +75,7 @@ class Device:
         "_draws",
         "_last",
         "_link_ns",
+        "_moves",
         "_page_ns",
         "_rotation",
         "_rotation_ns",
@@ -87,13 +88,14 @@ class Device:
     def __init__(self, profile: DeviceProfile, seed: int, served: Served | None = None) -> None:
         self._served = served
         self._draws = (
-            quantiles(seed, "device.read", profile.read_ns),
-            quantiles(seed, "device.write", profile.write_ns),
+            quantiles(seed, "device.read", [ns + profile.transfer_ns for ns in profile.read_ns]),
+            quantiles(seed, "device.write", [ns + profile.transfer_ns for ns in profile.write_ns]),
         )
-        """Of service times, by Op."""
+        """Of service times with the transfer, by Op."""
         self._rotation = Stream(seed, "device.rotation")
         self._rotation_ns, self._transfer_ns = profile.rotation_ns, profile.transfer_ns
         self._skip_slots_max = profile.skip_slots_max
+        self._moves = bool(profile.skip_slots_max or profile.rotation_ns)
         self._servers = [(0, server) for server in range(profile.servers)]
         heapify(self._servers)
         self._page_ns = profile.page_ns
@@ -111,15 +113,7 @@ class Device:
         start_ns = free_ns if free_ns > arrival_ns else arrival_ns
         if start_ns < self._link_ns:
             start_ns = self._link_ns
-        passed = self._passed(op, slot, server) if self._skip_slots_max else 0
-        if passed:
-            service_ns = passed * self._transfer_ns
-        else:
-            service_ns = self._draws[op]() + self._transfer_ns
-            if self._rotation_ns:
-                service_ns += self._rotation.below(self._rotation_ns)
-        if not service_ns:
-            service_ns = 1
+        service_ns = (self._moved_ns(op, slot, server) if self._moves else self._draws[op]()) or 1
         if self._served is None:
             done_ns = start_ns + service_ns
         else:
@@ -129,12 +123,14 @@ class Device:
         heapreplace(self._servers, (done_ns, server))
         return start_ns, done_ns
 
-    def _passed(self, op: Op, slot: int, server: int) -> int:
-        """How many slots the head passes to get to ``slot`` if it stays on its track, else 0; its place is noted."""
+    def _moved_ns(self, op: Op, slot: int, server: int) -> int:
+        """The service time of a device that rotates, or has tracks to stay on."""
         last_op, last_slot = self._last[server]
         self._last[server] = (op, slot)
         passed = slot - last_slot
-        return passed if op is last_op and 0 < passed <= self._skip_slots_max else 0
+        if op is last_op and 0 < passed <= self._skip_slots_max:
+            return passed * self._transfer_ns
+        return self._draws[op]() + (self._rotation.below(self._rotation_ns) if self._rotation_ns else 0)
 
 
 Carry = Callable[[Op, int, int], int]

@@ -135,7 +135,8 @@ class PageIo:
     def submit_write(self, key: int, vm: int, now_ns: int) -> IoResult:
         """Submit the write of page ``key``'s frame to its slot; returns what it will come to."""
         mm = self._mm
-        pages, damage, stat = mm.pages, mm.damage, mm.groups[vm].stat
+        pages, damage, group = mm.pages, mm.damage, mm.groups[vm]
+        stat = group.stat
         slot, pfn, gfn = pages.slot[key], pages.pfn[key], key - pages.first_key[vm]
         start_ns, done_ns = self._device.submit(_WRITE, slot, now_ns, pfn)
         if self._is_measured:
@@ -150,7 +151,10 @@ class PageIo:
                 self.write_failed.add(key)
         pages.flags[key] = pages.flags[key] & _CLEAN | WRITING
         mm.swap.zero[slot] = 0
-        mm.schedule(done_ns, _ON_WRITE, key, vm)
+        pages.pins[key] += 1
+        group.pinned += 1
+        mm.order = order = mm.order + 1
+        heappush(mm.agenda, (done_ns, order, _ON_WRITE, key, vm, False))
         if mm.swapping[vm]:
             stat["pswpout"] += 1
         stat["nr_vmscan_write"] += 1
