@@ -134,7 +134,7 @@ class Border:
         mm, pages, group = self._mm, self._mm.pages, self._mm.groups[vm]
         pages.move(key, DROPPED, now_ns)
         mm.journal.record((now_ns, "drop", vm, key - pages.first_key[vm], pages.slot[key], pages.pfn[key]))
-        mm.forget_frame(key, group)
+        mm.forget_frames((key,), group)
         group.stat["swap_dropped_clean"] += 1
         group.stat["pgsteal_kswapd" if key in mm.vmscan.for_kswapd else "pgsteal_direct"] += 1
 

@@ -102,7 +102,7 @@ class FaultPath:
     """Handles the requests of all vCPUs."""
 
     __slots__ = (
-        *("_background", "_bounds", "_costs", "_error_pfn", "_guest_pages", "_gup", "_memcontrol", "_mm"),
+        *("_background", "_bounds", "_costs", "_error_pfn", "_gup", "_memcontrol", "_mm"),
         *("_map_frees_slot", "_swap_state", "_works"),
     )
 
@@ -114,7 +114,6 @@ class FaultPath:
         self._gup = mm.config.gup
         self._costs = mm.config.costs
         self._background = mm.config.profile.background
-        self._guest_pages = [vm.guest_pages for vm in mm.config.vms]
         self._map_frees_slot = [backing.map_frees_slot for backing in mm.backings]
         self._bounds = mm.pages.bounds
         self._works: dict[tuple[int, int, int], tuple[int, int, bool]] = {}
@@ -181,9 +180,12 @@ class FaultPath:
         self._works = {work: told for work, told in self._works.items() if work[0] != vm}
 
     def _key(self, vm: int, gfn: int) -> int:
-        if not 0 <= vm < len(self._bounds) or not 0 <= gfn < self._guest_pages[vm]:
-            raise CoreError(f"VM {vm}, gfn {gfn}: no such guest page")
-        return self._bounds[vm][0] + gfn
+        if 0 <= vm < len(self._bounds):
+            first, end = self._bounds[vm]
+            key = first + gfn
+            if first <= key < end:
+                return key
+        raise CoreError(f"VM {vm}, gfn {gfn}: no such guest page")
 
     def _gup_succeeds(self, vm: int, key: int) -> bool:
         """Whether the first, non-sleeping get_user_pages gets the page."""

@@ -51,7 +51,8 @@ class Frames:
     def mark_young(self, accessed: Pfns) -> None:
         """Note that the frames ``accessed`` were used."""
         if len(accessed) <= FEW:
+            young = self.young
             for pfn in accessed:
-                self.young[pfn] = 1
+                young[pfn] = 1
         else:
             self._young[np.asarray(accessed, dtype=np.int64)] = 1

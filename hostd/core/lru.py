@@ -153,7 +153,7 @@ class Kernel(Policy):
         scan.scanned += left
         while left and room:
             left -= 1
-            key, _none = oldest(last=False)
+            key, _none = oldest(False)
             if pins[key]:
                 inactive[key] = None
             elif not young[pfns[key]]:

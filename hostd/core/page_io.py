@@ -201,7 +201,7 @@ class PageIo:
                     group.stat["pgrotated"] += 1
             else:
                 pages.move(key, RELEASED, at_ns)
-                mm.forget_frame(key, group)
+                mm.forget_frames((key,), group)
                 # Of whom it was taken: of kswapd if only the host is short of memory.
                 group.stat["pgsteal_kswapd" if group.usage < group.limit else "pgsteal_direct"] += 1
         elif was & DIRTY:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from enum import IntEnum
 from heapq import heappush
 
@@ -199,14 +200,16 @@ class MmState:
         pages.shadow[key] = -1
         pages.move(key, FREED, now_ns)
 
-    def forget_frame(self, key: int, group: MemoryGroup) -> None:
-        """Page ``key`` is in its slot only."""
-        pages = self.pages
-        workingset.eviction(pages, group, key)
+    def forget_frames(self, keys: Sequence[int], group: MemoryGroup) -> None:
+        """Pages ``keys`` of one group are in their slots only."""
+        pfns, release = self.pages.pfn, self.frames.release
+        workingset.eviction(self.pages, group, keys)
+        for key in keys:
+            release(pfns[key])
+            pfns[key] = -1
         if self.damage.pages:
-            self.damage.forget(key)
-        self.frames.release(pages.pfn[key])
-        pages.pfn[key] = -1
+            for key in keys:
+                self.damage.forget(key)
 
     def release_frame(self, key: int) -> None:
         """Take page ``key``'s frame away."""

@@ -91,8 +91,7 @@ class Vmscan:
                 continue
             flags[key] = was & _LISTED_NO_MORE
         pages.move_all(released, RELEASED, now_ns)
-        for key in released:
-            mm.forget_frame(key, group)
+        mm.forget_frames(released, group)
         pages.move_all(picked, PICKED, now_ns)
         for key in picked:
             mm.evicting[key] = vm

@@ -10,6 +10,8 @@ the group, the active list alone. Departure: the kernel leaves it out while no s
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hostd.core.group import MemoryGroup
 from hostd.core.page import ACTIVE, READAHEAD, WORKINGSET, Pages
 
@@ -18,13 +20,15 @@ NONE = -1
 """No shadow."""
 
 
-def eviction(pages: Pages, group: MemoryGroup, key: int) -> None:
-    """Page ``key`` loses its frame, and what is known of its use, and leaves a shadow (workingset_eviction)."""
-    flags = pages.flags
-    was = flags[key]
-    pages.shadow[key] = group.age << 1 | (was & WORKINGSET == WORKINGSET)
-    flags[key] = was & _STAYS
-    group.age += 1
+def eviction(pages: Pages, group: MemoryGroup, keys: Iterable[int]) -> None:
+    """Each page loses its frame, and what is known of its use, and leaves a shadow (workingset_eviction)."""
+    flags, shadow, age = pages.flags, pages.shadow, group.age
+    for key in keys:
+        was = flags[key]
+        shadow[key] = age << 1 | (was & WORKINGSET == WORKINGSET)
+        flags[key] = was & _STAYS
+        age += 1
+    group.age = age
 
 
 def refault(pages: Pages, group: MemoryGroup, key: int) -> None:

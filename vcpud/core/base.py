@@ -114,14 +114,18 @@ class Vcpu(ABC):
             self._story.append((self.now_ns, state))
         self.state = state
 
-    def _spend(self, cause: Cause, until_ns: int, path: KernelPath | None = None) -> None:
-        """Let the clock go on to ``until_ns`` and book the time; if the guest kernel ran then, it was on ``path``."""
+    def _spend(self, cause: Cause, until_ns: int) -> None:
+        """Let the clock go on to ``until_ns`` and book the time."""
         spent_ns = until_ns - self.now_ns
         if spent_ns > 0:
             self.now_ns = until_ns
             if until_ns > self.account.end_ns:
                 spent_ns = self.account.within(spent_ns, until_ns)
             self._spent_ns[cause] += spent_ns
+
+    def _spend_in_kernel(self, cause: Cause, until_ns: int, path: KernelPath | None) -> None:
+        """``_spend`` while the guest kernel runs, on ``path``, where samples of the profile find it."""
+        self._spend(cause, until_ns)
         if path is not None and self._sampler.next_ns <= self.now_ns:
             self._sampler.in_kernel(self.now_ns, path)
             self._sampled()

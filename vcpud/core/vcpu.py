@@ -331,7 +331,7 @@ class VcpuCore(Faults):
         self.journal.settle()
         self._next_tick_ns = (due_ns // self._tick_period_ns + 1) * self._tick_period_ns
         self._end_halt(ThreadEvent.INTERRUPT)
-        self._spend(Cause.KERNEL, due_ns + self._costs.tick_ns, KernelPath.TICK)
+        self._spend_in_kernel(Cause.KERNEL, due_ns + self._costs.tick_ns, KernelPath.TICK)
         if due_ns >= self._dispatch.run_until_ns:
             return self._ask_guest(TickArrived(), State.TRAP)
         return self._enter()
@@ -440,8 +440,8 @@ class VcpuCore(Faults):
 
     def _dispatched(self, dispatch: Dispatch) -> list[Effect]:
         """Back from the guest kernel: what runs now."""
-        self._spend(Cause.APF, self.now_ns + dispatch.apf_ns, self._path)
-        self._spend(Cause.KERNEL, dispatch.at_ns, self._path)
+        self._spend_in_kernel(Cause.APF, self.now_ns + dispatch.apf_ns, self._path)
+        self._spend_in_kernel(Cause.KERNEL, dispatch.at_ns, self._path)
         if self.state is State.STOPPING:
             self._move(State.FINISHED)
             return [Finish()]
