@@ -94,6 +94,8 @@ class Twin:
         self.io_faults: deque[Asked] = deque()
         """What operators want the swap device to do, in order."""
         self._posts = [_Posts() for _ in range(len(places) * self._vcpus)]
+        self._places = [(vm, vcpu) for vm in places for vcpu in range(self._vcpus)]
+        """VM and vCPU of each participant."""
         self.answers: list[Answer] = []
         self._guest_journals: dict[int, Journal] = {}
         self._guests: dict[int, GuestShell] = {}
@@ -276,7 +278,7 @@ class Twin:
         """Let a server answer; returns when the vCPU goes on."""
         need, machine = self._needs[participant], self._machines[participant]
         request = need.request
-        vm, vcpu = divmod(participant, self._vcpus)
+        vm, vcpu = self._places[participant]
         if type(request) is TrapRaised:
             dispatch = self._guests[vm].take(vcpu, request, need.time_ns)
             machine.guest_replied(dispatch)

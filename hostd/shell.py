@@ -106,9 +106,13 @@ class HostShell:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
         used, written = _take_used(*self._uses)
         found, both = self._found, used + written
-        # A few as plain integers, which plain loops are for.
-        accessed: Pfns = found[:used].tolist() if used <= FEW else found[:used].copy()
-        dirty: Pfns = found[used:both].tolist() if written <= FEW else found[used:both].copy()
+        accessed: Pfns
+        dirty: Pfns
+        if both <= FEW:  # as plain integers, which plain loops are for
+            numbers = found[:both].tolist()
+            accessed, dirty = numbers[:used], numbers[used:]
+        else:
+            accessed, dirty = found[:used].copy(), found[used:both].copy()
         if self.on_use is not None:
             self.on_use(now_ns, np.asarray(accessed, np.int64))
         zero: Sequence[int] = ()

@@ -81,6 +81,7 @@ class Machine:
         self._take_interrupt = take_interrupt
         self._entered_ns = 0  # border of the window that was last looked at for interrupts
         self._window_ns = 0  # border of the window the engine was last opened for
+        self._retired = engine.retired
         self._todo: deque[Effect] = deque()
         # A server's answer, which the core hears of in the window that holds the time it goes on at. Not before: that
         # time is what the server has put into the slot, and windows open by slots. What the core makes of the answer may
@@ -204,13 +205,13 @@ class Machine:
     def _enter_guest(self, enter: EnterGuest, border_ns: int) -> Need | None:
         """Run to the border at most; a stop at the border is no exit, the same entry goes on in the next window."""
         engine, mips, base_ns, until_ns = self.engine, self._mips, enter.base_ns, enter.until_ns
-        retired = engine.retired
+        retired = self._retired
         now_ns = base_ns + retired * 1000 // mips
         if now_ns >= border_ns:  # the last block went on past more than one border
             return Need(_WINDOW, now_ns)
         stop_ns = border_ns if border_ns < until_ns else until_ns
         exited = engine.run(-(-(stop_ns - base_ns) * mips // 1000) - retired, base_ns)
-        retired += exited.retired
+        self._retired = retired = retired + exited.retired
         now_ns = base_ns + retired * 1000 // mips
         cause = exited.cause
         if cause is _BUDGET and now_ns < until_ns:

@@ -57,16 +57,14 @@ class Border:
 
     def step(self, event: BorderReached, now_ns: int) -> list[HostEffect]:
         """Do a border's work at time ``now_ns``."""
-        mm = self._mm
-        mm.frames.mark_young(event.accessed)
+        mm, accessed, dirty = self._mm, event.accessed, event.dirty
+        mm.frames.mark_young(accessed)
         if self._wants_use:
-            self._note_use(event.accessed)
-        if len(event.dirty):
-            self._mark_dirty(event.dirty, now_ns)
-        mm.host_stat["border"] += 1
-        mm.journal.record(
-            (now_ns, "border", len(event.accessed), len(event.dirty), len(mm.evicting), len(mm.publish))
-        )
+            self._note_use(accessed)
+        if len(dirty):
+            self._mark_dirty(dirty, now_ns)
+        mm.host_stat["border"] = borders = mm.host_stat["border"] + 1
+        mm.journal.record((now_ns, "border", len(accessed), len(dirty), len(mm.evicting), len(mm.publish)))
         effects: list[HostEffect] = []
         entries: Entries = defaultdict(dict)
         if mm.evicting:
@@ -75,7 +73,7 @@ class Border:
             self._publish(entries)
         for vm, changed in entries.items():
             effects.append(RewriteEpt(vm, changed))
-        if not mm.host_stat["border"] % _SETTLE_EVERY:
+        if not borders % _SETTLE_EVERY:
             mm.settle_figures(now_ns)
         mm.journal.settle()
         return effects

@@ -81,6 +81,7 @@ _ACCESS_OF = {
 }
 _READ, _EXEC = Access.READ, Access.EXEC
 _BUDGET, _EPT_VIOLATION = ExitCause.BUDGET, ExitCause.EPT_VIOLATION
+_READ_ONLY, _WRITABLE = ept_entry(0, False), ept_entry(0, True)
 _PAGE_FAULT_VECTOR = 14
 _UNDEFINED_OPCODE_VECTOR = 6
 _NO_BLOCK = -1
@@ -119,6 +120,7 @@ class Engine:
         self._space: AddressSpace | None = None
         self._ruler = Ruler()
         self._cut_short: dict[tuple[int, int, int], int] = {}
+        """By address space, block and where it stopped: how many of its instructions were not retired."""
         self._fill_words(cpu_mips, publish)
         self._rip = self._shared[_RIP : _RIP + 1].view(np.uint64).data
         self._rip_address = self._state + 8 * _RIP
@@ -218,7 +220,7 @@ class Engine:
     def map_overlay(self, gfn: int, pfn: int, writable: bool) -> None:
         """Map ``gfn`` for this vCPU alone until the next window, at once and instead of any mapping it had."""
         before = self._overlay_entries[gfn] or self._entries[gfn]
-        entry = ept_entry(pfn, writable)
+        entry = pfn << PAGE_SHIFT | (_WRITABLE if writable else _READ_ONLY)
         self._overlay_entries[gfn] = entry
         self._overlaid.append(gfn)
         if self._shadow is not None and self._space is not None:
@@ -334,17 +336,17 @@ class Engine:
         block = words[_LAST_BLOCK]
         if block == _NO_BLOCK:
             return
-        total, size = self._block_size(block)
         key = (words[_TAG], block, rip)
-        before = self._cut_short.get(key)
-        if before is None:
+        rest = self._cut_short.get(key)
+        if rest is None:
+            total, size = self._block_size(block)
             if not block <= rip < block + size:  # it ran to its end: a trap, or IN and OUT
                 return
-            before = self._ruler.instructions_before(self._code(block, size), total, rip - block)
+            rest = total - self._ruler.instructions_before(self._code(block, size), total, rip - block)
             if len(self._cut_short) >= _REMEMBERED:
                 self._cut_short.clear()
-            self._cut_short[key] = before
-        words[_RETIRED] -= total - before
+            self._cut_short[key] = rest
+        words[_RETIRED] -= rest
 
     def _block_size(self, block: int) -> tuple[int, int]:
         """(instructions, bytes) of a block the hook has counted."""
