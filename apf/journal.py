@@ -17,6 +17,7 @@ import msgspec
 _FLUSH_RECORDS = 256
 _ENCODER = msgspec.json.Encoder(enc_hook=index)
 _SPACES = bytes.maketrans(b",", b" ")
+_OTHERS = bytes(set(range(256)) - set(b"[],\\"))
 
 Record = tuple[int | str, ...]
 
@@ -24,9 +25,8 @@ Record = tuple[int | str, ...]
 def _lines(records: list[Record]) -> bytes:
     """Their lines, by way of JSON: four times as fast as one after the other."""
     text = _ENCODER.encode_lines(records)
-    commas = sum(map(len, records)) - len(records)
-    opened, closed = text.count(b"["), text.count(b"]")
-    if text.count(b",") != commas or opened != len(records) or closed != opened or b"\\" in text:
+    # Of a record of n fields JSON itself has two brackets and n - 1 commas.
+    if len(text.translate(None, _OTHERS)) != sum(map(len, records)) + len(records):
         return b"".join(map(_line, records))  # a word that JSON writes otherwise
     return text.translate(_SPACES, b'[]"')
 

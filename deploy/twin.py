@@ -199,9 +199,10 @@ class Twin:
             raise Failure("all vCPUs wait for an interrupt, and no arrival is left that could lead to one")
         border_ns = self.border_ns = next_border_ns(earliest_ns, self.window_ns)
         self.windows += 1
+        interruptible = self._interruptible
         for participant, bound_ns in self._bounds.items():
             if bound_ns < border_ns or (
-                participant in self._interruptible and self._posts[participant].earliest_ns < border_ns
+                participant in interruptible and self._posts[participant].earliest_ns < border_ns
             ):
                 self._proceed(participant)
         asking = self._asking
