@@ -83,11 +83,12 @@ def _find_wrong(
         wrong[row] = _wrong(pages[row], sums, writes, slots[row]) != 0
 
 
-# Of the two below the checksums come as addresses and slots: an array costs half a microsecond to hand over.
+# Of the two below the checksums come as addresses and slots, for an array costs half a microsecond to hand over, and
+# before the rest, for they are always the same.
 
 
 @njit("int64(int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
-def read_page(descriptor: int, slot: int, address: int, sums_at: int, writes_at: int, slots: int) -> int:
+def read_page(descriptor: int, sums_at: int, writes_at: int, slots: int, slot: int, address: int) -> int:
     """Read ``slot`` to ``address``: which halves are wrong; -1 if not a whole page came."""
     if read_fd_at(descriptor, address, PAGE_SIZE, slot * PAGE_SIZE) != PAGE_SIZE:
         return -1
@@ -98,7 +99,7 @@ def read_page(descriptor: int, slot: int, address: int, sums_at: int, writes_at:
 
 @njit("int64(int64, int64, int64, int64, int64, int64, int64)", cache=True, nogil=True)
 def write_pages(
-    descriptor: int, table: int, count: int, frames_at: int, sums_at: int, writes_at: int, slots: int
+    descriptor: int, sums_at: int, writes_at: int, slots: int, table: int, count: int, frames_at: int
 ) -> int:
     """Write ``count`` pages, of each of which ``table`` has slot and frame; consecutive slots at once.
 

@@ -9,6 +9,7 @@ import logging
 from array import array
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import assert_never
 
 import numpy as np
@@ -67,12 +68,8 @@ class HostShell:
         self._loaded: dict[int, tuple[Segment, ...]] = {}
         frames = memory.geometry.frames
         self._found = np.empty(2 * frames, np.int64)
-        self._uses = (
-            int(memory.accessed.ctypes.data),
-            int(memory.dirty.ctypes.data),
-            frames,
-            self._found.ctypes.data,
-        )
+        at = [int(one.ctypes.data) for one in (memory.accessed, memory.dirty, self._found)]
+        self._take_used = partial(_take_used, at[0], at[1], frames, at[2])
         self._audited = Audit()
         self.on_use: Callable[[int, npt.NDArray[np.int64]], None] | None = None
         """Told at each border that has work of the frames used since the last one, ascending."""
@@ -104,7 +101,7 @@ class HostShell:
 
     def border(self, now_ns: int) -> None:
         """All vCPUs stand at the border: fold what they used, let the core work, rewrite the EPT."""
-        used, written = _take_used(*self._uses)
+        used, written = self._take_used()
         found, both = self._found, used + written
         accessed: Pfns
         dirty: Pfns

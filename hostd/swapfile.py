@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 from array import array
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,8 @@ class SwapFile:
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, slots * PAGE_SIZE)
         self._page_fd = self._open_direct() if direct else self._fd
+        self._read_page = partial(read_page, self._page_fd, *self._checksums.where)
+        self._write_pages = partial(write_pages, self._page_fd, *self._checksums.where)
 
     def _open_direct(self) -> int:
         try:
@@ -55,7 +58,7 @@ class SwapFile:
 
     def read_to(self, slot: int, address: int) -> str:
         """The same for the frame at ``address``: the file's bytes and their checksums in one native call."""
-        wrong = read_page(self._page_fd, slot, address, *self._checksums.where)
+        wrong = self._read_page(slot, address)
         if wrong < 0:
             done = len(os.pread(self._fd, PAGE_SIZE, slot * PAGE_SIZE))  # which says why
             raise OSError(f"{self.path}: slot {slot}: read {done} of {PAGE_SIZE} bytes")
@@ -75,7 +78,7 @@ class SwapFile:
         Natively, and consecutive slots at once.
         """
         table = array("q", pairs)
-        first = write_pages(self._page_fd, table.buffer_info()[0], len(pairs) // 2, frames_at, *self._checksums.where)
+        first = self._write_pages(table.buffer_info()[0], len(pairs) // 2, frames_at)
         if first >= 0:
             address = frames_at + pairs[2 * pairs[::2].index(first) + 1] * PAGE_SIZE
             done = os.pwrite(self._fd, ctypes.string_at(address, PAGE_SIZE), first * PAGE_SIZE)  # which says why

@@ -103,7 +103,7 @@ class Kernel(Policy):
         """Put a page at the tail of the inactive list."""
         inactive, flags = self.inactive, self._pages.flags
         inactive[key] = None
-        inactive.move_to_end(key, last=False)
+        inactive.move_to_end(key, False)
         flags[key] = flags[key] & ~ACTIVE | LRU
 
     def clear(self) -> None:

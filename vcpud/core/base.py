@@ -106,10 +106,9 @@ class Vcpu(ABC):
         return self._resume if self.state in (State.KERNEL_FAULT, State.RETRY) else self.state
 
     def _move(self, state: State) -> None:
-        if state not in ALLOWED[self.state]:
-            raise AssertionError(
-                f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}"
-            )
+        assert state in ALLOWED[self.state], (
+            f"vCPU {self._config.vcpu}: {self.state} -> {state} at {self.now_ns}\n{self.story()}"
+        )
         if __debug__:
             self._story.append((self.now_ns, state))
         self.state = state
