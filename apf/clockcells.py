@@ -39,7 +39,8 @@ WINDOWS: Final = 9
 ABORT: Final = 16
 BORDER_WORK: Final = 24
 ENDED_KNOWN: Final = 25
-_OPENER: Final = 32
+OPENER: Final = 32
+_OPENING: Final = 33
 WAITERS: Final = 40
 LIMIT: Final = 48
 BEATS: Final = 49
@@ -60,6 +61,10 @@ WANT_GRANTED: Final = 4
 _NEVER: Final = NEVER_NS
 _FOREVER: Final = FOREVER_NS
 _DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS, _ENDED = (int(w) for w in Waited)
+# Who opens a window at the moment: nobody, the thread that waits for it, or the one that answered last.
+_FREE: Final = 0
+_THREAD: Final = 1
+_ANSWERER: Final = 2
 _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
@@ -149,8 +154,9 @@ def take_interrupt(page, participant, border):
     return post
 
 
-@njit("void(int64, int64, int64, int64, int64)", cache=True, nogil=True)
+@njit("boolean(int64, int64, int64, int64, int64)", cache=True, nogil=True)
 def _wake_passed(page, participant, before, time_ns, knows):
+    """Wake the servers that this lets pass; whether all have reached the border."""
     if load_i64(_cell(page, WAITERS)) > 0:
         for entry in range(SERVERS * load_i64(page)):
             if entry == knows:
@@ -163,8 +169,7 @@ def _wake_passed(page, participant, before, time_ns, knows):
             if held_back and passes:
                 futex_wake(want + 8 * _WANT_FUTEX, 1)
     border = load_i64(_cell(page, BORDER))
-    if time_ns >= border and _all_reached(page, border):
-        futex_wake(_cell(page, _OPENER), 1)
+    return time_ns >= border and _all_reached(page, border)
 
 
 @njit("void(int64, int64, int64, int64)", cache=True, nogil=True)
@@ -173,14 +178,20 @@ def publish(page, participant, time_ns, knows):
     slot = _slot(page, participant)
     before = load_i64(slot)
     store_i64(slot, time_ns)
-    _wake_passed(page, participant, before, time_ns, knows)
+    if _wake_passed(page, participant, before, time_ns, knows):
+        futex_wake(_cell(page, OPENER), 1)
 
 
-@njit("void(int64, int64, int64, int64, int64)", cache=True, nogil=True)
-def settle(page, participant, asked_ns, time_ns, knows):
-    """Publish ``time_ns`` if the slot still holds ``asked_ns``."""
-    if replace_i64(_slot(page, participant), asked_ns, time_ns):
-        _wake_passed(page, participant, asked_ns, time_ns, knows)
+@njit("boolean(int64, int64, int64, int64, int64, boolean)", cache=True, nogil=True)
+def settle(page, participant, asked_ns, time_ns, knows, opens):
+    """Publish ``time_ns`` if the slot still holds ``asked_ns``; whether who ``opens`` has one to open now."""
+    if not replace_i64(_slot(page, participant), asked_ns, time_ns):
+        return False
+    if not _wake_passed(page, participant, asked_ns, time_ns, knows):
+        return False
+    if not opens:
+        futex_wake(_cell(page, OPENER), 1)
+    return opens
 
 
 @njit("boolean(int64, int64, int64)", cache=True, nogil=True)
@@ -298,41 +309,82 @@ def ended(page):
 
 
 @njit("int64(int64, int64)", cache=True, nogil=True)
+def _open(page, window_ns):
+    """All have reached the border: open the next window (DONE), or say why not."""
+    border = load_i64(_cell(page, BORDER))
+    first = earliest(page)
+    if first >= _NEVER:
+        return _FINISHED
+    if ended(page) != load_i64(_cell(page, ENDED_KNOWN)):
+        return _ENDED
+    if load_i64(_cell(page, BORDER_WORK)) <= border:
+        return _WORK
+    if _has_arrivals(page):
+        return _ARRIVALS
+    if first >= _FOREVER:
+        return _PARKED
+    if first // window_ns * window_ns > load_i64(_cell(page, LIMIT)):
+        return _AHEAD
+    opened = (first // window_ns + 1) * window_ns
+    add_i64(_cell(page, WINDOWS), 1)
+    store_i64(_cell(page, BORDER), opened)
+    for participant in range(load_i64(page)):
+        slot = _slot(page, participant)
+        if _bound(slot) < opened:
+            futex_wake(slot + 8 * _SLOT_FUTEX, 1)
+    return _DONE
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
 def run_openings(page, window_ns):
-    """Open windows until there is a reason not to, a ``Waited``."""
-    opener = _cell(page, _OPENER)
-    border_cell = _cell(page, BORDER)
+    """Open windows until there is a reason not to, a ``Waited``: the thread that waits for that.
+
+    Nobody else opens one while it does what BORDER_WORK, ENDED and ARRIVALS ask for, until it comes back.
+    """
+    opener = _cell(page, OPENER)
+    opening = _cell(page, _OPENING)
     timespec = np.empty(2, np.int64)
     timespec[0], timespec[1] = _WAIT_SECONDS, _WAIT_NANOSECONDS
+    replace_i64(opening, _THREAD, _FREE)
     while True:
-        border = load_i64(border_cell)
         seen = load_i64(opener)
         if load_i64(_cell(page, ABORT)) != 0:
             return _ABORTED
-        if not _all_reached(page, border):
+        if not _all_reached(page, load_i64(_cell(page, BORDER))) or not replace_i64(opening, _FREE, _THREAD):
             futex_wait(opener, seen, timespec.ctypes.data)
-            if not _all_reached(page, border):
+            if not _all_reached(page, load_i64(_cell(page, BORDER))) or load_i64(opening) != _FREE:
                 return _LATER
-        first = earliest(page)
-        if first >= _NEVER:
-            return _FINISHED
-        if ended(page) != load_i64(_cell(page, ENDED_KNOWN)):
-            return _ENDED
-        if load_i64(_cell(page, BORDER_WORK)) <= border:
-            return _WORK
-        if _has_arrivals(page):
-            return _ARRIVALS
-        if first >= _FOREVER:
-            return _PARKED
-        if first // window_ns * window_ns > load_i64(_cell(page, LIMIT)):
-            return _AHEAD
-        opened = (first // window_ns + 1) * window_ns
-        add_i64(_cell(page, WINDOWS), 1)
-        store_i64(border_cell, opened)
-        for participant in range(load_i64(page)):
-            slot = _slot(page, participant)
-            if _bound(slot) < opened:
-                futex_wake(slot + 8 * _SLOT_FUTEX, 1)
+            continue
+        # Another may have opened one between the look and the lock.
+        waited = _open(page, window_ns) if _all_reached(page, load_i64(_cell(page, BORDER))) else _DONE
+        if waited in (_WORK, _ENDED, _ARRIVALS):
+            return waited
+        store_i64(opening, _FREE)
+        if waited != _DONE:
+            return waited
+
+
+@njit("int64(int64, int64)", cache=True, nogil=True)
+def open_next(page, window_ns):
+    """Open windows as long as all have reached the border, unless somebody is about to: BORDER_WORK, or DONE.
+
+    After BORDER_WORK nobody else opens one until this is called again. Everything else is left to the thread that waits
+    (``run_openings``): it is woken, or looks again when it is done.
+    """
+    opening = _cell(page, _OPENING)
+    border = _cell(page, BORDER)
+    if load_i64(opening) != _ANSWERER and not replace_i64(opening, _FREE, _ANSWERER):
+        return _DONE
+    while _all_reached(page, load_i64(border)) and load_i64(_cell(page, ABORT)) == 0:
+        waited = _open(page, window_ns)
+        if waited == _WORK:
+            return waited
+        if waited != _DONE:
+            break
+    store_i64(opening, _FREE)
+    if _all_reached(page, load_i64(border)):
+        futex_wake(_cell(page, OPENER), 1)
+    return _DONE
 
 
 @njit("void(int64, int64)", cache=True, nogil=True)
@@ -353,13 +405,13 @@ def set_arrivals(page, entry, there):
         store_i64(want + 8 * WANT_GRANTED, _NEVER)
     if load_i64(want + 8 * WANT_ARRIVALS) != there:
         store_i64(want + 8 * WANT_ARRIVALS, there)
-        futex_wake(_cell(page, _OPENER), 1)
+        futex_wake(_cell(page, OPENER), 1)
 
 
 @njit("void(int64, int64, boolean)", cache=True, nogil=True)
 def wait_arrivals(page, wait_ns, there):
     """Wait once, for ``wait_ns`` at most, until whether there are arrivals is ``there``."""
-    opener = _cell(page, _OPENER)
+    opener = _cell(page, OPENER)
     timespec = np.empty(2, np.int64)
     timespec[0], timespec[1] = 0, wait_ns
     seen = load_i64(opener)
@@ -371,7 +423,7 @@ def wait_arrivals(page, wait_ns, there):
 def wake_everybody(page):
     """Wake all that sleep on the page."""
     participants = load_i64(page)
-    futex_wake(_cell(page, _OPENER), 1)
+    futex_wake(_cell(page, OPENER), 1)
     for participant in range(participants):
         futex_wake(_slot(page, participant) + 8 * _SLOT_FUTEX, 1)
     for entry in range(SERVERS * participants):

@@ -5,7 +5,8 @@ its next request. Everything about order follows from the slots:
 
 - a server may take the request ``(time, participant)`` once no other participant can still issue an earlier one, that
   is once every other slot is beyond it (``has_turn``);
-- a window ends when every slot has reached its border (``run_openings``, the one opener, a native thread of hostd);
+- a window ends when every slot has reached its border; then hostd opens the next one: the native thread that waits for
+  that (``run_openings``), or the thread whose answer was the last that was missing (``open_next``), one at a time;
 - a participant goes on at time t once the window that holds t is open (``wait_window``).
 
 A slot is stored by its own vCPU, natively while it runs, or by the server that answers it, which replaces the time of
@@ -139,13 +140,14 @@ class ClockPage:
         """
         clockcells.publish(self.address, participant, time_ns, knows)
 
-    def settle(self, participant: int, asked_ns: int, time_ns: int, knows: int = NOBODY) -> None:
+    def settle(self, participant: int, asked_ns: int, time_ns: int, knows: int = NOBODY, opens: bool = False) -> bool:
         """The request of ``asked_ns`` is answered for ``time_ns``: publish that, unless its vCPU has gone on already.
 
         What a vCPU stores after the reply is later than its request, so the slot never goes back. ``knows``: the want
-        entry of who settles it, and looks itself for what may pass now.
+        entry of who settles it, and looks itself for what may pass now. True: all have reached the border now, and the
+        opener's thread was not woken for that, since the caller ``opens`` windows itself (``open_next``).
         """
-        clockcells.settle(self.address, participant, asked_ns, time_ns, knows)
+        return bool(clockcells.settle(self.address, participant, asked_ns, time_ns, knows, opens))
 
     def want_entry(self, server: Server, first_participant: int) -> int:
         """The want entry of a server whose vCPUs have the slots from ``first_participant`` on."""
@@ -185,8 +187,18 @@ class ClockPage:
         return _WAITED[int(clockcells.wait_window(self.address, participant, time_ns))]
 
     def run_openings(self, window_ns: int) -> Waited:
-        """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over."""
+        """Open windows until hostd has to do something (BORDER_WORK), look around (LATER), or it is over.
+
+        For the thread that waits for it. What it is told to do is done while nobody else opens a window.
+        """
         return _WAITED[int(clockcells.run_openings(self.address, window_ns))]
+
+    def open_next(self, window_ns: int) -> bool:
+        """Open windows here and now: for a thread of hostd that has settled the last slot before the border.
+
+        True: hostd has border work first; to be called again when that is done. For one thread at a time.
+        """
+        return int(clockcells.open_next(self.address, window_ns)) == Waited.BORDER_WORK
 
     # Coming and going -----------------------------------------------------------------------------------------------
 

@@ -110,6 +110,7 @@ class TurnServer:
         self._entry = 0
         self._lock = threading.RLock()
         self._waiting: list[tuple[int, int, Turn]] = []  # heap of (time, participant, turn), guarded by the lock
+        self._opens: Callable[[], None] | None = None
         self._ends_all = ends_all
         self._attached: set[tuple[int, int]] = set()
         self._attachments = 0
@@ -370,9 +371,18 @@ class TurnServer:
                 self._pass_turn()
 
     def settle(self, participant: int, asked_ns: int, at_ns: int) -> None:
-        """A request is answered for ``at_ns``; by its turn (``Turn.take``): those that wait are looked at after it."""
+        """A request is answered for ``at_ns``; by its turn (``Turn.take``): those that wait are looked at after it.
+
+        If it was the last that a window waited for, the next one is opened here.
+        """
         assert self._clock is not None
-        self._clock.settle(participant, asked_ns, at_ns, self._entry)
+        opens = self._opens
+        if self._clock.settle(participant, asked_ns, at_ns, self._entry, opens is not None) and opens is not None:
+            opens()
+
+    def open_with(self, opens: Callable[[], None]) -> None:
+        """``opens()`` opens windows until one waits for a vCPU; called by one thread at a time."""
+        self._opens = opens
 
     def stream_ended(self, code: str) -> None:
         """Count a stream that is not on the loop."""

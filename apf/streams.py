@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,11 +24,14 @@ import grpc
 from grpc._cython import cygrpc
 
 from apf import limits
+from apf.haltpoll import HaltPoll
 
 log = logging.getLogger(__name__)
 _NO_FLAGS = 0
 _END_S = 5.0
 _TELL_S = 0.25
+_PAST_S = 1.0
+_TIMEOUT = cygrpc.CompletionType.queue_timeout
 _Send, _Receive = cygrpc.SendMessageOperation, cygrpc.ReceiveMessageOperation
 
 
@@ -137,6 +141,7 @@ class StreamServer:
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(options, False)
         self._server.register_completion_queue(self._queue)
+        self._halt_poll = HaltPoll()
         self._thread = threading.Thread(target=self._poll, name="streams", daemon=True)
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
@@ -179,7 +184,7 @@ class StreamServer:
 
     def _poll(self) -> None:
         """The thread. The queue has functions to call; None: the server is shut down, and no call is left."""
-        while (event := self._queue.poll()).tag is not None:
+        while (event := self._next()).tag is not None:
             self._handle(event)
             del event  # it may hold a call, which ends when nobody does
         # How the last streams have ended may come behind that.
@@ -194,6 +199,25 @@ class StreamServer:
             self._server.destroy()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _next(self) -> Any:
+        """The next event; polls for a while before it sleeps."""
+        poll, halt_poll = self._queue.poll, self._halt_poll
+        event = poll(deadline=_PAST_S)
+        if event.completion_type != _TIMEOUT:
+            return event
+        began_ns = now_ns = time.perf_counter_ns()
+        while now_ns - began_ns < halt_poll.ns:
+            os.sched_yield()  # KVM polls only where nobody else wants the core (kvm_vcpu_can_poll)
+            event = poll(deadline=_PAST_S)
+            now_ns = time.perf_counter_ns()
+            if event.completion_type != _TIMEOUT:
+                break
+        else:
+            event = poll()
+            now_ns = time.perf_counter_ns()
+        halt_poll.waited(now_ns - began_ns)
+        return event
 
     def _handle(self, event: Any) -> None:
         try:

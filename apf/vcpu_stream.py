@@ -89,8 +89,8 @@ class VcpuStream(Generic[RequestT]):
             self._fail(error)
             raise
         self._at_ns = at_ns
-        # The slot first, natively; border work that it sets off wants this process's interpreter, and gets it when the
-        # reply is on its way.
+        # The slot first: whoever waits for it goes on at once, while this vCPU needs its reply only when the window that
+        # it goes on in is open.
         self._turns.settle(self._participant, request.time_ns, at_ns)
         self._peer.answer(response.SerializeToString())
         return True

@@ -46,6 +46,9 @@ class Opener(threading.Thread):
     A thread and not part of an event loop, for all vCPUs wait until it has opened the next window: it waits natively
     (``ClockPage.run_openings``) and comes up to Python only for border work, for arrivals, when VMs have ended, and
     when nothing happens for a while. What changes a host that runs is done here, while all stand at a border.
+
+    Where the last of a window is a request of which hostd knows the answer, the thread that answers opens the next one
+    itself (``_open_here``): two threads that wake each other for every fault would take longer than the fault.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Opener(threading.Thread):
         self._clock = clock
         self._vms = vms
         self._io_faults = io_faults
+        self._window_ns = shell.core.config.window_ns
         self.run_seconds = 0.0  # wall time of all windows
 
     def run(self) -> None:
@@ -71,7 +75,7 @@ class Opener(threading.Thread):
         try:
             self._run()
         except Exception as error:
-            self._turns.fail(Failure(f"{type(error).__name__}: {error}"))
+            self._turns.failed(error)
             raise
 
     def _run(self) -> None:
@@ -79,13 +83,13 @@ class Opener(threading.Thread):
             return
         log.info("all VMs are loaded and all vCPUs are here; the first window opens")
         self._vms.is_running = True
-        clock, shell = self._clock, self._shell
-        window_ns = shell.core.config.window_ns
+        clock, shell, window_ns = self._clock, self._shell, self._window_ns
         patience = Patience(self._config.scenario.host.patience_s)
         began_s = time.monotonic()
         pace = _Pace(self._config.scenario.pace, began_s)
         clock.set_limit(pace.now_ns())
         clock.set_border_due(shell.core.border_due_ns())
+        self._turns.open_with(self._open_here)
         while not self._turns.is_over:
             match clock.run_openings(window_ns):
                 case Waited.PARKED:
@@ -101,9 +105,7 @@ class Opener(threading.Thread):
                 case Waited.ENDED:
                     self._let_leave()
                 case Waited.BORDER_WORK:
-                    self._work()
-                    if self._vms.wants_to_join:  # perhaps for the place of one that is gone now
-                        self._turns.ask_for_clock()
+                    self._work_at_border()
                 case Waited.FINISHED:
                     self.run_seconds = time.monotonic() - began_s
                     log.info("all vCPUs have ended, after %d windows in %.1f s", clock.windows, self.run_seconds)
@@ -114,6 +116,15 @@ class Opener(threading.Thread):
                     if patience.lost(clock.virtual_ns() + clock.beats):
                         self._turns.fail(Failure(f"no progress for {patience.seconds} s; {slowest(clock)}"))
 
+    def _open_here(self) -> None:
+        """In a thread that answers, which has the turns' lock."""
+        try:
+            while self._clock.open_next(self._window_ns):
+                self._work_at_border()
+        except Exception as error:
+            self._turns.failed(error)
+            raise
+
     def _finish(self) -> None:
         """No vCPU will ask again."""
         failure = self._vms.why_all_lost()
@@ -121,6 +132,11 @@ class Opener(threading.Thread):
             self._turns.finish()
         else:
             self._turns.fail(failure)
+
+    def _work_at_border(self) -> None:
+        self._work()
+        if self._vms.wants_to_join:  # perhaps for the place of one that is gone now
+            self._turns.ask_for_clock()
 
     def _work(self) -> None:
         shell, clock = self._shell, self._clock

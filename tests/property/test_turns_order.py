@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clock_servers import Request, Server, served
+from clock_servers import Request, Server, openings, served
 from hypothesis import example, given, settings
 from test_clock_order import expected, scripts_of
 
@@ -27,7 +29,7 @@ def participant(who: int, requests: list[Request], path: Path, pipe: Connection)
     clock = ClockPage.attach(path)
     hostd = clock.want_entry(clockcells.Server.HOSTD, 0)
     now_ns = border_ns = 0
-    for run_ns, _ in requests:
+    for number, (run_ns, _) in enumerate([*requests, (0, 0)]):
         now_ns += run_ns
         if now_ns >= border_ns:
             clock.publish(who, now_ns)
@@ -35,9 +37,10 @@ def participant(who: int, requests: list[Request], path: Path, pipe: Connection)
                 if clock.aborted:
                     return
             border_ns = clock.border_ns
-        clock.publish(who, now_ns, hostd)
-        pipe.send(now_ns)
-        now_ns = pipe.recv()
+        if number < len(requests):  # else it ends, in the window it has come to
+            clock.publish(who, now_ns, hostd)
+            pipe.send(now_ns)
+            now_ns = pipe.recv()
     clock.publish(who, NEVER_NS)
     pipe.send(None)
 
@@ -77,6 +80,54 @@ class OfferingServer(Server):
             time_ns = pipe.recv()
             self.turns.offer(time_ns, who, _Turn(self, (time_ns, who), delay_ns, pipe))
         assert pipe.recv() is None
+
+
+class OpeningServer(OfferingServer):
+    """Opens windows itself where it has answered last, and has work at every border, as has the opener."""
+
+    def __init__(
+        self, clock: ClockPage, window_ns: int, scripts: list[list[Request]], pipes: list[Connection]
+    ) -> None:
+        super().__init__(clock, window_ns, scripts, pipes)
+        self.worked: list[int] = []
+        self.here = 0
+        self._works = threading.Lock()
+        clock.set_border_due(0)
+        self.turns.open_with(self._open_here)
+
+    def _open_here(self) -> None:
+        while self.clock.open_next(self._window_ns):
+            self.here += 1
+            self._work()
+
+    def _open(self) -> None:
+        while (waited := openings(self.clock, self._window_ns)) is not Waited.FINISHED:
+            if waited is Waited.ABORTED:
+                return
+            if waited is Waited.BORDER_WORK:
+                self._work()
+
+    def _work(self) -> None:
+        assert self._works.acquire(blocking=False), "two threads are at one border"
+        border_ns = self.clock.border_ns
+        os.sched_yield()  # the interpreter is anybody's
+        assert self.clock.border_ns == border_ns
+        self.worked.append(border_ns)
+        self.clock.set_border_due(border_ns + 1)
+        self._works.release()
+
+
+@settings(max_examples=12, deadline=None)
+@given(scripts=scripts_of)
+@example(scripts=[[(0, 1)] * 20] * 4)  # nobody reaches a border but at the end
+@example(scripts=[[(10, 5000)] * 20] * 4)  # the last answer of every window lets the next one open
+@example(scripts=[[(990, 20)] * 20, [(5000, 10)] * 5])  # one runs across borders, the other waits
+def test_who_answers_last_opens_the_next_window(scripts: list[list[Request]]) -> None:
+    with TemporaryDirectory() as directory:
+        lives = [partial(participant, who, script) for who, script in enumerate(scripts)]
+        server = served(Path(directory), lambda clock, pipes: OpeningServer(clock, 1000, scripts, pipes), lives)
+    assert server.taken == expected(scripts)
+    assert server.worked == sorted(set(server.worked)) and len(server.worked) == server.clock.windows
 
 
 @settings(max_examples=12, deadline=None)

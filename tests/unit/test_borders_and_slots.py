@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from apf.clockcells import BORDER, Waited
+from apf.clockcells import BORDER, OPENER, Waited
 from apf.clockpage import ClockPage
-from apf.messages import NEVER_NS
+from apf.messages import FOREVER_NS, NEVER_NS
 
 WINDOW_NS = 20
 
@@ -53,3 +54,54 @@ def test_turn_belongs_to_the_earliest_and_then_to_the_lower_number(tmp_path: Pat
     clock.settle(0, 50, 51)
     assert clock.announce(entry, 1, 50)
     clock.withdraw(entry)
+
+
+def test_who_answers_last_opens_the_next_window_itself(tmp_path: Path) -> None:
+    clock = ClockPage.create(tmp_path / "clock", 2)
+    assert clock.run_openings(WINDOW_NS) is Waited.LATER and clock.border_ns == WINDOW_NS
+    clock.publish(0, 5)
+    assert not clock.settle(0, 5, 33, opens=True), "the other one is not there yet"
+    clock.publish(1, 7)
+    assert clock.settle(1, 7, 70, opens=True)
+    assert not clock.open_next(WINDOW_NS)
+    assert (clock.border_ns, clock.windows) == (40, 2)
+
+
+def test_nobody_else_opens_a_window_while_one_works_at_the_border(tmp_path: Path) -> None:
+    clock = ClockPage.create(tmp_path / "clock", 1)
+    clock.set_border_due(0)
+    clock.publish(0, 1)
+    assert clock.open_next(WINDOW_NS)
+    assert clock.run_openings(WINDOW_NS) is Waited.LATER
+    assert clock.windows == 0
+    clock.set_border_due(WINDOW_NS)
+    assert not clock.open_next(WINDOW_NS), "it is done with the work"
+    assert clock.windows == 1
+    clock.publish(0, 21)
+    assert clock.run_openings(WINDOW_NS) is Waited.BORDER_WORK
+    assert not clock.open_next(WINDOW_NS)
+    assert clock.windows == 1
+    clock.set_border_due(None)
+    assert clock.run_openings(WINDOW_NS) is Waited.LATER and clock.windows == 2
+
+
+@pytest.mark.parametrize(
+    ("why", "waited"),
+    [
+        (lambda clock: clock.publish(0, NEVER_NS), Waited.FINISHED),
+        (lambda clock: clock.publish(0, FOREVER_NS), Waited.PARKED),
+        (lambda clock: clock.set_limit(99), Waited.AHEAD),
+        (lambda clock: clock.announce_arrivals(0), Waited.ARRIVALS),
+    ],
+)
+def test_all_but_border_work_is_left_to_the_thread_that_waits(
+    tmp_path: Path, why: Callable[[ClockPage], None], waited: Waited
+) -> None:
+    clock = ClockPage.create(tmp_path / "clock", 1)
+    clock.publish(0, 150)
+    why(clock)
+    clock.note_ended()
+    before = clock._cells[OPENER]
+    assert not clock.open_next(WINDOW_NS)
+    assert clock._cells[OPENER] == before + 1, "it is woken"
+    assert clock.windows == 0 and clock.run_openings(WINDOW_NS) is waited
