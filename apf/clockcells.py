@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from apf.messages import FOREVER_NS, NEVER_NS
-from apf.native import add_i64, futex_wait, futex_wake, load_i64, replace_i64, store_i64, write_fd
+from apf.native import add_i64, futex_wait, futex_wake, load_i64, replace_i64, sched_yield, store_i64, write_fd
 
 
 class Waited(IntEnum):
@@ -65,6 +65,8 @@ _DONE, _LATER, _ABORTED, _WORK, _FINISHED, _PARKED, _AHEAD, _ARRIVALS, _ENDED = 
 _FREE: Final = 0
 _THREAD: Final = 1
 _ANSWERER: Final = 2
+_POLLS: Final = 200
+"""Looks of a participant that was roused: some 100 us if nobody else wants the core."""
 _WAIT_SECONDS: Final = 0
 _WAIT_NANOSECONDS: Final = 200_000_000
 
@@ -261,9 +263,28 @@ def _may_go_on(page, slot, time_ns):
     return load_i64(slot + 8 * INTERRUPTIBLE) != 0 and _posted(slot, border) != 0
 
 
+@njit("void(int64, int64)", cache=True, nogil=True)
+def rouse_next(page, participant):
+    """If all others have reached the border, wake the one of them that goes on first."""
+    border = load_i64(_cell(page, BORDER))
+    first, first_ns = -1, _FOREVER
+    for other in range(load_i64(page)):
+        if other != participant:
+            bound = _bound(_slot(page, other))
+            if bound < border:
+                return
+            if bound < first_ns:
+                first, first_ns = other, bound
+    if first >= 0:
+        futex_wake(_slot(page, first) + 8 * _SLOT_FUTEX, 1)
+
+
 @njit("int64(int64, int64, int64)", cache=True, nogil=True)
 def wait_window(page, participant, time_ns):
-    """Wait once until ``participant`` may go on at ``time_ns``: DONE, LATER or ABORTED."""
+    """Wait once until ``participant`` may go on at ``time_ns``: DONE, LATER or ABORTED.
+
+    One that is woken before that was roused (``rouse_next``), and polls for a while.
+    """
     slot = _slot(page, participant)
     if _may_go_on(page, slot, time_ns):
         return _DONE
@@ -276,8 +297,10 @@ def wait_window(page, participant, time_ns):
     if load_i64(_cell(page, ABORT)) != 0:
         return _ABORTED
     futex_wait(futex, seen, timespec.ctypes.data)
-    if _may_go_on(page, slot, time_ns):
-        return _DONE
+    for _ in range(_POLLS if load_i64(futex) != seen else 1):
+        if _may_go_on(page, slot, time_ns):
+            return _DONE
+        sched_yield()
     return _LATER
 
 

@@ -13,6 +13,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
+_SYS_SCHED_YIELD = 24
 _SYS_FUTEX = 202  # x86-64
 _FUTEX_WAIT = 0  # not PRIVATE: the words are shared between processes
 _FUTEX_WAKE = 1
@@ -85,6 +86,12 @@ def futex_wait(address, seen, timespec):
     Returns 0 or -1 (woken, timed out, interrupted, or it counted on already): the caller looks again in any case.
     """
     return _syscall(_SYS_FUTEX, address, _FUTEX_WAIT, seen & 0xFFFFFFFF, timespec, 0, 0)
+
+
+@njit("void()", cache=True, nogil=True)
+def sched_yield():
+    """Let others that wait for this core have it."""
+    _syscall(_SYS_SCHED_YIELD, 0, 0, 0, 0, 0, 0)
 
 
 @njit("int64(int64, int64, int64)", cache=True, nogil=True)

@@ -367,7 +367,10 @@ class TurnServer:
         with self._lock:
             if not clock.has_turn(participant, time_ns):
                 self._wait(time_ns, participant, turn)
-            elif turn.take() and self._waiting:
+                return
+            if self._opens is not None:
+                clock.rouse_next(participant)
+            if turn.take() and self._waiting:
                 self._pass_turn()
 
     def settle(self, participant: int, asked_ns: int, at_ns: int) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from apf.clockcells import BORDER, OPENER, Waited
+from apf.clockcells import BORDER, LINE, OPENER, SLOTS, Waited
 from apf.clockpage import ClockPage
 from apf.messages import FOREVER_NS, NEVER_NS
 
 WINDOW_NS = 20
+_SLOT_FUTEX = 1
 
 
 @pytest.mark.parametrize(
@@ -105,3 +107,34 @@ def test_all_but_border_work_is_left_to_the_thread_that_waits(
     assert not clock.open_next(WINDOW_NS)
     assert clock._cells[OPENER] == before + 1, "it is woken"
     assert clock.windows == 0 and clock.run_openings(WINDOW_NS) is waited
+
+
+@pytest.mark.parametrize(
+    ("slots_ns", "roused"),
+    [
+        ([15, 40, 33, 90], 2),  # the first of those that wait for the answer to 0
+        ([15, 33, 33, 90], 1),
+        ([15, 40, 19, 33], None),  # 2 has not reached the border
+        ([15, FOREVER_NS, NEVER_NS, FOREVER_NS], None),
+    ],
+)
+def test_who_goes_on_after_an_answer_is_roused(tmp_path: Path, slots_ns: list[int], roused: int | None) -> None:
+    clock = ClockPage.create(tmp_path / "clock", 4)
+    clock._cells[BORDER] = WINDOW_NS
+    for participant, slot_ns in enumerate(slots_ns):
+        clock.publish(participant, slot_ns)
+    clock.rouse_next(0)
+    woken = [participant for participant in range(4) if clock._cells[SLOTS + LINE * participant + _SLOT_FUTEX]]
+    assert woken == ([] if roused is None else [roused])
+
+
+def test_who_is_roused_polls_and_then_looks_around(tmp_path: Path) -> None:
+    clock = ClockPage.create(tmp_path / "clock", 2)
+    clock.publish(1, 33)
+    waited: list[Waited] = []
+    waiting = threading.Thread(target=lambda: waited.append(clock.wait_window(1, 33)))
+    waiting.start()
+    while waiting.is_alive():
+        clock.rouse_next(0)
+        waiting.join(0.01)
+    assert waited == [Waited.LATER]
