@@ -124,7 +124,7 @@ def cluster_faults() -> list[Figure]:
     ten faults all of them do. Bare streams before and after each run, and medians over several runs.
     """
     figures = []
-    for window_ns, seconds in ((0, "0.1"), (250_000, "0.3"), (_LONG_WINDOW_NS, "0.3")):
+    for window_ns, seconds in ((0, "0.15"), (250_000, "0.3"), (500_000, "0.3"), (_LONG_WINDOW_NS, "0.3")):
         overrides = {**FAULTS_ONLY, "duration_s": seconds, "window_ns": window_ns}
         rates: list[float] = []
         against: dict[Stack, list[float]] = {"aio": [], "own": []}
