@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,15 +125,3 @@ def test_who_goes_on_after_an_answer_is_roused(tmp_path: Path, slots_ns: list[in
     clock.rouse_next(0)
     woken = [participant for participant in range(4) if clock._cells[SLOTS + LINE * participant + _SLOT_FUTEX]]
     assert woken == ([] if roused is None else [roused])
-
-
-def test_who_is_roused_polls_and_then_looks_around(tmp_path: Path) -> None:
-    clock = ClockPage.create(tmp_path / "clock", 2)
-    clock.publish(1, 33)
-    waited: list[Waited] = []
-    waiting = threading.Thread(target=lambda: waited.append(clock.wait_window(1, 33)))
-    waiting.start()
-    while waiting.is_alive():
-        clock.rouse_next(0)
-        waiting.join(0.01)
-    assert waited == [Waited.LATER]
